@@ -1,0 +1,1 @@
+"""The command `btlm`: parses, calls `service`, prints."""

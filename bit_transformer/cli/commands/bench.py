@@ -1,0 +1,33 @@
+"""`btlm bench`: run a benchmark of the source checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bit_transformer.cli.output import EXIT_GOAL_MISSED, console, errors_in_one_line
+from bit_transformer.errors import ConfigError
+
+FOLDER = Path(__file__).resolve().parents[3] / "benchmarks"
+
+
+def run(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as bit-tax; without a name, they are listed.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Within 45 seconds, with wider error.")] = False,
+) -> None:
+    """Measure, print a table and, last, one line of JSON with figures and goals."""
+    with errors_in_one_line():
+        if not FOLDER.is_dir():
+            raise ConfigError(f"{FOLDER}: got no such folder; benchmarks run from a source checkout. Try git clone")
+        known = {path.stem.replace("_", "-"): path for path in sorted(FOLDER.glob("*.py")) if path.stem != "harness"}
+        if not name:
+            console.print("\n".join(known))
+            return
+        if name not in known:
+            raise ConfigError(f"got benchmark {name!r}; it must be one of {', '.join(known)}. Try btlm bench startup")
+        code = subprocess.run([sys.executable, str(known[name]), *(["--quick"] if quick else [])]).returncode
+        raise typer.Exit(code if code in (0, 2, EXIT_GOAL_MISSED) else 1)

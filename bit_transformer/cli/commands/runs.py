@@ -1,0 +1,76 @@
+"""`btlm runs`: what was trained."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from bit_transformer.cli.options import Json, Store
+from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_json, table
+from bit_transformer.service import DEFAULT_STORE
+
+app = typer.Typer(help="Runs and how they went.", no_args_is_help=False, invoke_without_command=True)
+
+
+@app.callback()
+def default(context: typer.Context) -> None:
+    """Runs and how they went; alone it lists them."""
+    if context.invoked_subcommand is None:
+        list_(DEFAULT_STORE, False)
+
+
+@app.command("list")
+def list_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
+    """All runs, newest first."""
+    with errors_in_one_line(as_json):
+        from bit_transformer.service import runs
+
+        found = runs.list_runs(store)
+        if as_json:
+            show_json(found)
+            return
+        if not found:
+            console.print(f"no runs in {store} yet. Try: btlm train stdlib --seconds 60")
+            return
+        made = table(f"\n{store}", "run", "status", "updates", "train", "val", "held out", "started")
+        for r in found:
+            made.add_row(
+                r.id,
+                r.status,
+                f"{r.step:,}",
+                bpb(r.train_bpb),
+                bpb(r.val_bpb),
+                bpb(r.held_out_bpb),
+                r.created[:16].replace("T", " "),
+            )
+        console.print(made)
+        console.print("bits per byte; times are UTC", style="dim")
+
+
+@app.command("show")
+def show(
+    run: Annotated[str, typer.Argument(metavar="ID", help="A run's name, as `btlm runs list` gives it.")],
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """All that is recorded of a run."""
+    with errors_in_one_line(as_json):
+        from bit_transformer.service import runs
+
+        found = runs.show_run(run, store)
+        if as_json:
+            show_json(found)
+            return
+        console.print(
+            f"[bold]{found['id']}[/bold]  {found['status']} ({found['note'] or 'under way'})  {found['folder']}"
+        )
+        for section in ("model", "train", "data", "provenance"):
+            console.print(f"\n[bold]{section}[/bold]")
+            for key, value in found["config"].get(section, {}).items():
+                console.print(f"  {key} = {json.dumps(value)}", markup=False)
+        made = table("\nvalidation", "update", "bits per byte")
+        for step, value in found["validation"]:
+            made.add_row(f"{step:,}", bpb(value))
+        console.print(made)

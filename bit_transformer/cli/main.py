@@ -1,0 +1,28 @@
+"""The command `btlm`. Verbs are in `commands/`; torch loads only when one of them runs."""
+
+from __future__ import annotations
+
+import typer
+
+from bit_transformer.cli.commands import bench, evaluate, generate, runs, score, train
+
+app = typer.Typer(
+    name="btlm",
+    help="Language modelling on bits: no tokenizer, any file, text or binary.",
+    epilog="Exit codes: 0 done, 1 a fault of this program, 2 input that cannot be, 3 a benchmark missed a goal, "
+    "130 interrupted and saved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.run)
+app.command("generate")(generate.run)
+app.command("evaluate")(evaluate.run)
+app.command("score")(score.run)
+app.add_typer(runs.app, name="runs")
+app.command("bench")(bench.run)
+
+
+def main() -> None:
+    """Entry point."""
+    app()

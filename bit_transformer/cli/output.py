@@ -1,0 +1,74 @@
+"""What the command line says: results to standard output, progress and errors to standard error.
+
+Exit codes: 0 done · 1 a fault of this program (with a traceback) · 2 input that cannot be, in one line · 3 a benchmark
+missed a goal · 130 interrupted, what was done is saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bit_transformer.errors import BitTransformerError
+
+if TYPE_CHECKING:
+    from bit_transformer.service.evaluation import Comparison
+
+EXIT_INPUT, EXIT_GOAL_MISSED, EXIT_INTERRUPTED = 2, 3, 130
+
+console = Console(highlight=False)
+progress_console = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
+    """Turns errors of this package into one line and exit code 2; Ctrl-C into 130."""
+    try:
+        yield
+    except BitTransformerError as error:
+        if as_json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        print(f"btlm: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_INPUT) from None
+    except KeyboardInterrupt:
+        print("btlm: interrupted", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:  # the reader of a pipe went away: `btlm runs list | head`
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+
+
+def show_json(value: Any) -> None:
+    """A result as one line of JSON."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    print(json.dumps(plain, default=dataclasses.asdict))
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table: first column left, the others right."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return made
+
+
+def bpb(value: float | None) -> str:
+    """Bits per byte to three places."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def show_comparison(found: Comparison, what: str) -> None:
+    """A model beside compressors on the same bytes, best first."""
+    made = table(f"\n{found.bytes:,} {what}", "coder", "bits per byte")
+    for name, value in sorted({"this model": found.bpb, **found.compressors}.items(), key=lambda row: row[1]):
+        made.add_row(name, bpb(value), style="bold" if name == "this model" else None)
+    console.print(made)
+    console.print(f"model: {found.protocol}; compressors start empty", style="dim", soft_wrap=True)

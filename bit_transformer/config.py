@@ -1,0 +1,242 @@
+"""Every knob, validated once: frozen pydantic models whose unknown keys are answered with the nearest known one.
+
+`ModelConfig` is the shape of a model and is stored verbatim beside its weights; `TrainConfig` says how to train it;
+`DataConfig` which bytes are trained on. The command line (`--set model.d_model=256`), recipes (TOML) and keyword
+arguments all end here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from typing_extensions import Self
+
+from bit_transformer.errors import ConfigError
+
+_Config = TypeVar("_Config", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of all configs: frozen, closed to unknown keys, with errors of one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def of(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
+        """Validate a mapping.
+
+        Raises:
+            ConfigError: one line that names the key, what was got, what must hold and what to try.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as invalid:
+            raise ConfigError(_one_line(invalid, cls)) from None
+
+
+def _one_line(invalid: ValidationError, cls: type[Config]) -> str:
+    first = invalid.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(cls.model_fields)}."
+        return f"unknown key {key!r} in {cls.__name__}. {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}={first['input']!r}: {message}." if key else message
+
+
+class ModelConfig(Config):
+    """Shape of a `BitTransformerLM`."""
+
+    d_model: PositiveInt = Field(128, description="Width D of the residual stream.")
+    nhead: PositiveInt = Field(4, description="Attention heads; d_model / nhead must be even.")
+    num_layers: PositiveInt = Field(4, description="Blocks of the trunk.")
+    dim_feedforward: PositiveInt | None = Field(
+        None, description="Inner width of the feed-forward; 4 x d_model if not given."
+    )
+    max_seq_len: PositiveInt = Field(1024, description="Longest window, in bits; a multiple of patch_bits.")
+    patch_bits: int = Field(8, ge=1, le=12, description="Bits the trunk sees as one position; 1 is the flat model.")
+    parity: bool = Field(False, description="Bytes carry an even-parity ninth bit.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on both branches of every block.")
+    ngram_orders: tuple[PositiveInt, ...] = Field(
+        (), description="Context lengths, in patches, of the hashed n-gram embeddings."
+    )
+    ngram_rows: PositiveInt = Field(1 << 16, description="Rows of one order's table; a power of two.")
+    ngram_dropout: tuple[float, ...] = Field((), description="Row dropout by order; none if empty.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_what_comes_later(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        for key, off in _LATER.items():
+            if key in values and values[key] != off:
+                raise ValueError(f"{key}={values[key]!r} is not in this version; it must be {off!r}. Leave {key} out")
+        return {key: value for key, value in values.items() if key not in _LATER}
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.d_model % (2 * self.nhead):
+            above = -(-self.d_model // (2 * self.nhead)) * 2 * self.nhead
+            raise ValueError(
+                f"d_model={self.d_model} must be a multiple of 2 x nhead={2 * self.nhead}, so that heads have an even width. "
+                f"Try d_model={above}"
+            )
+        if self.max_seq_len % self.patch_bits:
+            near = max(1, round(self.max_seq_len / self.patch_bits)) * self.patch_bits
+            raise ValueError(
+                f"max_seq_len={self.max_seq_len} must be a multiple of patch_bits={self.patch_bits}. Try max_seq_len={near}"
+            )
+        if self.ngram_rows & (self.ngram_rows - 1):
+            raise ValueError(
+                f"ngram_rows={self.ngram_rows} must be a power of two. Try {1 << self.ngram_rows.bit_length()}"
+            )
+        if list(self.ngram_orders) != sorted(set(self.ngram_orders)):
+            raise ValueError(
+                f"ngram_orders={self.ngram_orders} must ascend without repeats. Try {tuple(sorted(set(self.ngram_orders)))}"
+            )
+        if self.ngram_dropout and len(self.ngram_dropout) != len(self.ngram_orders):
+            raise ValueError(
+                f"ngram_dropout has {len(self.ngram_dropout)} values and must have one for each of "
+                f"{len(self.ngram_orders)} ngram_orders. Try ngram_dropout={(0.3,) * len(self.ngram_orders)}"
+            )
+        if any(not 0 <= p < 1 for p in self.ngram_dropout):
+            raise ValueError(f"ngram_dropout={self.ngram_dropout} must lie in [0, 1). Try (0.3, ...)")
+        return self
+
+    @property
+    def byte_bits(self) -> int:
+        """Bits a data byte takes: 9 with parity, else 8."""
+        return 9 if self.parity else 8
+
+    @property
+    def max_patches(self) -> int:
+        """Longest window, in patches."""
+        return self.max_seq_len // self.patch_bits
+
+    @property
+    def phases(self) -> int:
+        """After how many patches patch and byte boundaries meet again; 1 where a patch is a whole number of bytes."""
+        return self.byte_bits // math.gcd(self.patch_bits, self.byte_bits)
+
+    @property
+    def align_bytes(self) -> int:
+        """Windows start at multiples of this many bytes, where patch and byte boundaries meet."""
+        return self.patch_bits // math.gcd(self.patch_bits, self.byte_bits)
+
+    @property
+    def feedforward_width(self) -> int:
+        """Inner width of the feed-forward."""
+        return self.dim_feedforward or 4 * self.d_model
+
+
+# Keywords of the public signature whose machinery this version does not have, and the value that means "off".
+_LATER: dict[str, object] = {
+    "reversible": False,
+    "use_checkpoint": False,
+    "chunk_size": None,
+    "full_attn_logging": False,
+    "lambda_K": 0,
+    "lambda_C": 0,
+    "lambda_S": 0,
+    "causal": True,
+    "experts": None,
+}
+
+
+class OptimConfig(Config):
+    """Learning rates and their companions, one set a parameter group."""
+
+    matrix_lr: NonNegativeFloat = Field(0.02, description="Peak rate of Muon, for the matrices of the blocks.")
+    lr: NonNegativeFloat = Field(0.003, description="Peak rate of AdamW, for embeddings, head, norms and biases.")
+    table_lr: NonNegativeFloat = Field(0.005, description="Peak rate of sparse Adam, for n-gram tables.")
+    muon: bool = Field(True, description="False trains the matrices with AdamW too.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of Muon.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of Adam's two moments.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled decay of matrices and head.")
+    warmup: float = Field(0.02, ge=0, lt=1, description="Share of the budget over which rates rise from zero.")
+    decay: float = Field(0.7, ge=0, le=1, description="Share of the budget, at its end, over which rates fall.")
+    final_lr: float = Field(0.0, ge=0, le=1, description="Rates at the end, as a share of the peak.")
+
+
+class TrainConfig(Config):
+    """How to train: a budget, a batch, an optimizer, and what to do along the way."""
+
+    steps: PositiveInt | None = Field(None, description="Budget in optimizer updates.")
+    epochs: PositiveFloat | None = Field(None, description="Budget in passes over the training part.")
+    bytes: PositiveInt | None = Field(None, description="Budget in data bytes seen.")
+    seconds: PositiveFloat | None = Field(None, description="Budget in wall-clock seconds of training.")
+    batch_size: PositiveInt = Field(32, description="Windows an optimizer update sees, accumulation included.")
+    accum_steps: PositiveInt = Field(1, description="Micro-batches a batch is split into.")
+    window: PositiveInt | None = Field(
+        None, description="Bits of a training window; the model's max_seq_len if not given."
+    )
+    amp: bool | None = Field(None, description="bfloat16 autocast; not given: where the processor has it.")
+    compile_model: bool = Field(False, description="Run the trunk through torch.compile.")
+    clip_norm: PositiveFloat | None = Field(1.0, description="Largest gradient norm; none: not clipped.")
+    seed: int = Field(0, ge=0, description="Of initial weights, windows and dropout.")
+    eval_every: float = Field(0.1, gt=0, le=1, description="Validate after each such share of the budget.")
+    eval_bytes: PositiveInt = Field(16_384, description="Held-out bytes scored by each validation.")
+    patience: PositiveInt | None = Field(None, description="Stop after so many validations without a better one.")
+    checkpoint_seconds: PositiveFloat = Field(60.0, description="Longest time between checkpoints.")
+    optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "no budget"
+            raise ValueError(f"got {got}; exactly one of {', '.join(BUDGETS)} must be given. Try seconds=60")
+        if self.batch_size % self.accum_steps:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of accum_steps={self.accum_steps}. "
+                f"Try batch_size={-(-self.batch_size // self.accum_steps) * self.accum_steps}"
+            )
+        return self
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Which budget, and how much of it."""
+        name = next(name for name in BUDGETS if getattr(self, name) is not None)
+        return name, float(getattr(self, name))
+
+
+BUDGETS = ("steps", "epochs", "bytes", "seconds")
+
+
+class DataConfig(Config):
+    """Which bytes are trained on and which are held out."""
+
+    corpora: tuple[str, ...] = Field(
+        ("stdlib",), description="Names, files, folders, globs, or '-' for standard input."
+    )
+    split: Literal["auto", "position", "file"] = Field(
+        "auto",
+        description="Hold out the last bytes of each file, or whole files; auto: files where there are ten or more.",
+    )
+    holdout: float = Field(0.1, ge=0, lt=1, description="Share held out for validation.")
+
+
+class Sampling(Config):
+    """How the next patch is drawn."""
+
+    temperature: float = Field(1.0, ge=0, description="0 takes the likeliest patch; 1 samples as the model believes.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Keep the likeliest patches that make up this much probability.")
+    repetition_penalty: float = Field(1.0, ge=1, description="Divides the probability of patches seen recently.")
+    repetition_window: int = Field(64, ge=1, description="How many patches back 'recently' reaches.")
+    no_repeat_ngram: int = Field(0, ge=0, description="Complete no n-gram of this many patches twice; 0 is off.")
+    force_parity: bool = Field(True, description="Of models with parity: only bytes whose parity is even.")
+    seed: int | None = Field(None, ge=0, description="Of the draws; none: another each time.")

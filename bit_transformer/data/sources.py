@@ -1,0 +1,309 @@
+"""Where training bytes come from: corpora by name, files, folders, globs, standard input.
+
+Files stay on disk, memory-mapped; a `Corpus` is a list of spans of files that reads like one long array. A corpus by name
+is looked for in `BTLM_DATA_DIR` first, then in a cache, then downloaded; its SHA-256 is checked either way.
+"""
+
+from __future__ import annotations
+
+import bisect
+import glob
+import hashlib
+import itertools
+import os
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bit_transformer.errors import BitStreamError
+from bit_transformer.extras import require
+
+DATA_DIR_VARIABLE = "BTLM_DATA_DIR"
+
+
+@dataclass(frozen=True)
+class NamedCorpus:
+    """A public file that results are compared on.
+
+    Attributes:
+        filename: its name in a data folder.
+        sha256: of the file itself, unpacked.
+        url: where it is offered.
+        archive_sha256: of what the URL gives, where that is a zip archive holding the file as `filename`.
+        about: one line.
+    """
+
+    filename: str
+    sha256: str
+    url: str
+    about: str
+    archive_sha256: str | None = None
+
+
+_SILESIA = "http://sun.aei.polsl.pl/~sdeor/corpus/silesia.zip"
+_SILESIA_SHA256 = "0626e25f45c0ffb5dc801f13b7c82a3b75743ba07e3a71835a41e3d9f63c77af"
+
+
+def _silesia(name: str, sha256: str, about: str) -> NamedCorpus:
+    return NamedCorpus(name, sha256, _SILESIA, f"Silesia corpus: {about}", _SILESIA_SHA256)
+
+
+REGISTRY: dict[str, NamedCorpus] = {
+    "tinyshakespeare": NamedCorpus(
+        "tinyshakespeare.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "Shakespeare's plays, 1.1 MB (Karpathy 2015)",
+    ),
+    "enwik8": NamedCorpus(
+        "enwik8",
+        "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        "http://mattmahoney.net/dc/enwik8.zip",
+        "the first 100 MB of English Wikipedia, as XML (Mahoney 2006)",
+        "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+    ),
+    "dickens": _silesia(
+        "dickens", "b24c37886142e11d0ee687db6ab06f936207aa7f2ea1fd1d9a36763c7a507e6a", "English novels"
+    ),
+    "mozilla": _silesia(
+        "mozilla", "657fc3764b0c75ac9de9623125705831ebbfbe08fed248df73bc2dc66e2a963b", "executables, tar"
+    ),
+    "mr": _silesia("mr", "68637ed52e3e4860174ed2dc0840ac77d5f1a60abbcb13770d5754e3774d53e6", "a 3-D MRI image"),
+    "nci": _silesia("nci", "fc63a31770947b8c2062d3b19ca94c00485a232bb91b502021948fee983e1635", "chemical structures"),
+    "ooffice": _silesia("ooffice", "e7ee013880d34dd5208283d0d3d91b07f442e067454276095ded14f322a656eb", "a Windows DLL"),
+    "osdb": _silesia("osdb", "60f027179302ca3ad87c58ac90b6be72ec23588aaa7a3b7fe8ecc0f11def3fa3", "a MySQL table"),
+    "reymont": _silesia(
+        "reymont", "0eac0114a3dfe6e2ee1f345a0f79d653cb26c3bc9f0ed79238af4933422b7578", "a Polish novel, PDF"
+    ),
+    "samba": _silesia("samba", "93ba07bc44d8267789c1d911992f40b089ffa2140b4a160fac11ccae9a40e7b2", "source code, tar"),
+    "sao": _silesia("sao", "c2d0ea2cc59d4c21b7fe43a71499342a00cbe530a1d5548770e91ecd6214adcc", "a star catalogue"),
+    "webster": _silesia(
+        "webster", "6a68f69b26daf09f9dd84f7470368553194a0b294fcfa80f1604efb11143a383", "a dictionary, HTML"
+    ),
+    "x-ray": _silesia(
+        "x-ray", "7de9fce1405dc44ae5e6813ed21cd5751e761bd4265655a005d39b9685d1c9ad", "a 12-bit X-ray image"
+    ),
+    "xml": _silesia("xml", "0e82e54e695c1938e4193448022543845b33020c8be6bf3bf3ead2224903e08c", "XML files, tar"),
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes [start, stop) of a file."""
+
+    path: Path
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@lru_cache(maxsize=64)
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+class Corpus:
+    """Spans of files that read like one long array of bytes. Memory stays constant whatever their size."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self.spans = tuple(span for span in spans if len(span))
+        self._ends = list(itertools.accumulate(len(span) for span in self.spans))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """Up to `length` bytes from `offset` on; fewer at the end."""
+        index = bisect.bisect_right(self._ends, offset)
+        parts: list[NDArray[np.uint8]] = []
+        while length > 0 and index < len(self.spans):
+            span = self.spans[index]
+            inside = offset - (self._ends[index] - len(span))
+            begin = span.start + inside
+            part = _mapped(span.path)[begin : min(begin + length, span.stop)]
+            parts.append(part)
+            offset, length, index = offset + len(part), length - len(part), index + 1
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint8)
+
+    def aligned(self, align: int) -> Corpus:
+        """The same with every span cut to a multiple of `align` bytes."""
+        return self if align == 1 else Corpus(Span(s.path, s.start, s.stop - len(s) % align) for s in self.spans)
+
+    def thinned(self, limit: int, piece: int) -> Corpus:
+        """At most `limit` of its bytes: pieces of about `piece` bytes, evenly spread."""
+        if len(self) <= limit:
+            return self
+        count = max(1, limit // piece)
+        starts = [round(i * (len(self) - piece) / max(1, count - 1)) for i in range(count)]
+        return Corpus(span for start in starts for span in self._between(start, start + limit // count))
+
+    def _between(self, start: int, stop: int) -> Iterator[Span]:
+        for span, end in zip(self.spans, self._ends, strict=True):
+            begin = end - len(span)
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                yield Span(span.path, span.start + low - begin, span.start + high - begin)
+
+    def digest(self) -> str:
+        """A fingerprint of which bytes these are: file names, sizes and limits of the spans, not their contents."""
+        lines = "\n".join(f"{s.path.name} {s.path.stat().st_size} {s.start} {s.stop}" for s in self.spans)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def bytes_corpus(data: bytes) -> Corpus:
+    """A corpus of bytes in memory, through a temporary file that lives as long as this process."""
+    return Corpus([_spool(iter([data]))])
+
+
+def find_files(names: Sequence[str], *, stdin: BinaryIO | None = None) -> list[Path]:
+    """Files of corpora given by name, path, folder, glob or "-", in a fixed order.
+
+    Raises:
+        BitStreamError: nothing is there, or what is there cannot be read or is empty.
+    """
+    files = [path for name in names for path in _files_of(name, stdin)]
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                if not file.read(1) and len(names) == len(files):
+                    raise BitStreamError(f"{path}: got an empty file; at least one byte is needed. Try another file")
+        except OSError as unreadable:
+            raise BitStreamError(f"{path}: cannot be read ({unreadable.strerror}). Try another file") from None
+    return [path for path in files if path.stat().st_size]
+
+
+def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
+    if name == "-":
+        stream = stdin or sys.stdin.buffer
+        return [_spool(iter(lambda: stream.read(1 << 20), b"")).path]
+    if name == "stdlib":
+        return stdlib_files()
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(
+            p for p in path.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(path).parts)
+        )
+    elif path.exists():
+        found = [path]
+    elif name in REGISTRY:
+        found = [named_file(name)]
+    else:
+        found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+    if not found:
+        raise BitStreamError(
+            f"got corpus {name!r}; it must be a file, a folder with files, a glob that matches, '-' for standard input, "
+            f"or one of: stdlib, {', '.join(REGISTRY)}"
+        )
+    return found
+
+
+def stdlib_files() -> list[Path]:
+    """The source of Python's own standard library, without its tests: a corpus that is on every machine."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    return sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts) and p.stat().st_size)
+
+
+def named_file(name: str, *, cache: Path | None = None) -> Path:
+    """The file of a corpus by name: from `BTLM_DATA_DIR`, from the cache, or downloaded; its SHA-256 is checked.
+
+    Raises:
+        BitStreamError: the file in the data folder has another checksum, or the download failed.
+    """
+    corpus = REGISTRY[name]
+    folder = os.environ.get(DATA_DIR_VARIABLE)
+    if folder and (local := Path(folder) / corpus.filename).is_file():
+        got = _sha256(local, local.stat().st_mtime_ns)
+        if got != corpus.sha256:
+            raise BitStreamError(
+                f"{local}: SHA-256 {got[:12]}... is not {corpus.sha256[:12]}... of corpus {name!r}. "
+                f"Try removing the file, so that it is downloaded"
+            )
+        return local
+    return _download(name, corpus, cache)
+
+
+def _download(name: str, corpus: NamedCorpus, cache: Path | None) -> Path:
+    pooch = require("pooch", extra="download", purpose=f"downloading corpus {name!r}")
+    folder = cache or Path(pooch.os_cache("bit-transformer"))
+    if (kept := folder / corpus.filename).is_file() and _sha256(kept, kept.stat().st_mtime_ns) == corpus.sha256:
+        return kept
+    processor = pooch.Unzip(members=[corpus.filename], extract_dir=".") if corpus.archive_sha256 else None
+    try:
+        got = pooch.retrieve(
+            corpus.url,
+            known_hash=f"sha256:{corpus.archive_sha256 or corpus.sha256}",
+            fname=None if corpus.archive_sha256 else corpus.filename,
+            path=folder,
+            processor=processor,
+            progressbar=False,
+        )
+    except Exception as failed:  # pooch passes on whatever its transport raises: OSError, ValueError, its own
+        raise BitStreamError(
+            f"corpus {name!r} could not be had from {corpus.url} ({type(failed).__name__}: {str(failed).splitlines()[0]}). "
+            f"Try putting {corpus.filename!r} into a folder named by {DATA_DIR_VARIABLE}"
+        ) from failed
+    return Path(got[0] if isinstance(got, list) else got)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, _changed_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _spool(chunks: Iterable[bytes]) -> Span:
+    """A stream on disk, so that it can be mapped; the file goes when the process does."""
+    file = tempfile.NamedTemporaryFile(prefix="bit-transformer-")  # noqa: SIM115 - kept open on purpose, see below
+    for chunk in chunks:
+        file.write(chunk)
+    file.flush()
+    _spooled.append(file)
+    path = Path(file.name)
+    return Span(path, 0, path.stat().st_size)
+
+
+_spooled: list[object] = []
+
+
+def split(files: Sequence[Path], how: Literal["auto", "position", "file"], holdout: float) -> tuple[Corpus, Corpus]:
+    """The training part and the held-out part of some files; no byte is in both.
+
+    Args:
+        how: `position` holds out the last share of every file's bytes, `file` holds out whole files, chosen by a hash
+            of their last two path parts so that the choice is the same on every machine; `auto` goes by file from ten files on.
+        holdout: the share held out, in [0, 1).
+
+    Raises:
+        BitStreamError: `file` with a single file.
+    """
+    if how == "auto":
+        how = "file" if len(files) >= 10 else "position"
+    if how == "position" or not holdout:
+        sizes = [path.stat().st_size for path in files]
+        cuts = [int(size * (1 - holdout)) for size in sizes]
+        return (
+            Corpus(Span(path, 0, cut) for path, cut in zip(files, cuts, strict=True)),
+            Corpus(Span(path, cut, size) for path, cut, size in zip(files, cuts, sizes, strict=True)),
+        )
+    if len(files) < 2:
+        raise BitStreamError(f"got {len(files)} file to split by file; two are needed. Try data.split='position'")
+    ranked = sorted(files, key=lambda path: hashlib.sha256("/".join(path.parts[-2:]).encode()).digest())
+    held = set(ranked[: max(1, round(len(files) * holdout))])
+    whole = [Span(path, 0, path.stat().st_size) for path in files]
+    return Corpus(s for s in whole if s.path not in held), Corpus(s for s in whole if s.path in held)

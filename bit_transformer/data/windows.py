@@ -1,0 +1,180 @@
+"""Training windows: drawn without replacement, in an order that is random, reproducible and costs no memory.
+
+Each epoch cuts the corpus into windows at another offset and visits them in a pseudo-random order. The order is a keyed
+permutation of the window numbers, computed number by number, so a corpus of any size needs no shuffled index, and the
+state is two integers.
+"""
+
+# Shapes: B windows, T bits, L bytes of a window.
+from __future__ import annotations
+
+from typing import Protocol, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.data.sources import Corpus
+from bit_transformer.errors import BitStreamError
+
+
+class SamplerState(TypedDict):
+    """Where a sampler stands: windows `[0, drawn)` of epoch `epoch` are behind it."""
+
+    epoch: int
+    drawn: int
+
+
+class Windows(Protocol):
+    """What a training draws from."""
+
+    @property
+    def window_bytes(self) -> float:
+        """Data bytes of one window."""
+
+    def __len__(self) -> int:
+        """Windows of an epoch."""
+
+    def draw(self, count: int) -> Tensor:
+        """The next `count` windows: bits_BT, uint8."""
+
+    def state_dict(self) -> SamplerState:
+        """Where it stands."""
+
+    def load_state_dict(self, state: SamplerState) -> None:
+        """Go on from there."""
+
+
+class _Epochs:
+    """Window numbers without end: epoch after epoch, each in its own order."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.epoch, self.drawn = seed, 0, 0
+
+    def next(self, count: int, size: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """The next `count` numbers below `size`, as (epoch, numbers) pieces."""
+        pieces: list[tuple[int, NDArray[np.int64]]] = []
+        while count:
+            stop = min(size, self.drawn + count)
+            places = np.arange(self.drawn, stop)
+            pieces.append((self.epoch, permuted(places, size, key=_key(self.seed, self.epoch))))
+            count -= stop - self.drawn
+            self.drawn = stop
+            if self.drawn == size:
+                self.epoch, self.drawn = self.epoch + 1, 0
+        return pieces
+
+    def state_dict(self) -> SamplerState:
+        return {"epoch": self.epoch, "drawn": self.drawn}
+
+    def load_state_dict(self, state: SamplerState) -> None:
+        self.epoch, self.drawn = state["epoch"], state["drawn"]
+
+
+class CorpusWindows(_Epochs):
+    """Windows of a corpus.
+
+    Args:
+        corpus: the training part.
+        window_bytes: bytes of one window.
+        parity: follow each byte by a parity bit.
+        align: windows start at multiples of this many bytes of their file.
+        seed: of the order.
+
+    Raises:
+        BitStreamError: the corpus is shorter than a window.
+    """
+
+    def __init__(
+        self, corpus: Corpus, window_bytes: int, *, parity: bool = False, align: int = 1, seed: int = 0
+    ) -> None:
+        super().__init__(seed)
+        self.corpus = corpus.aligned(align)
+        self.window_bytes, self.parity, self.align = window_bytes, parity, align
+        if len(self.corpus) < window_bytes:
+            raise BitStreamError(
+                f"got {len(self.corpus)} bytes to train on; at least one window of {window_bytes} is needed. "
+                f"Try more data, or a smaller model.max_seq_len"
+            )
+
+    def __len__(self) -> int:
+        # One window is given up for the offset, which differs from epoch to epoch.
+        return max(1, len(self.corpus) // self.window_bytes - 1)
+
+    def draw(self, count: int) -> Tensor:
+        """The next `count` windows: bits_BT, uint8."""
+        rows = [
+            self.corpus.read(self._offset(epoch) + int(number) * self.window_bytes, self.window_bytes)
+            for epoch, numbers in self.next(count, len(self))
+            for number in numbers
+        ]
+        return torch.from_numpy(bytes_to_bits(np.stack(rows), parity=self.parity))
+
+    def _offset(self, epoch: int) -> int:
+        room = min(self.window_bytes, len(self.corpus) - len(self) * self.window_bytes) // self.align
+        return _key(self.seed, epoch) % (room + 1) * self.align
+
+
+class BitWindows(_Epochs):
+    """Windows that are given as bits, one a row.
+
+    Args:
+        bits_NT: N windows of T zeros and ones.
+        byte_bits: bits that make up one data byte; sets the unit of bits per byte.
+    """
+
+    def __init__(self, bits_NT: Tensor, *, byte_bits: int = 8, seed: int = 0) -> None:
+        super().__init__(seed)
+        if bits_NT.ndim != 2 or not len(bits_NT):
+            raise BitStreamError(
+                f"got bits of shape {tuple(bits_NT.shape)}; (windows, bits) is needed. Try bits.view(-1, 1024)"
+            )
+        self.bits_NT = bits_NT.to(torch.uint8)
+        self.window_bytes = bits_NT.shape[1] / byte_bits
+
+    def __len__(self) -> int:
+        return len(self.bits_NT)
+
+    def draw(self, count: int) -> Tensor:
+        """The next `count` windows: bits_BT, uint8."""
+        numbers = np.concatenate([numbers for _, numbers in self.next(count, len(self))])
+        return self.bits_NT[torch.from_numpy(numbers)]
+
+
+def permuted(places: NDArray[np.int64], size: int, *, key: int) -> NDArray[np.int64]:
+    """Where a keyed permutation of 0 .. size - 1 sends some places.
+
+    A four-round Feistel network permutes the numbers of an even count of bits; what lands at `size` or beyond walks on
+    along its cycle until it is inside.
+
+    Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains" (cycle walking).
+    """
+    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    value = places.astype(np.uint64)
+    outside = np.ones(len(value), dtype=bool)
+    while outside.any():
+        left, right = value[outside] >> half, value[outside] & mask
+        for turn in range(4):
+            left, right = right, left ^ (_mix(right, np.uint64((key + turn) & _MASK64)) & mask)
+        value[outside] = (left << half) | right
+        outside = value >= size
+    return value.astype(np.int64)
+
+
+_MASK64 = (1 << 64) - 1
+
+
+def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+    """SplitMix64's finisher (Steele et al. 2014) over value and key."""
+    with np.errstate(over="ignore"):
+        z = value + key * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def _key(seed: int, epoch: int) -> int:
+    return int(_mix(np.array([seed & _MASK64], dtype=np.uint64), np.uint64(epoch + 1))[0])

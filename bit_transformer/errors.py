@@ -1,0 +1,75 @@
+"""The tree of errors a user can meet. Every message is one line: what was got, what must hold, what to try.
+
+BitTransformerError
+├── ConfigError (ValueError)        a setting that cannot be
+├── BitStreamError (ValueError)     bits, bytes or files that cannot be modelled
+│   └── ParityError                 a parity bit that does not fit its byte; carries the byte offsets
+├── CheckpointError                 a checkpoint that is missing, damaged or of another shape
+├── StoreError                      a run store that cannot answer
+│   └── RunNotFound                 no run of that name
+├── TrainingError                   a training that cannot go on
+│   └── NonFiniteLoss               loss or gradient became NaN or infinite; carries the step
+└── MissingExtra (ImportError)      an optional library that is not installed
+
+`assert` is for what cannot happen; these are for what users do and disks suffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class BitTransformerError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class ConfigError(BitTransformerError, ValueError):
+    """A setting that cannot be, or that does not go with another."""
+
+
+class BitStreamError(BitTransformerError, ValueError):
+    """Bits, bytes or files that cannot be modelled as they are."""
+
+
+class ParityError(BitStreamError):
+    """Parity bits that do not fit their bytes.
+
+    Attributes:
+        offsets: the byte offsets of the bytes whose parity is odd.
+    """
+
+    def __init__(self, message: str, offsets: Sequence[int]) -> None:
+        super().__init__(message)
+        self.offsets = tuple(offsets)
+
+
+class CheckpointError(BitTransformerError):
+    """A checkpoint that is missing, damaged, or of another shape."""
+
+
+class StoreError(BitTransformerError):
+    """A run store that cannot be opened, written or asked."""
+
+
+class RunNotFound(StoreError):
+    """No run of that name."""
+
+
+class TrainingError(BitTransformerError):
+    """A training that cannot go on."""
+
+
+class NonFiniteLoss(TrainingError):
+    """The loss or the gradient became NaN or infinite.
+
+    Attributes:
+        step: the optimizer update that was not made.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class MissingExtra(BitTransformerError, ImportError):
+    """An optional library that is asked for and not installed."""

@@ -1,0 +1,301 @@
+"""Generation: cached, batched, streamed a byte at a time.
+
+The next patch is drawn from its exact distribution over all 2^P values, so temperature, top-p and repetition controls
+mean what they mean for tokens; draws are made in float64. What is already known of a patch (the end of a prompt that stops
+inside one, a longer prompt beside a shorter one) and even parity are masks over the same distribution.
+"""
+
+# Shapes: B streams, T bits, N patches, P bits of a patch, V = 2^P symbols.
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bit_transformer.bit_io import Bits, ParityPolicy, bits_to_bytes, bytes_to_bits, find_parity_errors
+from bit_transformer.config import Sampling
+from bit_transformer.errors import BitStreamError, ParityError
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.nn.cache import DecodeCache
+from bit_transformer.nn.patching import leaf_log_probs, pack_patches, unpack_patches
+
+
+@torch.inference_mode()
+def generate(
+    model: BitTransformerLM,
+    prompt_BT: Tensor,
+    max_new_bits: int,
+    sampling: Sampling | None = None,
+    *,
+    long: bool = False,
+) -> Tensor:
+    """Continue B prompts of one length.
+
+    Args:
+        prompt_BT: zeros and ones; T may be 0 or end inside a patch.
+        long: slide the window when it is full; otherwise prompt and continuation must fit `max_seq_len`.
+
+    Returns:
+        (B, max_new_bits) of dtype uint8: the continuation alone.
+
+    Raises:
+        BitStreamError: bits that are no bits, or more of them than the window holds.
+    """
+    prompts = [np.asarray(row, dtype=np.uint8) for row in prompt_BT.cpu()]
+    T, P = prompt_BT.shape[1], model.config.patch_bits
+    wanted = -(-(T + max_new_bits) // P)
+    pieces = [
+        patch_B for patch_B, _ in zip(_patches(model, prompts, sampling, long), range(wanted - T // P), strict=False)
+    ]
+    bits_BT = unpack_patches(torch.stack(pieces, dim=1), P) if pieces else prompt_BT.new_zeros(len(prompts), 0)
+    return bits_BT[:, T % P :][:, :max_new_bits].to(torch.uint8)
+
+
+def infer_long(
+    model: BitTransformerLM, prompt_BT: Tensor, max_new_bits: int, sampling: Sampling | None = None
+) -> Tensor:
+    """`generate` past `max_seq_len`: a full window forgets its older half and keeps the rest of the cache as it is."""
+    return generate(model, prompt_BT, max_new_bits, sampling, long=True)
+
+
+def generate_bytes(
+    model: BitTransformerLM,
+    prompts: Sequence[bytes],
+    max_bytes: int,
+    sampling: Sampling | None = None,
+    *,
+    stop: Sequence[bytes] = (),
+) -> list[bytes]:
+    """Continue several prompts, of any lengths, as one batch; the window slides when it is full.
+
+    Args:
+        stop: a stream ends before the first of these.
+
+    Returns:
+        the continuations, at most `max_bytes` each.
+    """
+    outputs = [bytearray() for _ in prompts]
+    running = set(range(len(prompts))) if max_bytes else set()
+    for row in stream_rows(model, prompts, sampling) if running else ():
+        for index in running.copy():
+            outputs[index] += row[index]
+            end = _end(outputs[index], 0, stop)
+            if end is not None:
+                del outputs[index][end:]
+            if end is not None or len(outputs[index]) >= max_bytes:
+                running.discard(index)
+        if not running:
+            break
+    return [bytes(output[:max_bytes]) for output in outputs]
+
+
+def stream_bytes(
+    model: BitTransformerLM,
+    prompt: bytes,
+    max_bytes: int,
+    sampling: Sampling | None = None,
+    *,
+    stop: Sequence[bytes] = (),
+) -> Iterator[bytes]:
+    """Continue one prompt, giving each byte as soon as it is complete and cannot be part of a stop string."""
+    longest = max(map(len, stop), default=1)
+    text, given = b"", 0
+    for (piece,) in stream_rows(model, [prompt], sampling) if max_bytes else ():
+        text += piece
+        end = _end(text, given, stop)
+        done = end is not None or len(text) >= max_bytes
+        safe = min(max_bytes, len(text) if end is None else end) if done else len(text) - (longest - 1)
+        if safe > given:
+            yield text[given:safe]
+            given = safe
+        if done:
+            return
+
+
+def _end(text: bytes | bytearray, begin: int, stop: Sequence[bytes]) -> int | None:
+    """Where the first stop string at or after `begin` starts."""
+    return min((at for s in stop if (at := text.find(s, begin)) >= 0), default=None)
+
+
+def stream_rows(
+    model: BitTransformerLM, prompts: Sequence[bytes], sampling: Sampling | None = None
+) -> Iterator[list[bytes]]:
+    """Continue several prompts without end: the complete new bytes of every stream, after each patch."""
+    c = model.config
+    bits = [bytes_to_bits(prompt, parity=c.parity) for prompt in prompts]
+    shortest = min(len(b) for b in bits)
+    pending = [np.empty(0, dtype=np.uint8) for _ in prompts]
+    # A stream's first bits belong to its prompt: those after the last whole patch of the shortest prompt.
+    skip = [len(b) - shortest // c.patch_bits * c.patch_bits for b in bits]
+    policy: ParityPolicy = "raise" if sampling is None or sampling.force_parity else "keep"
+    for patch_B in _patches(model, bits, sampling, long=True):
+        row: list[bytes] = []
+        for index, fresh in enumerate(unpack_patches(patch_B[:, None], c.patch_bits).cpu().numpy()):
+            used = min(skip[index], len(fresh))
+            skip[index] -= used
+            have = np.concatenate((pending[index], fresh[used:]))
+            whole = len(have) // c.byte_bits * c.byte_bits
+            row.append(bits_to_bytes(have[:whole], parity=c.parity, on_error=policy) if whole else b"")
+            pending[index] = have[whole:]
+        yield row
+
+
+# ---- one patch after the other ----
+
+
+@torch.inference_mode()
+def _patches(
+    model: BitTransformerLM, prompts: Sequence[Bits], sampling: Sampling | None, long: bool
+) -> Iterator[Tensor]:
+    """Draw without end: patch_B from the first patch on that is not wholly known for all streams."""
+    if not prompts:
+        raise BitStreamError("got no prompt; at least one is needed, an empty one will do. Try b''")
+    c = model.config
+    how = sampling or Sampling()
+    cache = model.new_cache(len(prompts))
+    known = min(len(bits) for bits in prompts) // c.patch_bits
+    head = torch.from_numpy(np.stack([bits[: known * c.patch_bits] for bits in prompts])).to(cache.recent_BN.device)
+    history_BN = pack_patches(head, c.patch_bits) if known else head.long()
+    _feed(model, cache, history_BN, long)
+    pick = _Picker(model, prompts, how, history_BN.tolist())
+    while True:
+        patch_B = pick(model.head(cache.state_BD), known)
+        yield patch_B
+        known += 1
+        _feed(model, cache, patch_B[:, None], long)
+
+
+def _feed(model: BitTransformerLM, cache: DecodeCache, patch_BN: Tensor, long: bool) -> None:
+    """Advance a cache by any number of patches, sliding the window when it is full and `long` allows it."""
+    while patch_BN.shape[1]:
+        room = cache.capacity - cache.length
+        if not room and long:
+            room = max(1, model.config.max_patches // 2)
+            model.slide(cache, room)
+        count = min(room, patch_BN.shape[1]) if long else patch_BN.shape[1]
+        model.advance(patch_BN[:, :count], cache)
+        patch_BN = patch_BN[:, count:]
+
+
+class _Picker:
+    """Draws the next patch of every stream from the head's logits."""
+
+    def __init__(
+        self, model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, history: list[list[int]]
+    ) -> None:
+        self.config, self.how, self.prompts, self.history = model.config, how, prompts, history
+        self.parity = model.config.parity and how.force_parity
+        if self.parity:
+            for bits in prompts:
+                _check_parity(bits)
+        known = len(history[0]) * model.config.patch_bits
+        self.odd = [int(bits[known // 9 * 9 : known].sum()) & 1 for bits in prompts]
+        self.generator = torch.Generator()
+        self.generator.manual_seed(how.seed) if how.seed is not None else self.generator.seed()
+        self.followers: list[dict[tuple[int, ...], set[int]]] = [defaultdict(set) for _ in prompts]
+        if how.no_repeat_ngram:
+            for index, past in enumerate(history):
+                for end in range(how.no_repeat_ngram, len(past) + 1):
+                    self._note(index, past[:end])
+        self.plain = how.top_p == 1 and how.repetition_penalty == 1 and not how.no_repeat_ngram
+
+    def __call__(self, node_logit_BV: Tensor, place: int) -> Tensor:
+        """The patches at index `place` of every stream."""
+        score_BV = leaf_log_probs(node_logit_BV).cpu()
+        self._mask(score_BV, place)
+        if not self.plain:
+            self._discourage(score_BV)
+        patch_B = self._draw(score_BV)
+        self._remember(patch_B.tolist(), place)
+        return patch_B.to(node_logit_BV.device)
+
+    def _mask(self, score_BV: Tensor, place: int) -> None:
+        """Rule out what contradicts the prompt or breaks parity."""
+        P = self.config.patch_bits
+        begin = place * P
+        for index, bits in enumerate(self.prompts):
+            if begin < len(bits):
+                score_BV[index, ~_begins_with(P, tuple(bits[begin : begin + P].tolist()))] = -math.inf
+            if self.parity:
+                score_BV[index, ~_even_bytes(P, begin % 9, self.odd[index])[0]] = -math.inf
+
+    def _discourage(self, score_BV: Tensor) -> None:
+        """Lower what was seen recently, rule out repeated n-grams, cut the tail off."""
+        for index, past in enumerate(self.history):
+            row_V = score_BV[index]
+            if self.how.repetition_penalty > 1 and past:
+                row_V[list(set(past[-self.how.repetition_window :]))] -= math.log(self.how.repetition_penalty)
+            n = self.how.no_repeat_ngram
+            banned = (
+                list(self.followers[index].get(tuple(past[len(past) - n + 1 :]), ()))
+                if n and len(past) >= n - 1
+                else []
+            )
+            if banned and int(row_V.isfinite().sum()) > int(row_V[banned].isfinite().sum()):
+                row_V[banned] = -math.inf
+        if self.how.top_p < 1:
+            ordered_BV, place_BV = (score_BV / (self.how.temperature or 1)).softmax(-1).sort(descending=True)
+            tail_BV = ordered_BV.cumsum(-1) - ordered_BV >= self.how.top_p
+            score_BV.scatter_(-1, place_BV, score_BV.gather(-1, place_BV).masked_fill(tail_BV, -math.inf))
+
+    def _draw(self, score_BV: Tensor) -> Tensor:
+        if self.how.temperature == 0:
+            return score_BV.argmax(-1)
+        weight_BV = (score_BV / self.how.temperature).softmax(-1).cumsum(-1)
+        point_B1 = torch.rand(len(weight_BV), 1, dtype=torch.float64, generator=self.generator) * weight_BV[:, -1:]
+        return torch.searchsorted(weight_BV, point_B1, right=True)[:, 0].clamp_max(weight_BV.shape[-1] - 1)
+
+    def _remember(self, patches: list[int], place: int) -> None:
+        P = self.config.patch_bits
+        for index, patch in enumerate(patches):
+            if self.parity:
+                self.odd[index] = int(_even_bytes(P, place * P % 9, self.odd[index])[1][patch])
+            if not self.plain:
+                self.history[index].append(patch)
+                if self.how.no_repeat_ngram and len(self.history[index]) >= self.how.no_repeat_ngram:
+                    self._note(index, self.history[index])
+
+    def _note(self, index: int, past: list[int]) -> None:
+        n = self.how.no_repeat_ngram
+        self.followers[index][tuple(past[len(past) - n : -1])].add(past[-1])
+
+
+def _check_parity(bits: Bits) -> None:
+    wrong = find_parity_errors(bits[: len(bits) // 9 * 9])
+    if len(wrong):
+        raise ParityError(
+            f"got a prompt with odd parity at byte offset {wrong[0]}; a prompt must have even parity where it is enforced. "
+            f"Try repair_parity, or force_parity=False",
+            wrong.tolist(),
+        )
+
+
+@lru_cache(maxsize=1 << 12)
+def _begins_with(patch_bits: int, prefix: tuple[int, ...]) -> Tensor:
+    """Which of the V patches begin with some bits."""
+    value = int("".join(map(str, prefix)), 2)
+    return torch.arange(1 << patch_bits) >> (patch_bits - len(prefix)) == value
+
+
+@lru_cache(maxsize=64)
+def _even_bytes(patch_bits: int, phase: int, odd: int) -> tuple[Tensor, Tensor]:
+    """Which of the V patches keep every byte's parity even, and whether the byte left open after them is odd so far.
+
+    Args:
+        phase: bits of the open byte that came before the patch.
+        odd: whether these hold an odd number of ones.
+    """
+    bit_VP = unpack_patches(torch.arange(1 << patch_bits)[None], patch_bits).view(-1, patch_bits)
+    allowed_V = torch.ones(1 << patch_bits, dtype=torch.bool)
+    odd_V = torch.full((1 << patch_bits,), odd, dtype=torch.uint8)
+    for j in range(patch_bits):
+        odd_V = odd_V ^ bit_VP[:, j]
+        if (phase + j) % 9 == 8:
+            allowed_V &= odd_V == 0
+            odd_V = torch.zeros_like(odd_V)
+    return allowed_V, odd_V

@@ -1,0 +1,284 @@
+"""BitTransformerLM: bits in, the probability of every next bit out.
+
+    bits -> patches -> patch embedding (+ n-grams, + phase) -> trunk -> prefix-tree head -> bits
+
+One class: `patch_bits=1` is the flat model, 8 sees bytes, 9 parity-protected bytes, 12 sensor words. Patches and head are
+in `nn/patching.py`, the blocks in `nn/block.py`, cached decoding state in `nn/cache.py`; read `training.py` next.
+"""
+
+# Shapes: B batch, T bits, N patches, P bits of a patch, D model width, V = 2^P symbols.
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bit_transformer.config import ModelConfig
+from bit_transformer.errors import BitStreamError
+from bit_transformer.nn.block import Block
+from bit_transformer.nn.cache import DecodeCache, LayerCache
+from bit_transformer.nn.ngram import NgramEmbedding
+from bit_transformer.nn.norm import RMSNorm
+from bit_transformer.nn.patching import PrefixTreeHead, pack_patches
+from bit_transformer.nn.position import rotary_table
+
+
+class ModelOutput(NamedTuple):
+    """What a forward pass gives: unpack it as `logits, telemetry = model(bits)`.
+
+    Attributes:
+        logits: (B, T, 2); `logits[:, t]` are the log-odds of the two values of bit t + 1, given bits 0 .. t.
+        telemetry: measurements of the pass, by name; each (B,).
+    """
+
+    logits: Tensor
+    telemetry: dict[str, Tensor]
+
+
+class BitTransformerLM(nn.Module):
+    """Autoregressive transformer over patches of bits.
+
+    Args:
+        config: the shape; or give its fields as keywords: `BitTransformerLM(d_model=128, patch_bits=9)`.
+
+    Raises:
+        ConfigError: a keyword that is unknown, or values that do not go together.
+    """
+
+    def __init__(self, config: ModelConfig | None = None, **fields: Any) -> None:
+        super().__init__()
+        self.config = c = ModelConfig.of({**(config.model_dump() if config else {}), **fields})
+        self.start = 1 << c.patch_bits  # the symbol before the first patch of a window
+        self.embed = nn.Embedding((1 << c.patch_bits) + 1, c.d_model)
+        self.phase = nn.Embedding(c.phases, c.d_model) if c.phases > 1 else None
+        self.ngrams = (
+            NgramEmbedding(c.d_model, c.ngram_orders, c.ngram_rows, c.ngram_dropout) if c.ngram_orders else None
+        )
+        self.blocks = nn.ModuleList(
+            Block(c.d_model, c.nhead, c.feedforward_width, c.dropout) for _ in range(c.num_layers)
+        )
+        self.final_norm = RMSNorm(c.d_model)
+        self.head = PrefixTreeHead(c.d_model, c.patch_bits)
+        # One position more than a window has patches: the start symbol stands before the first.
+        table = rotary_table(c.max_patches + 1, c.d_model // c.nhead).to(torch.get_default_dtype())
+        self.register_buffer("turn_NK2", table, persistent=False)
+        self.turn_NK2: Tensor
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            nn.init.zeros_(block.attend.out.weight)
+            nn.init.zeros_(block.feed_forward.out.weight)
+        nn.init.normal_(self.embed.weight)
+        if self.phase is not None:
+            nn.init.normal_(self.phase.weight)
+        # A zero head says 1/2 to every bit: training starts at exactly 8 bits per byte.
+
+    # ---- whole windows ----
+
+    def forward(self, bits_BT: Tensor) -> ModelOutput:
+        """Logits of every bit after the first, the one after the last included.
+
+        Args:
+            bits_BT: zeros and ones, any integer or bool dtype; any T from 1 to `max_seq_len`, a last patch may be partial.
+
+        Raises:
+            BitStreamError: another shape, another value, or a longer window.
+        """
+        z_BT = self.all_bit_logits(bits_BT)[:, 1:]
+        return ModelOutput(as_pair(z_BT), {})
+
+    def all_bit_logits(self, bits_BT: Tensor) -> Tensor:
+        """Logits of P(bit = 1) for all bits 0 .. T, the first and the one after the last included: z of (B, T + 1)."""
+        self._check_bits(bits_BT)
+        B, T = bits_BT.shape
+        P = self.config.patch_bits
+        whole = T - T % P
+        patch_BN = pack_patches(bits_BT[:, :whole], P) if whole else bits_BT.new_zeros(B, 0, dtype=torch.long)
+        # The bits after the last whole patch, and one more, whose value nothing reads, make up the patch in progress.
+        padded_BP = F.pad(bits_BT[:, whole:], (0, P - (T - whole)))
+        h_BND = self.trunk(self.shift(patch_BN, last=True))
+        z_BNP = self.head.bit_logits(h_BND, torch.cat((patch_BN, pack_patches(padded_BP, P)), dim=1))
+        return z_BNP.flatten(1)[:, : T + 1]
+
+    def nll(self, bits_BT: Tensor) -> Tensor:
+        """Negative log-likelihood of every bit, the first included, in nats: (B, T), T a multiple of `patch_bits`.
+
+        The training path: it checks shapes, not values.
+        """
+        patch_BN = pack_patches(bits_BT, self.config.patch_bits)
+        z_BNP = self.head.bit_logits(self.trunk(self.shift(patch_BN)), patch_BN)
+        target_BT = bits_BT.to(z_BNP.dtype)
+        return F.binary_cross_entropy_with_logits(z_BNP.flatten(1), target_BT, reduction="none")
+
+    def shift(self, patch_BN: Tensor, *, last: bool = False) -> Tensor:
+        """The start symbol, then the patches; without the last one unless `last`, which predicts beyond the end."""
+        return F.pad(patch_BN if last else patch_BN[:, :-1], (1, 0), value=self.start)
+
+    def trunk(self, input_BN: Tensor, cache: DecodeCache | None = None) -> Tensor:
+        """Input symbols to the states that predict what follows each: h_BND.
+
+        Args:
+            cache: the streams that the symbols continue; it moves on by N symbols.
+        """
+        N = input_BN.shape[1]
+        if cache is None:
+            begin, seen, recent_BN = 0, 0, self._no_history(input_BN)
+        else:
+            begin, seen, recent_BN = cache.length, cache.symbols_seen, cache.recent_BN
+        context_BC = torch.cat((recent_BN, input_BN), dim=1)
+        x_BND = self._embed(input_BN, context_BC, seen)
+        turn_NK2 = self.turn_NK2[begin : begin + N]
+        if cache is None:
+            return self.run_blocks(x_BND, turn_NK2)
+        cache.recent_BN = context_BC[:, N:]
+        cache.symbols_seen += N
+        return self.run_blocks(x_BND, turn_NK2, cache.layers)
+
+    def _no_history(self, input_BN: Tensor) -> Tensor:
+        history = self.ngrams.history if self.ngrams else 0
+        return input_BN.new_full((len(input_BN), history), self.start)
+
+    def _embed(self, input_BN: Tensor, context_BC: Tensor, seen: int) -> Tensor:
+        x_BND = self.embed(input_BN)
+        if self.ngrams is not None:
+            x_BND = x_BND + self.ngrams(context_BC)
+        if self.phase is not None:
+            step_N = torch.arange(seen, seen + input_BN.shape[1], device=input_BN.device)
+            x_BND = x_BND + self.phase(step_N % self.config.phases)
+        return x_BND
+
+    def run_blocks(self, x_BND: Tensor, turn_NK2: Tensor, layers: list[LayerCache] | None = None) -> Tensor:
+        """The trunk after its embeddings; what torch.compile sees, for sparse gradients do not go through it."""
+        for i, block in enumerate(self.blocks):
+            x_BND = block(x_BND, turn_NK2, layers[i] if layers else None)
+        return self.final_norm(x_BND)
+
+    # ---- step by step ----
+
+    def new_cache(self, batch: int = 1) -> DecodeCache:
+        """The state of `batch` streams before their first bit."""
+        c = self.config
+        shape = (batch, c.nhead, c.max_patches + 1, c.d_model // c.nhead)
+        like = self.head.weight
+        layers = [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
+        start_B1 = torch.full((batch, 1), self.start, device=like.device)
+        cache = DecodeCache(layers, self._no_history(start_B1), like.new_zeros(batch, c.d_model))
+        cache.state_BD = self.trunk(start_B1, cache)[:, -1]
+        return cache
+
+    def step(self, bits_BT: Tensor, cache: DecodeCache) -> Tensor:
+        """Continue the streams of a cache by any number of bits.
+
+        Returns:
+            (B, T, 2): `[:, t]` are the log-odds of what follows bit t; the same as one `forward` over all bits gives.
+
+        Raises:
+            BitStreamError: the bits are not bits, or do not fit the window any more (see `slide`).
+        """
+        self._check_bits(bits_BT)
+        P, T = self.config.patch_bits, bits_BT.shape[1]
+        old = cache.prefix_BR.shape[1]
+        open_BR = torch.cat((cache.prefix_BR, bits_BT.to(torch.uint8)), dim=1)
+        whole = open_BR.shape[1] // P * P
+        patch_BN = pack_patches(open_BR[:, :whole], P) if whole else cache.recent_BN[:, :0]
+        state_BND = cache.state_BD[:, None]
+        if whole:
+            state_BND = torch.cat((state_BND, self.advance(patch_BN, cache)), dim=1)
+        cache.prefix_BR = open_BR[:, whole:]
+        padded_BP = F.pad(cache.prefix_BR, (0, P - cache.prefix_BR.shape[1]))
+        z_BNP = self.head.bit_logits(state_BND, torch.cat((patch_BN, pack_patches(padded_BP, P)), dim=1))
+        return as_pair(z_BNP.flatten(1)[:, old + 1 : old + 1 + T])
+
+    def advance(self, patch_BN: Tensor, cache: DecodeCache) -> Tensor:
+        """Continue by complete patches, at a patch boundary: the states that predict what follows each, h_BND.
+
+        Raises:
+            BitStreamError: the window has no room for them.
+        """
+        room = cache.capacity - cache.length
+        if patch_BN.shape[1] > room:
+            raise BitStreamError(
+                f"{patch_BN.shape[1]} more patches do not fit the window: {room} of {cache.capacity - 1} are free. "
+                f"Try a model with a larger max_seq_len, or infer_long, which slides the window"
+            )
+        h_BND = self.trunk(patch_BN, cache)
+        cache.state_BD = h_BND[:, -1]
+        return h_BND
+
+    def slide(self, cache: DecodeCache, count: int) -> None:
+        """Forget the `count` oldest patches of a cache to make room; what is left is re-used, not computed again."""
+        cache.forget(count, torch.stack((self.turn_NK2[count, :, 0], -self.turn_NK2[count, :, 1]), dim=-1))
+
+    # ---- what it costs ----
+
+    def num_parameters(self) -> ParameterCount:
+        """All parameters, and those that one position reads: of a table, one row an order; of an embedding, one row."""
+        total = sum(p.numel() for p in self.parameters())
+        tables = [m for m in self.modules() if isinstance(m, nn.Embedding)]
+        rows_read = {id(m): 1 for m in tables}
+        if self.ngrams is not None:
+            rows_read[id(self.ngrams.table)] = len(self.ngrams.orders)
+        idle = sum(m.weight.numel() - rows_read[id(m)] * m.embedding_dim for m in tables)
+        return ParameterCount(total, total - idle)
+
+    def flops_per_byte(self, *, training: bool = True) -> float:
+        """Floating-point operations a data byte costs in a full window: matrix products, a multiply-add being two.
+
+        Counted: the projections, the attention scores and sums that a causal mask leaves (half the square), and all
+        nodes of the head. Not counted: norms, activations, look-ups, all of the order of D. Training costs three times
+        the forward: one pass and two products in the backward for each in the forward.
+        """
+        c = self.config
+        positions = c.byte_bits / c.patch_bits
+        block = 2 * (4 * c.d_model**2 + 2 * c.d_model * c.feedforward_width)
+        attention = 2 * 2 * c.d_model * (c.max_patches + 1) / 2
+        head = 2 * c.d_model * (1 << c.patch_bits)
+        return positions * (c.num_layers * (block + attention) + head) * (3 if training else 1)
+
+    def _check_bits(self, bits_BT: Tensor) -> None:
+        if bits_BT.ndim != 2 or bits_BT.shape[1] == 0 or bits_BT.is_floating_point() or bits_BT.is_complex():
+            raise BitStreamError(
+                f"got a tensor of shape {tuple(bits_BT.shape)} and {bits_BT.dtype}; bits must be (batch, length >= 1) of "
+                f"an integer type. Try bits.long().unsqueeze(0)"
+            )
+        if bits_BT.dtype != torch.bool and int(((bits_BT != 0) & (bits_BT != 1)).sum()):
+            bad = bits_BT[(bits_BT != 0) & (bits_BT != 1)][0].item()
+            raise BitStreamError(
+                f"got the value {bad} among the bits; each must be 0 or 1. Try bytes_to_bits for bytes"
+            )
+        if bits_BT.shape[1] > self.config.max_seq_len:
+            raise BitStreamError(
+                f"got {bits_BT.shape[1]} bits; a window holds at most max_seq_len={self.config.max_seq_len}. "
+                f"Try windows of that size, or infer_long for generation"
+            )
+
+
+class ParameterCount(NamedTuple):
+    """How many numbers a model learns.
+
+    Attributes:
+        total: all of them.
+        active: those that take part in one position.
+    """
+
+    total: int
+    active: int
+
+
+def as_pair(z: Tensor) -> Tensor:
+    """Logit of P(bit = 1) to a pair of logits whose softmax is (P(0), P(1))."""
+    return torch.stack((torch.zeros_like(z), z), dim=-1)
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Set the chance of every dropout layer of a model; n-gram row dropout stays as configured."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p

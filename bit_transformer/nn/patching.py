@@ -1,0 +1,95 @@
+"""Patches of bits in, bits out: the packing of bits into patches and the prefix-tree head.
+
+A patch of P bits is one of V = 2^P symbols, first bit most significant. The trunk sees one position a patch, so bits
+cost no more positions than bytes do. The head gives the patch back bit by bit: bit j has the logit `h . E[node]`, where
+`node = (1 << j) | prefix` names the bits before it in the patch. The nodes 1 .. V-1 form a binary tree whose leaves are
+the patches; the product of the P Bernoulli factors on the way to a leaf is that patch's probability, so the
+distribution is exact and sums to one by construction. With P = 1 the tree is one node: plain logistic regression on h.
+
+Source: the binary-tree softmax of Morin & Bengio 2005, with the tree fixed by the bits themselves.
+"""
+
+# Shapes: B batch, T bits, N patches, P bits of a patch, D model width, V = 2^P symbols.
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def pack_patches(bits_BT: Tensor, patch_bits: int) -> Tensor:
+    """Read complete patches, most significant bit first.
+
+    Args:
+        bits_BT: zeros and ones, T a multiple of `patch_bits`.
+
+    Returns:
+        patch_BN: int64 in [0, 2^P).
+    """
+    bits_BNP = bits_BT.reshape(bits_BT.shape[0], -1, patch_bits)
+    patch_BN = bits_BNP[..., 0].long()
+    for j in range(1, patch_bits):
+        patch_BN = patch_BN.mul(2).add_(bits_BNP[..., j])
+    return patch_BN
+
+
+def unpack_patches(patch_BN: Tensor, patch_bits: int) -> Tensor:
+    """The inverse of `pack_patches`: bits_BT of dtype uint8."""
+    shift_P = torch.arange(patch_bits - 1, -1, -1, device=patch_BN.device)
+    return ((patch_BN[..., None] >> shift_P) & 1).to(torch.uint8).flatten(1)
+
+
+def tree_nodes(patch_BN: Tensor, patch_bits: int) -> Tensor:
+    """The nodes on the way from the root to a patch: node_BNP in [1, V), the j-th being `(1 << j) | prefix`."""
+    shift_P = torch.arange(patch_bits, 0, -1, device=patch_BN.device)
+    return (patch_BN[..., None] + (1 << patch_bits)) >> shift_P
+
+
+class PrefixTreeHead(nn.Module):
+    """Trunk state to the logits of the bits of the next patch.
+
+    All V node logits come from one matrix product, also in training where only P of them are used: up to P = 9 that is
+    a few per cent of the trunk, and a dense product beats gathering P rows of E for every patch and scattering their
+    gradients back.
+    """
+
+    def __init__(self, d_model: int, patch_bits: int) -> None:
+        super().__init__()
+        self.patch_bits = patch_bits
+        # Row 0 is no node; it keeps the row number equal to the node number.
+        self.weight = nn.Parameter(torch.zeros(1 << patch_bits, d_model))
+        self.bias = nn.Parameter(torch.zeros(1 << patch_bits))
+
+    def forward(self, h_BND: Tensor) -> Tensor:
+        """Logits of P(bit = 1) at every node: node_logit_BNV; column 0 has no meaning."""
+        return F.linear(h_BND, self.weight, self.bias)
+
+    def bit_logits(self, h_BND: Tensor, patch_BN: Tensor) -> Tensor:
+        """Logits along the paths to the given patches: z_BNP, the j-th given the true bits before j."""
+        return self(h_BND).gather(-1, tree_nodes(patch_BN, self.patch_bits))
+
+
+def leaf_log_probs(node_logit_V: Tensor) -> Tensor:
+    """Log-probabilities of all V patches, in nats, from the logits of all V nodes.
+
+    Args:
+        node_logit_V: (..., V) as `PrefixTreeHead` gives them.
+
+    Returns:
+        (..., V) in float64; exp sums to 1.
+    """
+    z = node_logit_V.double()
+    turn = torch.cat((F.logsigmoid(-z), F.logsigmoid(z)), dim=-1)  # entry b * V + node: the bit at that node is b
+    path_VP = _turns(z.shape[-1], z.device)
+    return turn[..., path_VP].sum(-1)
+
+
+@lru_cache(maxsize=32)
+def _turns(symbols: int, device: torch.device) -> Tensor:
+    """Entries of `turn` along the path to every leaf: path_VP."""
+    P = symbols.bit_length() - 1
+    patch_1V = torch.arange(symbols, device=device)[None]
+    bit_VP = unpack_patches(patch_1V, P).view(symbols, P).long()
+    return bit_VP * symbols + tree_nodes(patch_1V, P)[0]

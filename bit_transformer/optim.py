@@ -1,0 +1,164 @@
+"""Three optimizers for three kinds of parameters, and the schedule that drives them all.
+
+Muon for the matrices of the blocks, AdamW for embeddings, head, norms and biases, sparse Adam for n-gram tables. The
+schedule is a function of the share of the budget that is spent, so it anneals to steps, bytes or seconds alike.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bit_transformer.config import OptimConfig
+from bit_transformer.nn.ngram import NgramEmbedding
+
+
+class Muon(Optimizer):
+    """Momentum, orthogonalised: every matrix moves by the nearest semi-orthogonal matrix to its momentum.
+
+    `torch.optim.Muon` computes the same update in bfloat16, matrix by matrix; on a processor without bfloat16 arithmetic
+    that is some fifty times slower than this, which works in the parameters' dtype and on all matrices of one shape at once.
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the step is scaled by
+    sqrt(max(1, rows / columns)) as there.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            for same_shape in _by_shape([p for p in group["params"] if p.grad is not None]):
+                updates = orthogonalize(torch.stack([self._nesterov(p, group["momentum"]) for p in same_shape]))
+                rows, columns = same_shape[0].shape
+                scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for p, update in zip(same_shape, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+
+    def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
+        assert p.grad is not None
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+        average: Tensor = state["momentum"].lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(average, momentum)
+
+
+def _by_shape(params: list[Tensor]) -> list[list[Tensor]]:
+    groups: dict[torch.Size, list[Tensor]] = {}
+    for p in params:
+        groups.setdefault(p.shape, []).append(p)
+    return list(groups.values())
+
+
+def orthogonalize(g_MRC: Tensor, steps: int = 5) -> Tensor:
+    """Singular values of each matrix pushed to about 1 by a quintic Newton-Schulz iteration.
+
+    Args:
+        g_MRC: M matrices of R rows and C columns.
+
+    Returns:
+        the same shape, singular values within [0.6, 1.3] of those that were not tiny.
+
+    Source: Jordan et al. 2024, as above; the coefficients are theirs, chosen for speed rather than for convergence to 1.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = g_MRC.shape[-2] > g_MRC.shape[-1]
+    x_MRC = g_MRC.mT if tall else g_MRC
+    x_MRC = x_MRC / (x_MRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram_MRR = x_MRC @ x_MRC.mT
+        x_MRC = torch.baddbmm(x_MRC, torch.baddbmm(gram_MRR, gram_MRR, gram_MRR, beta=b, alpha=c), x_MRC, beta=a)
+    return x_MRC.mT if tall else x_MRC
+
+
+class Optimizers:
+    """Several optimizers that step as one; each group's rate is its peak times the schedule."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        groups = split_parameters(model)
+        if not config.muon:
+            groups["adam"] = groups.pop("matrix") + groups["adam"]
+        self.parts: dict[str, Optimizer] = {}
+        decay = config.weight_decay
+        if groups.get("matrix"):
+            self.parts["matrix"] = Muon(groups["matrix"], config.matrix_lr, config.momentum, decay)
+        if groups["table"]:
+            self.parts["table"] = torch.optim.SparseAdam(groups["table"], config.table_lr, config.betas)
+        self.parts["adam"] = torch.optim.AdamW(groups["adam"], config.lr, config.betas, weight_decay=decay, fused=True)
+        self._peak = {name: part.param_groups[0]["lr"] for name, part in self.parts.items()}
+
+    def set_rate(self, share: float) -> None:
+        """Set every group to `share` of its peak."""
+        for name, part in self.parts.items():
+            for group in part.param_groups:
+                group["lr"] = self._peak[name] * share
+
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        for part in self.parts.values():
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for part in self.parts.values():
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every part, by its name."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state of every part."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Every parameter once: `matrix` (weights of linear maps), `table` (sparse gradients), `adam` (all others)."""
+    kinds: dict[str, list[nn.Parameter]] = {"matrix": [], "table": [], "adam": []}
+    kind_of = {id(m.weight): "matrix" for m in model.modules() if isinstance(m, nn.Linear)}
+    kind_of |= {id(m.table.weight): "table" for m in model.modules() if isinstance(m, NgramEmbedding)}
+    for p in model.parameters():
+        kinds[kind_of.get(id(p), "adam")].append(p)
+    return kinds
+
+
+def schedule(progress: float, config: OptimConfig) -> float:
+    """Share of the peak rate at a share of the budget: rise linearly, stay, fall linearly.
+
+    Args:
+        progress: share of the budget spent, in [0, 1].
+
+    Source: the trapezoid of Zhai et al. 2022, arXiv:2106.04560.
+    """
+    if progress < config.warmup:
+        return progress / config.warmup
+    if progress > 1 - config.decay:
+        left = max(0.0, 1 - progress) / config.decay
+        return config.final_lr + (1 - config.final_lr) * left
+    return 1.0
+
+
+def clip_gradients(model: nn.Module, largest: float | None) -> float:
+    """Scale all gradients so that their joint norm is at most `largest`; the norm before that comes back.
+
+    Sparse gradients count by their values, coalesced first, so that a row that was looked up twice counts once.
+    """
+    grads: list[Tensor] = []
+    for p in model.parameters():
+        if p.grad is not None:
+            if p.grad.is_sparse:
+                p.grad = p.grad.coalesce()
+            grads.append(p.grad.values() if p.grad.is_sparse else p.grad)
+    norm = torch.nn.utils.get_total_norm(grads).item()
+    if largest is not None and norm > largest and math.isfinite(norm):
+        for grad in grads:
+            grad.mul_(largest / norm)
+    return norm

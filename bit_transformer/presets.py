@@ -1,0 +1,63 @@
+"""Recipes of one dial: how many layers. Width, heads, tables, rates and batch follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bit_transformer.config import ModelConfig, OptimConfig
+from bit_transformer.errors import ConfigError
+
+_ANY_PATCH = 27_720  # the least common multiple of 1 .. 12: a window for any patch size
+
+NAMED = {"tiny": 2, "small": 4, "medium": 8, "large": 12}
+
+
+def of_depth(num_layers: int, *, patch_bits: int = 8, parity: bool = False) -> ModelConfig:
+    """A model of a depth: 64 wide a layer from 128 up, heads of 64, and a window of 256 bytes, 1,024 from 8 layers up.
+
+    N-gram embeddings of 2 to 5 patches are on where a patch is a byte or so; contexts of single bits say little.
+
+    Raises:
+        ConfigError: a depth below 1, or a patch size that cannot be.
+    """
+    width = max(128, 64 * num_layers)
+    byte_bits = 9 if parity else 8
+    window = 256 if num_layers < 8 else 1024
+    bits = window * byte_bits
+    orders = (2, 3, 4, 5) if patch_bits >= 6 else ()
+    return ModelConfig.of(
+        {
+            "d_model": width,
+            "nhead": max(2, width // 64),
+            "num_layers": num_layers,
+            "patch_bits": patch_bits,
+            "parity": parity,
+            "max_seq_len": max(1, bits // patch_bits) * patch_bits,
+            "ngram_orders": orders,
+            "ngram_rows": 1 << 15 if num_layers < 4 else 1 << 16,
+            "ngram_dropout": (0.3, 0.4, 0.5, 0.6) if orders else (),
+        }
+    )
+
+
+def preset(name: str = "small", **overrides: Any) -> ModelConfig:
+    """A model by name (`tiny`, `small`, `medium`, `large`) or by depth (`"6"`), with some fields set otherwise.
+
+    Raises:
+        ConfigError: no such preset, or fields that cannot be.
+    """
+    depth = NAMED.get(name) or (int(name) if name.isdecimal() else 0)
+    if not 1 <= depth <= 64:
+        raise ConfigError(f"preset={name!r}; it must be one of {', '.join(NAMED)}, or a depth from 1 to 64. Try small")
+    patches: dict[str, Any] = {key: overrides[key] for key in ("patch_bits", "parity") if key in overrides}
+    checked = ModelConfig.of({**patches, "max_seq_len": _ANY_PATCH})
+    fields = of_depth(depth, patch_bits=checked.patch_bits, parity=checked.parity).model_dump()
+    if "ngram_orders" in overrides and "ngram_dropout" not in overrides:
+        del fields["ngram_dropout"]  # it had one value for each of the orders that are replaced
+    return ModelConfig.of(fields | overrides)
+
+
+def optim_for(model: ModelConfig) -> OptimConfig:
+    """Rates for a width: what holds at width 128, with AdamW's falling as 1 / sqrt(width)."""
+    scale = (128 / model.d_model) ** 0.5
+    return OptimConfig(lr=OptimConfig().lr * scale)

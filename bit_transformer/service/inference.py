@@ -1,0 +1,55 @@
+"""Text and bytes from a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bit_transformer.config import Sampling
+from bit_transformer.errors import ConfigError
+from bit_transformer.generation import generate_bytes, stream_bytes
+from bit_transformer.service import DEFAULT_STORE
+from bit_transformer.service.models import load_model
+
+
+def stream(
+    run: str,
+    prompt: bytes,
+    max_bytes: int,
+    sampling: Sampling,
+    *,
+    stop: Sequence[bytes] = (),
+    store: Path = DEFAULT_STORE,
+) -> Iterator[bytes]:
+    """Continue a prompt, byte by byte.
+
+    Raises:
+        CheckpointError: no such run.
+        ConfigError: a length that cannot be.
+    """
+    _check_length(max_bytes)
+    return stream_bytes(load_model(run, store), prompt, max_bytes, sampling, stop=stop)
+
+
+def generate(
+    run: str,
+    prompts: Sequence[bytes],
+    max_bytes: int,
+    sampling: Sampling,
+    *,
+    stop: Sequence[bytes] = (),
+    store: Path = DEFAULT_STORE,
+) -> list[bytes]:
+    """Continue several prompts as one batch.
+
+    Raises:
+        CheckpointError: no such run.
+        ConfigError: a length that cannot be.
+    """
+    _check_length(max_bytes)
+    return generate_bytes(load_model(run, store), prompts, max_bytes, sampling, stop=stop)
+
+
+def _check_length(max_bytes: int) -> None:
+    if max_bytes < 1:
+        raise ConfigError(f"bytes={max_bytes}; at least 1 is needed. Try 256")

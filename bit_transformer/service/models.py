@@ -1,0 +1,49 @@
+"""Finding and loading the model of a run, wherever it is named from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint
+from bit_transformer.errors import CheckpointError
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.runs.store import RunStore
+from bit_transformer.service import DEFAULT_STORE
+
+
+def default_device() -> torch.device:
+    """A CUDA device where there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def model_path(run: str, store: Path) -> Path:
+    """The checkpoint of a run folder, a checkpoint file, or a run's name in the store.
+
+    Raises:
+        CheckpointError: none of these, or a run without a checkpoint yet.
+    """
+    path = Path(run)
+    if not path.exists():
+        known = {r.id: r.folder for r in RunStore(store).list_runs()}
+        if run not in known:
+            raise CheckpointError(
+                f"got run {run!r}; it must be a run folder, a checkpoint file, or a run in {store}. Try `btlm runs list`"
+            )
+        path = Path(known[run])
+    path = path / MODEL_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no checkpoint yet; the run has not reached its first one. Try `btlm train --resume`"
+        )
+    return path
+
+
+def load_model(run: str, store: Path = DEFAULT_STORE) -> BitTransformerLM:
+    """The model of a run, in evaluation mode, on the best device here.
+
+    Raises:
+        CheckpointError: no such run, or a damaged checkpoint.
+    """
+    return load_checkpoint(model_path(run, store), device=default_device())

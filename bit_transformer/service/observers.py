@@ -1,0 +1,150 @@
+"""What hangs on the training loop: run records, checkpoints, stops, progress."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from bit_transformer.checkpoint import MODEL_FILE, save_checkpoint
+from bit_transformer.runs.store import RunStore
+from bit_transformer.training import Record, StopTraining, Trainer
+
+TRAINING_FILE = "training.safetensors"
+
+
+@dataclass(frozen=True)
+class Update:
+    """Progress of a training, for people.
+
+    Attributes:
+        share: of the budget, in [0, 1].
+        bytes_per_s: over the last seconds.
+        bpb: training bits per byte, smoothed over about 20 updates.
+        val_bpb: of the latest validation.
+        eta: seconds left, if the budget goes on being spent at this pace.
+    """
+
+    step: int
+    share: float
+    seconds: float
+    bytes_per_s: float
+    bpb: float
+    val_bpb: float | None
+    eta: float
+
+
+class Reporter:
+    """Turns records into `Update`s."""
+
+    def __init__(self, report: Callable[[Update], None]) -> None:
+        self.report = report
+        self.smooth: float | None = None
+        self.val_bpb: float | None = None
+        self.began: tuple[float, float, float] | None = None
+
+    def __call__(self, trainer: Trainer, record: Record) -> None:
+        """Report every update."""
+        p = trainer.progress
+        loss = record["train_bpb"]
+        self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
+        self.val_bpb = record.get("val_bpb", self.val_bpb)
+        if self.began is None:  # the first update pays for warming up: the pace is counted from its end
+            self.began = (p.seconds, p.bytes_seen, p.share)
+            return
+        seconds, seen, share = self.began
+        elapsed = max(1e-9, p.seconds - seconds)
+        eta = elapsed * (1 - p.share) / max(1e-9, p.share - share)
+        self.report(Update(p.step, p.share, p.seconds, (p.bytes_seen - seen) / elapsed, self.smooth, self.val_bpb, eta))
+
+
+class Recorder:
+    """Writes metrics to the run store, some seconds' worth at a time."""
+
+    def __init__(self, store: RunStore, run: str, every_seconds: float = 2.0) -> None:
+        self.store, self.run, self.every = store, run, every_seconds
+        self.rows: list[tuple[int, str, float]] = []
+        self.written = 0.0
+
+    def __call__(self, trainer: Trainer, record: Record) -> None:
+        """Keep the record; write when due."""
+        step = record["step"]
+        self.rows += [(step, key, float(value)) for key, value in record.items() if key != "step"]  # type: ignore[arg-type]
+        if trainer.progress.seconds - self.written >= self.every or "val_bpb" in record:
+            self.flush()
+            self.written = trainer.progress.seconds
+
+    def flush(self) -> None:
+        """Write what is left."""
+        if self.rows:
+            self.store.add_metrics(self.run, self.rows)
+            self.rows = []
+
+
+class Checkpoints:
+    """Saves the training, so that it can go on, whenever `checkpoint_seconds` have passed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved_at: float | None = None
+
+    def __call__(self, trainer: Trainer, record: Record) -> None:
+        """Save when due."""
+        now = trainer.progress.seconds
+        if self.saved_at is None:
+            self.saved_at = now
+        elif now - self.saved_at >= trainer.config.checkpoint_seconds:
+            self.save(trainer)
+            self.saved_at = trainer.progress.seconds
+
+    def save(self, trainer: Trainer) -> None:
+        """The training, and the model alone for those who only use it."""
+        trainer.save(self.folder / TRAINING_FILE)
+        self.save_model(trainer)
+
+    def save_model(self, trainer: Trainer) -> None:
+        """The model alone."""
+        p = trainer.progress
+        about = {"step": p.step, "bytes_seen": p.bytes_seen, "val_bpb": p.best_bpb if p.best_bpb < 1e9 else None}
+        save_checkpoint(self.folder / MODEL_FILE, trainer.model, about=about)
+
+
+class KeepBest:
+    """With `patience`: keeps the weights of the best validation and puts them back at the end."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def __call__(self, trainer: Trainer, record: Record) -> None:
+        """Save the model when its validation is the best so far."""
+        if "val_bpb" in record and record["val_bpb"] <= trainer.progress.best_bpb:
+            self.checkpoints.save_model(trainer)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[Trainer, Record], None]]:
+    """An observer that stops the training in good order after Ctrl-C or SIGTERM; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    def observe(trainer: Trainer, record: Record) -> None:
+        if asked:
+            raise StopTraining("interrupted")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield observe
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield observe
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

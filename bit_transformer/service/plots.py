@@ -1,0 +1,52 @@
+"""Pictures of runs, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+INK, TRAIN, VALIDATION = "#333333", "#9db8d2", "#c2410c"
+
+
+def plot_loss(train: Mapping[int, float], validation: Mapping[int, float], path: Path, *, title: str) -> None:
+    """Training and validation bits per byte by step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(train), list(train.values()), color=TRAIN, linewidth=0.8, label="training, each update")
+    if validation:
+        last = list(validation.values())[-1]
+        axes.plot(
+            list(validation),
+            list(validation.values()),
+            "o-",
+            color=VALIDATION,
+            markersize=4,
+            label=f"validation, last {last:.3f}",
+        )
+    values = sorted([*train.values(), *validation.values()])
+    axes.set_ylim(max(0.0, values[0] - 0.2), min(8.2, values[int(0.98 * (len(values) - 1))] + 0.3))
+    _finish(axes, "update", "bits per byte", title)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def plot_windows(starts: Sequence[int], bpb: Sequence[float], path: Path, *, title: str) -> None:
+    """Bits per byte by place in a file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.step(list(starts), list(bpb), where="post", color=VALIDATION, linewidth=0.9)
+    axes.set_ylim(bottom=0)
+    _finish(axes, "byte offset", "bits per byte", title)
+    figure.savefig(path, dpi=120)
+
+
+def _finish(axes, x: str, y: str, title: str) -> None:  # type: ignore[no-untyped-def]  # matplotlib loads lazily
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, loc="left", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)

@@ -1,0 +1,245 @@
+"""Train a model on a corpus, into a run folder and the run store; go on where a training was stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint
+from bit_transformer.config import DataConfig, ModelConfig, TrainConfig
+from bit_transformer.data.sources import Corpus, find_files, split
+from bit_transformer.errors import BitStreamError, BitTransformerError, CheckpointError, ConfigError
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.runs.store import RunStore
+from bit_transformer.service.evaluation import Comparison, compare_on
+from bit_transformer.service.models import default_device
+from bit_transformer.service.observers import (
+    TRAINING_FILE,
+    Checkpoints,
+    KeepBest,
+    Recorder,
+    Reporter,
+    Update,
+    interruptible,
+)
+from bit_transformer.service.plots import plot_loss
+from bit_transformer.service.provenance import provenance
+from bit_transformer.training import Observer, Trainer, build_windows
+
+CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE)
+VALIDATION_PIECE = 4096
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train.
+
+    Attributes:
+        out: the run folder; its name is the run's.
+        store: the SQLite file of run records.
+        eval_bytes: held-out bytes that the last evaluation scores, at most; evenly spread.
+    """
+
+    out: Path
+    store: Path
+    model: ModelConfig
+    train: TrainConfig
+    data: DataConfig
+    eval_bytes: int = 1 << 18
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to.
+
+    Attributes:
+        status: `finished`, or `stopped` by an interrupt.
+        note: why it ended.
+        parameters: total.
+        comparison: the model beside compressors on held-out bytes; none where it was stopped or nothing is held out.
+    """
+
+    run: str
+    folder: str
+    status: str
+    note: str
+    steps: int
+    seconds: float
+    bytes_seen: int
+    train_bytes: int
+    parameters: int
+    comparison: Comparison | None
+
+
+def train(
+    request: TrainRequest, *, overwrite: bool = False, report: Callable[[Update], None] | None = None
+) -> TrainResult:
+    """Train from the start.
+
+    Args:
+        overwrite: replace a run that is in the folder already.
+
+    Raises:
+        BitTransformerError: settings or data that cannot be; then nothing is written.
+    """
+    if (request.out / CONFIG_FILE).exists() and not overwrite:
+        raise ConfigError(
+            f"{request.out} holds a run already; a new one needs its own folder. Try --resume, --overwrite, or another --out"
+        )
+    train_part, held_out = _load_data(request)
+    torch.manual_seed(request.train.seed)
+    model = BitTransformerLM(request.model).to(default_device())
+    trainer = _trainer(model, request, train_part, held_out)
+    document = _document(request, train_part, held_out)
+    request.out.mkdir(parents=True, exist_ok=True)
+    for name in RUN_FILES:
+        (request.out / name).unlink(missing_ok=True)
+    _write_json(request.out / CONFIG_FILE, document)
+    store = RunStore(request.store)
+    store.begin(request.out.name, request.out, document)
+    store.forget_after(request.out.name, -1)
+    return _run(trainer, request, held_out, store, report)
+
+
+def resume(out: Path, store: Path, *, report: Callable[[Update], None] | None = None) -> TrainResult:
+    """Go on with a training that was stopped, interrupted or killed, from its last checkpoint.
+
+    Raises:
+        CheckpointError: there is no such run, or it has no checkpoint, or its data changed.
+    """
+    request, digest = _read_request(out, store)
+    train_part, held_out = _load_data(request)
+    if train_part.digest() != digest:
+        raise CheckpointError(
+            f"{out}: its training files are not what they were; a resumed run needs the same. Try a new run"
+        )
+    model = BitTransformerLM(request.model).to(default_device())
+    trainer = _trainer(model, request, train_part, held_out)
+    trainer.load(out / TRAINING_FILE)
+    runs = RunStore(store)
+    runs.begin(out.name, out, _document(request, train_part, held_out))
+    runs.forget_after(out.name, trainer.progress.step)
+    return _run(trainer, request, held_out, runs, report)
+
+
+def _run(
+    trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, report: Callable[[Update], None] | None
+) -> TrainResult:
+    run, out = request.out.name, request.out
+    recorder, checkpoints = Recorder(store, run), Checkpoints(out)
+    observers: list[Observer] = [recorder, checkpoints]
+    if request.train.patience:
+        observers.append(KeepBest(checkpoints))
+    if report:
+        observers.append(Reporter(report))
+    try:
+        with interruptible() as stop_when_asked:
+            trainer.observers = [*observers, stop_when_asked]
+            trainer.run()
+            recorder.flush()
+            trainer.save(out / TRAINING_FILE)
+            if not (request.train.patience and (out / MODEL_FILE).exists()):
+                checkpoints.save_model(trainer)
+    except BaseException as failed:
+        recorder.flush()
+        _export(store, run, out)
+        store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
+        raise
+    _export(store, run, out)
+    p = trainer.progress
+    stopped = p.stopped == "interrupted"
+    comparison = None
+    if not stopped and len(held_out):
+        model = load_checkpoint(out / MODEL_FILE, device=trainer.device)
+        comparison = compare_on(model, held_out.thinned(request.eval_bytes, 1 << 16))
+    result = TrainResult(
+        run=run,
+        folder=str(out),
+        status="stopped" if stopped else "finished",
+        note=p.stopped,
+        steps=p.step,
+        seconds=round(p.seconds, 2),
+        bytes_seen=round(p.bytes_seen),
+        train_bytes=round(len(trainer.windows) * trainer.windows.window_bytes),
+        parameters=trainer.model.num_parameters().total,
+        comparison=comparison,
+    )
+    store.end(run, "stopped" if stopped else "finished", p.stopped, comparison.plain() if comparison else None)
+    return result
+
+
+def _load_data(request: TrainRequest) -> tuple[Corpus, Corpus]:
+    return split(find_files(request.data.corpora), request.data.split, request.data.holdout)
+
+
+def _trainer(model: BitTransformerLM, request: TrainRequest, train_part: Corpus, held_out: Corpus) -> Trainer:
+    windows = build_windows(model, train_part, request.train)
+    validation = held_out.thinned(request.train.eval_bytes, VALIDATION_PIECE) if len(held_out) else None
+    return Trainer(model, windows, request.train, validation)
+
+
+def _document(request: TrainRequest, train_part: Corpus, held_out: Corpus) -> dict[str, Any]:
+    return {
+        "model": request.model.model_dump(mode="json"),
+        "train": request.train.model_dump(mode="json"),
+        "data": {
+            **request.data.model_dump(mode="json"),
+            "train_bytes": len(train_part),
+            "held_out_bytes": len(held_out),
+            "digest": train_part.digest(),
+        },
+        "eval_bytes": request.eval_bytes,
+        "command": sys.argv,
+        "provenance": provenance(),
+    }
+
+
+def _read_request(out: Path, store: Path) -> tuple[TrainRequest, str]:
+    path = out / CONFIG_FILE
+    if not (out / TRAINING_FILE).is_file() or not path.is_file():
+        raise CheckpointError(
+            f"{out}: no run with a checkpoint to go on from. Try `btlm train ... --out {out}` without --resume"
+        )
+    document = json.loads(path.read_text())
+    data = {key: document["data"][key] for key in DataConfig.model_fields}
+    if "-" in data["corpora"]:
+        raise BitStreamError(f"{out} was trained on standard input, which cannot be read again. Try a file")
+    request = TrainRequest(
+        out,
+        store,
+        ModelConfig.of(document["model"]),
+        TrainConfig.of(document["train"]),
+        DataConfig.of(data),
+        document["eval_bytes"],
+    )
+    return request, document["data"]["digest"]
+
+
+def _export(store: RunStore, run: str, out: Path) -> None:
+    """The run's metrics, for those who open the folder: a table and a picture."""
+    keys = store.metric_keys(run)
+    columns = {key: dict(store.series(run, key)) for key in keys}
+    steps = sorted({step for column in columns.values() for step in column})
+    temporary = out / ".metrics.csv.tmp"
+    with temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", *keys])
+        writer.writerows([step, *(columns[key].get(step, "") for key in keys)] for step in steps)
+    os.replace(temporary, out / METRICS_FILE)
+    if "train_bpb" in columns:
+        plot_loss(columns["train_bpb"], columns.get("val_bpb", {}), out / PLOT_FILE, title=run)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    os.replace(temporary, path)

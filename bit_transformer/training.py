@@ -1,0 +1,337 @@
+"""The training loop: draw windows, forward, backward, update, observe, until the budget is spent.
+
+The loop holds the algorithm and nothing else. Progress bars, run records, checkpoints and stops are observers, called
+after every update; each decides for itself when it is due. `Trainer` is the whole state of a training, so that
+`state_dict` and `load_state_dict` make a resumed run bit-equal to one that was never interrupted: windows and dropout
+are functions of the seed and the step, not of what happened before.
+"""
+
+# Shapes: B windows, T bits.
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from bit_transformer.checkpoint import load_weights, read_tensors, write_tensors
+from bit_transformer.config import TrainConfig
+from bit_transformer.data.sources import Corpus, bytes_corpus
+from bit_transformer.data.windows import BitWindows, CorpusWindows, Windows
+from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
+from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol, window_bytes
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.optim import Optimizers, clip_gradients, schedule
+
+
+class StopTraining(Exception):
+    """Raised by an observer: end here, in good order. The text is the reason, and is recorded."""
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        step: optimizer updates made.
+        bytes_seen: data bytes trained on.
+        seconds: wall-clock of training, over all sessions, validation included.
+        share: of the budget, in [0, 1].
+        best_bpb: lowest validation so far.
+        stale: validations since then.
+        validated: share of the budget at the last validation.
+        stopped: why it ended, if it has.
+    """
+
+    step: int = 0
+    bytes_seen: float = 0.0
+    seconds: float = 0.0
+    share: float = 0.0
+    best_bpb: float = math.inf
+    stale: int = 0
+    validated: float = 0.0
+    stopped: str = ""
+
+
+class Record(TypedDict, total=False):
+    """What one update left behind; `train_loop` returns a list of them."""
+
+    step: int
+    bytes: float
+    seconds: float
+    train_bpb: float
+    grad_norm: float
+    rate: float
+    val_bpb: float
+
+
+Observer = Callable[["Trainer", Record], None]
+
+
+@dataclass
+class Trainer:
+    """A training in progress.
+
+    Args:
+        model: trained in place.
+        windows: what it trains on.
+        config: budget, batch, optimizer.
+        validation: bytes that are scored along the way, if any.
+        observers: called after every update with the trainer and the update's record; may raise `StopTraining`.
+        clock: seconds, rising; for tests.
+    """
+
+    model: BitTransformerLM
+    windows: Windows
+    config: TrainConfig
+    validation: Corpus | None = None
+    observers: Iterable[Observer] = ()
+    clock: Callable[[], float] = time.monotonic
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.optimizers = Optimizers(self.model, self.config.optim)
+        self._run_blocks = self.model.run_blocks
+        if self.config.compile_model:
+            self.model.run_blocks = torch.compile(self._run_blocks)  # type: ignore[method-assign]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.model.head.weight.device
+
+    def run(self) -> None:
+        """Train until the budget is spent or an observer stops it.
+
+        Raises:
+            NonFiniteLoss: the loss or a gradient is not a finite number; the update is not made.
+        """
+        began = self.clock() - self.progress.seconds
+        self.model.train()
+        try:
+            while self._advance(self.clock() - began) < 1:
+                record = self.update()
+                self.progress.seconds = self.clock() - began
+                share = self._advance(self.progress.seconds)
+                due = share - self.progress.validated >= self.config.eval_every or share >= 1
+                if self.validation is not None and due:
+                    self.progress.validated = share
+                    record["val_bpb"] = self._validate(self.validation)
+                for observe in self.observers:
+                    observe(self, record)
+                self._check_patience()
+            self.progress.stopped = "budget spent"
+        except StopTraining as stop:
+            self.progress.stopped = str(stop)
+        finally:
+            self.progress.seconds = self.clock() - began
+            self.model.run_blocks = self._run_blocks  # type: ignore[method-assign]
+            self.model.eval()
+
+    def update(self) -> Record:
+        """One optimizer update."""
+        config, progress = self.config, self.progress
+        # Dropout follows from seed and step alone, so a resumed run needs no generator state.
+        torch.manual_seed((config.seed << 32) + progress.step)
+        rate = schedule(progress.share, config.optim)
+        self.optimizers.set_rate(rate)
+        bits_BT = self.windows.draw(config.batch_size).to(self.device, non_blocking=True)
+        nats = 0.0
+        for micro_BT in bits_BT.chunk(config.accum_steps):
+            with autocast(self.device, config.amp):
+                loss = self.model.nll(micro_BT).mean() * (len(micro_BT) / len(bits_BT))
+            loss.backward()  # type: ignore[no-untyped-call]
+            nats += loss.item()
+        norm = clip_gradients(self.model, config.clip_norm)
+        if not (math.isfinite(nats) and math.isfinite(norm)):
+            raise NonFiniteLoss(
+                f"got loss {nats} and gradient norm {norm} at step {progress.step + 1}; both must be finite. The last good "
+                f"checkpoint is kept. Try a lower train.optim.lr and matrix_lr, or train.amp=false",
+                progress.step + 1,
+            )
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        progress.step += 1
+        progress.bytes_seen += config.batch_size * self.windows.window_bytes
+        bits_per_window = bits_BT.shape[1] / self.windows.window_bytes
+        return Record(
+            step=progress.step,
+            bytes=progress.bytes_seen,
+            seconds=progress.seconds,
+            train_bpb=nats / math.log(2) * bits_per_window,
+            grad_norm=norm,
+            rate=rate,
+        )
+
+    def _advance(self, seconds: float) -> float:
+        """Bring the share of the budget up to date."""
+        name, amount = self.config.budget
+        p = self.progress
+        epoch_bytes = len(self.windows) * self.windows.window_bytes
+        spent = {"steps": p.step, "epochs": p.bytes_seen / epoch_bytes, "bytes": p.bytes_seen, "seconds": seconds}
+        p.share = min(1.0, spent[name] / amount)
+        return p.share
+
+    def _validate(self, corpus: Corpus) -> float:
+        bpb = bits_per_byte(self.model, corpus, default_protocol(self.model, overlap=0.0)).bpb
+        better = bpb < self.progress.best_bpb
+        self.progress.best_bpb = min(bpb, self.progress.best_bpb)
+        self.progress.stale = 0 if better else self.progress.stale + 1
+        return bpb
+
+    def _check_patience(self) -> None:
+        if self.config.patience and self.progress.stale >= self.config.patience:
+            raise StopTraining(f"no better validation in {self.progress.stale}")
+
+    # ---- stopping and going on ----
+
+    def save(self, path: Path) -> None:
+        """Write all that `load` needs to go on: weights, optimizer state, data position, progress.
+
+        Raises:
+            CheckpointError: the disk refused; the file that was there before is untouched.
+        """
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        optimizers = self.optimizers.state_dict()
+        for part, state in optimizers.items():
+            for index, values in state["state"].items():
+                tensors |= {f"optim.{part}.{index}.{key}": _as_tensor(value) for key, value in values.items()}
+        document = {
+            "model": self.model.config.model_dump(mode="json"),
+            "train": self.config.model_dump(mode="json"),
+            "progress": asdict(self.progress),
+            "windows": self.windows.state_dict(),
+        }
+        write_tensors(path, tensors, document)
+
+    def load(self, path: Path) -> None:
+        """Go on where `save` was called.
+
+        Raises:
+            CheckpointError: a damaged file, or one of another training.
+        """
+        tensors, document = read_tensors(path, device=self.device)
+        for key, mine in (("model", self.model.config), ("train", self.config)):
+            theirs = document.get(key)
+            if theirs != mine.model_dump(mode="json"):
+                raise CheckpointError(
+                    f"{path}: was written by a training with another {key} config. Try its own config.json"
+                )
+        load_weights(
+            self.model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path
+        )
+        state = self.optimizers.state_dict()
+        for part, values in state.items():
+            values["state"] = _part_state(tensors, part)
+        self.optimizers.load_state_dict(state)
+        self.windows.load_state_dict(document["windows"])
+        self.progress = Progress(**{**document["progress"], "stopped": ""})
+
+
+def _as_tensor(value: Tensor | float) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def _part_state(tensors: Mapping[str, Tensor], part: str) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"optim.{part}."):
+            _, _, index, key = name.split(".", 3)
+            state.setdefault(int(index), {})[key] = tensor.item() if tensor.ndim == 0 and part == "table" else tensor
+    return state
+
+
+def train_loop(
+    model: BitTransformerLM,
+    data: Corpus | bytes | Tensor | Windows,
+    config: TrainConfig | None = None,
+    *,
+    validation: Corpus | bytes | None = None,
+    observers: Iterable[Observer] = (),
+    **fields: Any,
+) -> list[Record]:
+    """Train a model in place.
+
+    Args:
+        data: a corpus, bytes, a tensor of bit windows (N, T), or any `Windows`.
+        config: the training; or give its fields as keywords: `train_loop(model, data, epochs=3, batch_size=16)`.
+        validation: bytes that are scored along the way.
+        observers: see `Trainer`.
+
+    Returns:
+        the history: one record an update.
+
+    Raises:
+        ConfigError: settings that cannot be.
+        BitStreamError: less data than one window.
+        NonFiniteLoss: the loss or a gradient is not a finite number.
+    """
+    chosen = TrainConfig.of({**(config.model_dump(exclude_none=True) if config else {}), **fields})
+    history: list[Record] = []
+
+    def keep(_: Trainer, record: Record) -> None:
+        history.append(record)
+
+    held = bytes_corpus(validation) if isinstance(validation, bytes) else validation
+    windows = build_windows(model, data, chosen)
+    Trainer(model, windows, chosen, held, (keep, *observers)).run()
+    return history
+
+
+def build_windows(model: BitTransformerLM, data: Corpus | bytes | Tensor | Windows, config: TrainConfig) -> Windows:
+    """What a model trains on, in windows that fit it.
+
+    Raises:
+        ConfigError: a window that is longer than the model's, or holds no whole byte.
+        BitStreamError: less data than one window, or bits that are no bits.
+    """
+    shape = model.config
+    if isinstance(data, Tensor):
+        longest = config.window or shape.max_seq_len
+        if data.ndim == 2 and (data.shape[1] > longest or data.shape[1] % shape.patch_bits):
+            raise BitStreamError(
+                f"got windows of {data.shape[1]} bits; at most {longest} and a multiple of patch_bits={shape.patch_bits} "
+                f"is needed. Try bits[:, :{min(longest, data.shape[1]) // shape.patch_bits * shape.patch_bits}]"
+            )
+        if int((data > 1).sum()) or int((data < 0).sum()):
+            raise BitStreamError("got other values than 0 and 1 among the bits. Try bytes_to_bits for bytes")
+        return BitWindows(data, byte_bits=shape.byte_bits, seed=config.seed)
+    if isinstance(data, bytes):
+        data = bytes_corpus(data)
+    if isinstance(data, Corpus):
+        size = window_bytes(model, config.window)
+        return CorpusWindows(data, size, parity=shape.parity, align=shape.align_bytes, seed=config.seed)
+    if not hasattr(data, "draw"):
+        raise ConfigError(f"data is a {type(data).__name__}; a Corpus, bytes, bit windows or Windows is needed")
+    return data
+
+
+def cpu_autocast(enabled: bool | None = None) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 autocast on the processor.
+
+    Args:
+        enabled: not given: where the processor computes in bfloat16 (AVX512-BF16 or AMX). Elsewhere it is emulated
+            and about ten times slower than float32.
+    """
+    wanted = cpu_has_bfloat16() if enabled is None else enabled
+    return torch.autocast("cpu", dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies matrices in bfloat16."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def autocast(device: torch.device, enabled: bool | None) -> contextlib.AbstractContextManager[object]:
+    """`cpu_autocast` on a processor, bfloat16 autocast on a device that has it, nothing elsewhere."""
+    if device.type == "cpu":
+        return cpu_autocast(enabled)
+    wanted = torch.cuda.is_bf16_supported() if enabled is None and device.type == "cuda" else bool(enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
