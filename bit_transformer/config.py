@@ -167,7 +167,7 @@ class OptimConfig(Config):
     momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of Muon.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of Adam's two moments.")
     weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled decay of matrices and head.")
-    warmup: float = Field(0.02, ge=0, lt=1, description="Share of the budget over which rates rise from zero.")
+    warmup: float = Field(0.02, ge=0, lt=1, description="Share of the budget over which rates rise.")
     decay: float = Field(0.7, ge=0, le=1, description="Share of the budget, at its end, over which rates fall.")
     final_lr: float = Field(0.0, ge=0, le=1, description="Rates at the end, as a share of the peak.")
 

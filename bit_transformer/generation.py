@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from bit_transformer.bit_io import Bits, ParityPolicy, bits_to_bytes, bytes_to_bits, find_parity_errors
 from bit_transformer.config import Sampling
-from bit_transformer.errors import BitStreamError, ParityError
+from bit_transformer.errors import ParityError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.cache import DecodeCache
 from bit_transformer.nn.patching import leaf_log_probs, pack_patches, unpack_patches
@@ -49,9 +50,7 @@ def generate(
     prompts = [np.asarray(row, dtype=np.uint8) for row in prompt_BT.cpu()]
     T, P = prompt_BT.shape[1], model.config.patch_bits
     wanted = -(-(T + max_new_bits) // P)
-    pieces = [
-        patch_B for patch_B, _ in zip(_patches(model, prompts, sampling, long), range(wanted - T // P), strict=False)
-    ]
+    pieces = list(islice(_patches(model, prompts, sampling, long), wanted - T // P))
     bits_BT = unpack_patches(torch.stack(pieces, dim=1), P) if pieces else prompt_BT.new_zeros(len(prompts), 0)
     return bits_BT[:, T % P :][:, :max_new_bits].to(torch.uint8)
 
@@ -153,8 +152,6 @@ def _patches(
     model: BitTransformerLM, prompts: Sequence[Bits], sampling: Sampling | None, long: bool
 ) -> Iterator[Tensor]:
     """Draw without end: patch_B from the first patch on that is not wholly known for all streams."""
-    if not prompts:
-        raise BitStreamError("got no prompt; at least one is needed, an empty one will do. Try b''")
     c = model.config
     how = sampling or Sampling()
     cache = model.new_cache(len(prompts))

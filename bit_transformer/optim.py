@@ -131,7 +131,7 @@ def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def schedule(progress: float, config: OptimConfig) -> float:
-    """Share of the peak rate at a share of the budget: rise linearly, stay, fall linearly.
+    """Share of the peak rate at a share of the budget: rise linearly from a tenth, stay, fall linearly.
 
     Args:
         progress: share of the budget spent, in [0, 1].
@@ -139,7 +139,7 @@ def schedule(progress: float, config: OptimConfig) -> float:
     Source: the trapezoid of Zhai et al. 2022, arXiv:2106.04560.
     """
     if progress < config.warmup:
-        return progress / config.warmup
+        return 0.1 + 0.9 * progress / config.warmup
     if progress > 1 - config.decay:
         left = max(0.0, 1 - progress) / config.decay
         return config.final_lr + (1 - config.final_lr) * left

@@ -119,7 +119,7 @@ class Trainer:
                 record = self.update()
                 self.progress.seconds = self.clock() - began
                 share = self._advance(self.progress.seconds)
-                due = share - self.progress.validated >= self.config.eval_every or share >= 1
+                due = _crossed(self.progress.validated, share, self.config.eval_every)
                 if self.validation is not None and due:
                     self.progress.validated = share
                     record["val_bpb"] = self._validate(self.validation)
@@ -232,6 +232,11 @@ class Trainer:
         self.optimizers.load_state_dict(state)
         self.windows.load_state_dict(document["windows"])
         self.progress = Progress(**{**document["progress"], "stopped": ""})
+
+
+def _crossed(before: float, now: float, every: float) -> bool:
+    """Whether a multiple of `every`, or the end, lies in (before, now]."""
+    return now >= 1 or math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)
 
 
 def _as_tensor(value: Tensor | float) -> Tensor:

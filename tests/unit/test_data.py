@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import http.server
+import io
+import threading
+import zipfile
+from collections import Counter
+from hashlib import sha256
+
+import numpy as np
+import pytest
+import torch
+
+from bit_transformer.data import sources
+from bit_transformer.data.sources import Corpus, Span, bytes_corpus, find_files, named_file, split, stdlib_files
+from bit_transformer.data.windows import BitWindows, CorpusWindows, permuted
+from bit_transformer.errors import BitStreamError
+from tests.conftest import TEXT, random_bits
+
+
+def test_spans_read_like_one_array(tmp_path):
+    parts = [bytes(range(i, i + n)) for i, n in ((0, 5), (50, 1), (100, 30))]
+    files = []
+    for i, part in enumerate(parts):
+        files.append(tmp_path / f"{i}.bin")
+        files[-1].write_bytes(part)
+    whole = parts[0][1:] + parts[1] + parts[2]
+    corpus = Corpus([Span(files[0], 1, 5), Span(files[1], 0, 1), Span(files[1], 0, 0), Span(files[2], 0, 30)])
+    assert len(corpus) == len(whole)
+    for offset in range(len(whole)):
+        for length in (1, 3, 40):
+            assert corpus.read(offset, length).tobytes() == whole[offset : offset + length]
+
+
+def test_thinned_is_spread_disjoint_and_of_the_asked_size():
+    corpus = bytes_corpus(bytes(range(256)) * 100)
+    thin = corpus.thinned(1000, 100)
+    assert len(thin) == 1000
+    spans = sorted((s.start, s.stop) for s in thin.spans)
+    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert spans[0][0] == 0 and spans[-1][1] == len(corpus)
+    assert corpus.thinned(10**9, 100) is corpus
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
+def test_the_order_is_a_permutation_and_depends_on_its_key(size):
+    orders = [permuted(np.arange(size), size, key=key).tolist() for key in (1, 2, 2**63 + 5)]
+    for order in orders:
+        assert sorted(order) == list(range(size))
+    if size >= 64:
+        assert orders[0] != orders[1] != orders[2]
+        assert permuted(np.arange(10, 20), size, key=1).tolist() == orders[0][10:20]
+
+
+def test_an_epoch_shows_every_window_once_and_the_next_cuts_elsewhere():
+    corpus = bytes_corpus(np.random.default_rng(0).bytes(16 * 50))
+    windows = CorpusWindows(corpus, 16, seed=3)
+    epochs = [Counter(row.numpy().tobytes() for row in windows.draw(len(windows))) for _ in range(2)]
+    for epoch in epochs:
+        assert len(epoch) == len(windows) and set(epoch.values()) == {1}
+    assert epochs[0].keys() != epochs[1].keys()
+
+
+def test_a_sampler_goes_on_where_it_stood():
+    corpus = bytes_corpus(TEXT)
+    first = CorpusWindows(corpus, 32, seed=5)
+    for _ in range(40):
+        first.draw(7)
+    second = CorpusWindows(corpus, 32, seed=5)
+    second.load_state_dict(first.state_dict())
+    for _ in range(200):
+        assert torch.equal(first.draw(7), second.draw(7))
+
+
+def test_windows_start_where_patches_and_bytes_meet():
+    corpus = bytes_corpus(bytes(range(200)))
+    windows = CorpusWindows(corpus, 6, align=3)
+    for row in windows.draw(60):
+        assert np.packbits(row.numpy())[0] % 3 == 0
+
+
+def test_bit_windows_come_as_they_are():
+    bits_NT = random_bits(5, 16)
+    windows = BitWindows(bits_NT, seed=1)
+    drawn = windows.draw(5)
+    assert sorted(map(tuple, drawn.tolist())) == sorted(map(tuple, bits_NT.tolist()))
+    assert windows.window_bytes == 2
+
+
+def test_less_than_a_window_is_refused():
+    with pytest.raises(BitStreamError, match="one window of 32"):
+        CorpusWindows(bytes_corpus(b"short"), 32)
+
+
+def test_split_by_position_holds_out_the_last_bytes(tmp_path):
+    file = tmp_path / "a"
+    file.write_bytes(bytes(100))
+    train, held = split([file], "position", 0.1)
+    assert [(s.start, s.stop) for s in (*train.spans, *held.spans)] == [(0, 90), (90, 100)]
+
+
+def test_split_by_file_is_disjoint_and_does_not_depend_on_the_order(tmp_path):
+    files = [tmp_path / f"{i}.txt" for i in range(20)]
+    for file in files:
+        file.write_bytes(b"x" * 10)
+    train, held = split(files, "auto", 0.1)
+    assert {s.path for s in train.spans} | {s.path for s in held.spans} == set(files)
+    assert len(held.spans) == 2
+    assert {s.path for s in split(files[::-1], "file", 0.1)[1].spans} == {s.path for s in held.spans}
+    with pytest.raises(BitStreamError, match="two are needed"):
+        split(files[:1], "file", 0.1)
+
+
+def test_files_folders_globs_and_standard_input(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".hidden").write_bytes(b"no")
+    for name in ("b.txt", "a.txt", "sub/c.bin"):
+        (tmp_path / name).write_bytes(name.encode())
+    names = [p.name for p in find_files([str(tmp_path)])]
+    assert names == ["a.txt", "b.txt", "c.bin"]
+    assert [p.name for p in find_files([str(tmp_path / "*.txt")])] == ["a.txt", "b.txt"]
+    (piped,) = find_files(["-"], stdin=io.BytesIO(b"streamed"))
+    assert piped.read_bytes() == b"streamed"
+
+
+@pytest.mark.parametrize("name", ["nothing-here", "no/such/*.txt"])
+def test_a_corpus_that_is_not_there_is_named(name):
+    with pytest.raises(BitStreamError, match="stdlib, tinyshakespeare"):
+        find_files([name])
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "empty").touch()
+    with pytest.raises(BitStreamError, match="empty file"):
+        find_files([str(tmp_path / "empty")])
+
+
+def test_the_standard_library_is_a_corpus():
+    files = stdlib_files()
+    assert len(files) > 300
+    assert not [f for f in files if "test" in f.parts or "site-packages" in f.parts]
+    train, held = split(files, "auto", 0.1)
+    assert len(train) > 5_000_000 and len(held) > 100_000
+
+
+def test_a_named_corpus_comes_from_the_data_folder_and_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("BTLM_DATA_DIR", str(tmp_path))
+    good = sources.NamedCorpus("file.txt", sha256(b"right").hexdigest(), "http://127.0.0.1:9/none", "a test")
+    monkeypatch.setitem(sources.REGISTRY, "named", good)
+    (tmp_path / "file.txt").write_bytes(b"right")
+    assert find_files(["named"]) == [tmp_path / "file.txt"]
+    (tmp_path / "file.txt").write_bytes(b"wrong!")
+    with pytest.raises(BitStreamError, match="SHA-256"):
+        named_file("named")
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server on this machine that offers a file and a zip archive of it."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    (folder / "plain.txt").write_bytes(TEXT)
+    with zipfile.ZipFile(folder / "packed.zip", "w") as archive:
+        archive.writestr("plain.txt", TEXT)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["plain.txt", "packed.zip"])
+def test_a_named_corpus_is_downloaded_checked_and_kept(web, tmp_path, monkeypatch, name):
+    pytest.importorskip("pooch")
+    folder, address = web
+    packed = sha256((folder / name).read_bytes()).hexdigest() if name.endswith("zip") else None
+    corpus = sources.NamedCorpus("plain.txt", sha256(TEXT).hexdigest(), f"{address}/{name}", "a test", packed)
+    monkeypatch.setitem(sources.REGISTRY, "named", corpus)
+    got = named_file("named", cache=tmp_path / "cache")
+    assert got.read_bytes() == TEXT
+    (folder / name).unlink()
+    assert named_file("named", cache=tmp_path / "cache") == got
+    with pytest.raises(BitStreamError, match="BTLM_DATA_DIR"):
+        named_file("named", cache=tmp_path / "other")

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from bit_transformer.config import TrainConfig
+from bit_transformer.data.sources import bytes_corpus
+from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
+from bit_transformer.evaluation.metrics import Protocol, Score
+from bit_transformer.model import BitTransformerLM, set_dropout
+from bit_transformer.training import StopTraining, Trainer, autocast, build_windows, cpu_autocast, train_loop
+from tests.conftest import TEXT, random_bits
+
+SHAPE = {
+    "d_model": 32, "nhead": 2, "num_layers": 2, "max_seq_len": 256, "dropout": 0.1,
+    "ngram_orders": (2, 3), "ngram_rows": 256, "ngram_dropout": (0.3, 0.5),
+}  # fmt: skip
+HELD_OUT = bytes_corpus(TEXT[-2000:])
+
+
+def new_trainer(**fields: object) -> Trainer:
+    config = TrainConfig.of({"steps": 12, "batch_size": 4, "seed": 7, "eval_every": 0.25, **fields})
+    torch.manual_seed(config.seed)
+    model = BitTransformerLM(**SHAPE)
+    return Trainer(model, build_windows(model, bytes_corpus(TEXT[:-2000]), config), config, HELD_OUT)
+
+
+def weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_training_learns_a_text_it_can_learn():
+    model = BitTransformerLM(**{**SHAPE, "dropout": 0.0})
+    history = train_loop(model, TEXT, steps=60, batch_size=8, validation=TEXT[:1000], optim={"table_lr": 0.02})
+    assert math.isclose(history[0]["train_bpb"], 8.0, rel_tol=1e-6)
+    assert history[-1]["val_bpb"] < 3.0
+    assert [r["step"] for r in history] == list(range(1, 61))
+    assert not model.training
+
+
+def test_two_runs_of_one_seed_are_equal_bit_for_bit_and_of_two_are_not():
+    first, second, other = new_trainer(), new_trainer(), new_trainer(seed=8)
+    for trainer in (first, second, other):
+        trainer.run()
+    assert same(weights(first.model), weights(second.model))
+    assert not same(weights(first.model), weights(other.model))
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 11])
+def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(tmp_path, stop_at):
+    whole = new_trainer()
+    whole.run()
+    broken = new_trainer()
+
+    def stop(trainer, record):
+        if record["step"] == stop_at:
+            raise StopTraining("interrupted")
+
+    broken.observers = [stop]
+    broken.run()
+    broken.save(tmp_path / "t.safetensors")
+    torch.manual_seed(999)
+    resumed = new_trainer()
+    resumed.load(tmp_path / "t.safetensors")
+    assert resumed.progress.step == stop_at
+    resumed.run()
+    assert same(weights(whole.model), weights(resumed.model))
+    for name, part in whole.optimizers.parts.items():
+        theirs = resumed.optimizers.parts[name].state_dict()["state"]
+        for index, state in part.state_dict()["state"].items():
+            assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(theirs[index][k])) for k, v in state.items())
+    assert resumed.progress.best_bpb == whole.progress.best_bpb
+
+
+def test_a_training_of_another_config_is_not_resumed(tmp_path):
+    trainer = new_trainer()
+    trainer.save(tmp_path / "t.safetensors")
+    with pytest.raises(CheckpointError, match="another train config"):
+        new_trainer(batch_size=8).load(tmp_path / "t.safetensors")
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch():
+    grads = []
+    for accum_steps in (1, 4):
+        trainer = new_trainer(accum_steps=accum_steps)
+        set_dropout(trainer.model, 0.0)
+        trainer.model.ngrams.dropout = ()
+        trainer.model.double()
+        trainer.optimizers.step = lambda: None
+        trainer.optimizers.zero_grad = lambda: None
+        trainer.config = trainer.config.model_copy(update={"clip_norm": None})
+        trainer.model.train()
+        trainer.update()
+        grads.append([p.grad.to_dense() for p in trainer.model.parameters()])
+    for one, four in zip(*grads, strict=True):
+        torch.testing.assert_close(one, four, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"), [({"steps": 3}, 3), ({"bytes": 3 * 4 * 32}, 3), ({"epochs": 0.01}, 2), ({"seconds": 5.0}, 5)]
+)
+def test_every_budget_ends_a_training_and_anneals_to_it(budget, steps):
+    trainer = new_trainer(**{"steps": None, **budget})
+    ticks = itertools.count()
+    trainer.clock = lambda: next(ticks) / 2  # two looks at the clock an update
+    rates = []
+    trainer.observers = [lambda _, record: rates.append(record["rate"])]
+    trainer.run()
+    assert abs(len(rates) - steps) <= 1
+    assert trainer.progress.share == 1.0
+    assert trainer.progress.stopped == "budget spent"
+    assert rates[-1] < max(rates) or steps < 4
+
+
+def test_validation_comes_at_shares_of_the_budget_and_at_the_end():
+    trainer = new_trainer()
+    seen = []
+    trainer.observers = [lambda _, r: seen.append(r["step"]) if "val_bpb" in r else None]
+    trainer.run()
+    assert seen == [3, 6, 9, 12]
+
+
+def test_patience_stops_a_training_that_no_longer_improves(monkeypatch):
+    values = iter([5.0, 4.0, 4.5, 4.2, 1.0])
+    monkeypatch.setattr("bit_transformer.training.bits_per_byte", lambda *_: Score(next(values), 1, Protocol(1, 1)))
+    trainer = new_trainer(steps=100, patience=2, eval_every=0.01)
+    trainer.run()
+    assert trainer.progress.stopped == "no better validation in 2"
+    assert trainer.progress.best_bpb == 4.0 and trainer.progress.step == 4
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
+    trainer = new_trainer()
+    with torch.no_grad():
+        trainer.model.head.weight.fill_(float("nan"))
+    before = weights(trainer.model)
+    with pytest.raises(NonFiniteLoss, match="at step 1") as caught:
+        trainer.run()
+    assert caught.value.step == 1
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, weights(trainer.model), strict=True))
+
+
+def test_bit_windows_train_too():
+    model = BitTransformerLM(d_model=16, nhead=2, num_layers=1, max_seq_len=64)
+    history = train_loop(model, random_bits(20, 64), epochs=2, batch_size=5)
+    assert len(history) == 8 and abs(history[0]["train_bpb"] - 8) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("data", "fields", "error", "text"),
+    [
+        (b"too short", {}, BitStreamError, "one window"),
+        (random_bits(4, 300), {}, BitStreamError, "windows of 300 bits"),
+        (random_bits(4, 64) * 2, {}, BitStreamError, "0 and 1"),
+        (random_bits(1, 64)[0], {}, BitStreamError, "shape"),
+        (TEXT, {"window": 1000}, ConfigError, "at most model.max_seq_len=256"),
+        (TEXT, {"window": 4}, ConfigError, "first meet"),
+        (3.5, {}, ConfigError, "float"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(data, fields, error, text):
+    with pytest.raises(error, match=text):
+        train_loop(BitTransformerLM(**SHAPE), data, steps=1, **fields)
+
+
+def test_autocast_is_on_where_asked_for():
+    assert isinstance(cpu_autocast(True), torch.autocast)
+    assert not isinstance(cpu_autocast(False), torch.autocast)
+    assert isinstance(autocast(torch.device("cpu"), True), torch.autocast)
+    model = BitTransformerLM(**SHAPE)
+    history = train_loop(model, TEXT, steps=3, batch_size=2, amp=True)
+    assert all(math.isfinite(r["train_bpb"]) for r in history)
+    assert model.head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("patch_bits,parity", [(1, False), (1, True), (4, False), (9, True), (12, False)])
+def test_every_kind_of_patch_trains(patch_bits, parity):
+    model = BitTransformerLM(d_model=16, nhead=2, num_layers=1, patch_bits=patch_bits, parity=parity, max_seq_len=patch_bits * 72)
+    history = train_loop(model, TEXT, steps=3, batch_size=2, validation=TEXT[:500])
+    assert math.isclose(history[0]["train_bpb"], 9.0 if parity else 8.0, rel_tol=1e-5)
+    assert history[-1]["val_bpb"] < history[0]["train_bpb"]
+
+
+def test_golden_losses():
+    """Twenty float64 losses of a fixed training; a change here is a change of the mathematics."""
+    torch.manual_seed(0)
+    model = BitTransformerLM(**{**SHAPE, "dropout": 0.0, "ngram_dropout": ()}).double()
+    history = train_loop(model, bytes_corpus(TEXT), steps=20, batch_size=4, seed=1, amp=False)
+    got = [record["train_bpb"] for record in history]
+    golden = Path(__file__).parents[1] / "golden" / "losses.txt"
+    want = [float(line) for line in golden.read_text().split()]
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(want), rtol=1e-7, atol=0)
