@@ -74,8 +74,11 @@ class ModelConfig(Config):
     ngram_orders: tuple[PositiveInt, ...] = Field(
         (), description="Context lengths, in patches, of the hashed n-gram embeddings."
     )
-    ngram_rows: PositiveInt = Field(1 << 16, description="Rows of one order's table; a power of two.")
-    ngram_dropout: tuple[float, ...] = Field((), description="Row dropout by order; none if empty.")
+    ngram_words: bool = Field(False, description="Also the word so far, alone and after the word before; byte patches.")
+    ngram_rows: PositiveInt = Field(1 << 16, description="Rows of one context's table; a power of two.")
+    ngram_dropout: tuple[float, ...] = Field(
+        (), description="Row dropout by context: orders, then two for words; none if empty."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -108,10 +111,16 @@ class ModelConfig(Config):
             raise ValueError(
                 f"ngram_orders={self.ngram_orders} must ascend without repeats. Try {tuple(sorted(set(self.ngram_orders)))}"
             )
-        if self.ngram_dropout and len(self.ngram_dropout) != len(self.ngram_orders):
+        if self.ngram_words and self.patch_bits != self.byte_bits:
             raise ValueError(
-                f"ngram_dropout has {len(self.ngram_dropout)} values and must have one for each of "
-                f"{len(self.ngram_orders)} ngram_orders. Try ngram_dropout={(0.3,) * len(self.ngram_orders)}"
+                f"ngram_words=True goes with patches of one byte, patch_bits={self.byte_bits}; got patch_bits="
+                f"{self.patch_bits}. Try ngram_words=False"
+            )
+        contexts = len(self.ngram_orders) + 2 * self.ngram_words
+        if self.ngram_dropout and len(self.ngram_dropout) != contexts:
+            raise ValueError(
+                f"ngram_dropout has {len(self.ngram_dropout)} values; it must have one for each of {contexts} contexts "
+                f"(orders, then two for words). Try ngram_dropout={(0.3,) * contexts}"
             )
         if any(not 0 <= p < 1 for p in self.ngram_dropout):
             raise ValueError(f"ngram_dropout={self.ngram_dropout} must lie in [0, 1). Try (0.3, ...)")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bit_transformer.bit_io import Bits, ParityPolicy, bits_to_bytes, bytes_to_bits, find_parity_errors
+from bit_transformer.bit_io import Bits, ParityPolicy, as_bits, bits_to_bytes, bytes_to_bits, find_parity_errors
 from bit_transformer.config import Sampling
 from bit_transformer.errors import ParityError
 from bit_transformer.model import BitTransformerLM
@@ -47,7 +47,7 @@ def generate(
     Raises:
         BitStreamError: bits that are no bits, or more of them than the window holds.
     """
-    prompts = [np.asarray(row, dtype=np.uint8) for row in prompt_BT.cpu()]
+    prompts = [as_bits(row) for row in prompt_BT]
     T, P = prompt_BT.shape[1], model.config.patch_bits
     wanted = -(-(T + max_new_bits) // P)
     pieces = list(islice(_patches(model, prompts, sampling, long), wanted - T // P))

@@ -53,8 +53,11 @@ class BitTransformerLM(nn.Module):
         self.start = 1 << c.patch_bits  # the symbol before the first patch of a window
         self.embed = nn.Embedding((1 << c.patch_bits) + 1, c.d_model)
         self.phase = nn.Embedding(c.phases, c.d_model) if c.phases > 1 else None
+        word_shift = c.patch_bits - 8 if c.ngram_words else None
         self.ngrams = (
-            NgramEmbedding(c.d_model, c.ngram_orders, c.ngram_rows, c.ngram_dropout) if c.ngram_orders else None
+            NgramEmbedding(c.d_model, c.ngram_orders, c.ngram_rows, c.ngram_dropout, word_shift)
+            if c.ngram_orders or c.ngram_words
+            else None
         )
         self.blocks = nn.ModuleList(
             Block(c.d_model, c.nhead, c.feedforward_width, c.dropout) for _ in range(c.num_layers)
@@ -224,7 +227,7 @@ class BitTransformerLM(nn.Module):
         tables = [m for m in self.modules() if isinstance(m, nn.Embedding)]
         rows_read = {id(m): 1 for m in tables}
         if self.ngrams is not None:
-            rows_read[id(self.ngrams.table)] = len(self.ngrams.orders)
+            rows_read[id(self.ngrams.table)] = self.ngrams.contexts
         idle = sum(m.weight.numel() - rows_read[id(m)] * m.embedding_dim for m in tables)
         return ParameterCount(total, total - idle)
 

@@ -15,7 +15,8 @@ NAMED = {"tiny": 2, "small": 4, "medium": 8, "large": 12}
 def of_depth(num_layers: int, *, patch_bits: int = 8, parity: bool = False) -> ModelConfig:
     """A model of a depth: 64 wide a layer from 128 up, heads of 64, and a window of 256 bytes, 1,024 from 8 layers up.
 
-    N-gram embeddings of 2 to 5 patches are on where a patch is a byte or so; contexts of single bits say little.
+    N-gram embeddings of 2 to 5 patches are on where a patch is a byte or so, those of words where it is just a byte;
+    contexts of single bits say little.
 
     Raises:
         ConfigError: a depth below 1, or a patch size that cannot be.
@@ -24,7 +25,9 @@ def of_depth(num_layers: int, *, patch_bits: int = 8, parity: bool = False) -> M
     byte_bits = 9 if parity else 8
     window = 256 if num_layers < 8 else 1024
     bits = window * byte_bits
+    words = patch_bits == byte_bits
     orders = (2, 3, 4, 5) if patch_bits >= 6 else ()
+    dropout = (0.3, 0.4, 0.5, 0.6) if orders else ()
     return ModelConfig.of(
         {
             "d_model": width,
@@ -35,7 +38,8 @@ def of_depth(num_layers: int, *, patch_bits: int = 8, parity: bool = False) -> M
             "max_seq_len": max(1, bits // patch_bits) * patch_bits,
             "ngram_orders": orders,
             "ngram_rows": 1 << 15 if num_layers < 4 else 1 << 16,
-            "ngram_dropout": (0.3, 0.4, 0.5, 0.6) if orders else (),
+            "ngram_words": words,
+            "ngram_dropout": dropout + ((0.4, 0.4) if words else ()),
         }
     )
 
@@ -52,8 +56,8 @@ def preset(name: str = "small", **overrides: Any) -> ModelConfig:
     patches: dict[str, Any] = {key: overrides[key] for key in ("patch_bits", "parity") if key in overrides}
     checked = ModelConfig.of({**patches, "max_seq_len": _ANY_PATCH})
     fields = of_depth(depth, patch_bits=checked.patch_bits, parity=checked.parity).model_dump()
-    if "ngram_orders" in overrides and "ngram_dropout" not in overrides:
-        del fields["ngram_dropout"]  # it had one value for each of the orders that are replaced
+    if overrides.keys() & {"ngram_orders", "ngram_words"} and "ngram_dropout" not in overrides:
+        del fields["ngram_dropout"]  # it had one value for each context that was there
     return ModelConfig.of(fields | overrides)
 
 

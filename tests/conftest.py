@@ -62,7 +62,9 @@ def text_file(tmp_path: Path) -> Path:
 def btlm(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command, in a process of its own and an empty folder."""
 
-    def call(*args: object, env: dict[str, str] | None = None, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+    def call(
+        *args: object, env: dict[str, str] | None = None, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "bit_transformer.cli", *map(str, args)],
             cwd=tmp_path,
@@ -71,6 +73,8 @@ def btlm(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             capture_output=True,
             timeout=240,
         )
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode())
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode()
+        )
 
     return call

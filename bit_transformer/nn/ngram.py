@@ -1,13 +1,15 @@
 """Hashed n-gram embeddings: what followed this exact context before, looked up instead of computed.
 
 The last n patches are hashed into a table of learned rows, for several orders n, and the rows are added to the patch
-embedding. A small trunk learns common contexts from them many times faster than through attention. Tables take sparse
-gradients: a step touches only the rows it looked up.
+embedding. So is, where a patch is a byte, the word so far, and the word so far with the one before it. A small trunk
+learns common contexts from them many times faster than through attention. Tables take sparse gradients: a step touches
+only the rows it looked up.
 
-Source: Pagnoni et al. 2024, arXiv:2412.09871 (Byte Latent Transformer, section 3.2.1).
+Sources: Pagnoni et al. 2024, arXiv:2412.09871 (Byte Latent Transformer, section 3.2.1) for the embeddings; Mahoney 2005
+("Adaptive weighing of context models for lossless data compression") for words as contexts.
 """
 
-# Shapes: B batch, N positions, C = N + (longest order - 1) context patches, O orders, D model width.
+# Shapes: B batch, N positions, C = N + history context patches, O tables, D model width.
 from __future__ import annotations
 
 import torch
@@ -16,61 +18,119 @@ from torch import Tensor, nn
 # Odd 64-bit constants as signed integers; tensor arithmetic wraps around, which is what a multiplicative hash wants.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio (Knuth, TAOCP 3, 6.4)
 _FINISH = 0xBF58476D1CE4E5B9 - (1 << 64)  # the first multiplier of SplitMix64 (Steele et al. 2014)
+_STEP_INVERSE = pow(0x9E3779B97F4A7C15, -1, 1 << 64) - (1 << 64)  # _STEP * _STEP_INVERSE = 1 modulo 2^64
+
+WORD_REACH = 16  # a word is its last 16 letters, and the word before begins at most so far back
 
 
-def hash_contexts(context_BC: Tensor, orders: tuple[int, ...], rows: int) -> Tensor:
-    """Table rows for the contexts that end at each of the last N = C - (max(orders) - 1) patches.
+def hash_contexts(context_BC: Tensor, orders: tuple[int, ...], positions: int) -> list[Tensor]:
+    """Hashes of the contexts that end at each of the last N patches.
 
     Args:
         context_BC: int64 patches, oldest first, any non-negative values.
-        orders: context lengths in patches, ascending.
-        rows: rows of one order's table, a power of two.
+        orders: context lengths in patches, ascending; the longest fits the patches given.
+        positions: N.
 
     Returns:
-        row_BNO: int64; order o has the rows [o * rows, (o + 1) * rows).
+        hash_BN for each order: int64, all bits mixed.
     """
-    N = context_BC.shape[1] - (orders[-1] - 1)
+    C = context_BC.shape[1]
     mixed_BC = (context_BC + 1) * _STEP
-    state_BN = torch.zeros_like(mixed_BC[:, :N])
-    row: list[Tensor] = []
-    for age in range(orders[-1]):
-        end = mixed_BC.shape[1] - age
-        state_BN = (state_BN * _FINISH) ^ mixed_BC[:, end - N : end]
-        state_BN = state_BN ^ ((state_BN >> 29) & ((1 << 35) - 1))
+    state_BN = torch.zeros_like(mixed_BC[:, :positions])
+    hashes: list[Tensor] = []
+    for age in range(orders[-1] if orders else 0):
+        state_BN = _mixed((state_BN * _FINISH) ^ mixed_BC[:, C - age - positions : C - age])
         if age + 1 in orders:
-            finished_BN = (state_BN * _STEP) >> 20
-            row.append((finished_BN & (rows - 1)) + len(row) * rows)
-    return torch.stack(row, dim=-1)
+            hashes.append(state_BN)
+    return hashes
+
+
+def hash_words(byte_BC: Tensor, positions: int) -> list[Tensor]:
+    """Hashes of the word so far, and of it together with the word before, at each of the last N bytes.
+
+    A word is a run of letters, in lower case, or of bytes above 127; at any other byte the word so far is that byte. All
+    words are hashed at once: with prefix sums of `letter * step^-place`, the hash of places a .. b is a difference times
+    step^b, in arithmetic modulo 2^64, and does not depend on where the word stands.
+
+    Returns:
+        two hash_BN: int64, all bits mixed.
+    """
+    C = byte_BC.shape[1]
+    place_C = torch.arange(C, device=byte_BC.device)
+    upper_BC = (byte_BC >= ord("A")) & (byte_BC <= ord("Z"))
+    lower_BC = torch.where(upper_BC, byte_BC + 32, byte_BC)
+    letter_BC = (lower_BC >= ord("a")) & (lower_BC <= ord("z")) | (byte_BC >= 128) & (byte_BC < 256)
+
+    gap_BC = torch.where(letter_BC, -1, place_C).cummax(1).values
+    first_BC = torch.maximum(gap_BC + 1, place_C - (WORD_REACH - 1))
+    mass_BC = nn.functional.pad(((lower_BC + 1) * _powers(_STEP_INVERSE, place_C)).cumsum(1), (1, 0))
+    run_BC = (mass_BC[:, 1:] - mass_BC.gather(1, first_BC)) * _powers(_STEP, place_C)
+    word_BC = torch.where(letter_BC, run_BC, (byte_BC + 1) * _FINISH)
+
+    last_letter_BC = torch.where(letter_BC, place_C, -1).cummax(1).values
+    end_BC = torch.where(gap_BC >= 0, last_letter_BC.gather(1, gap_BC.clamp_min(0)), -1)
+    near_BC = (end_BC >= 0) & (end_BC >= place_C - WORD_REACH)
+    before_BC = torch.where(near_BC, word_BC.gather(1, end_BC.clamp_min(0)), 0)
+    return [_mixed(word_BC[:, -positions:]), _mixed(_mixed(before_BC * _FINISH) ^ word_BC)[:, -positions:]]
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """High bits folded onto low ones, by a logical shift."""
+    return x ^ ((x >> 29) & ((1 << 35) - 1))
+
+
+def _powers(base: int, place_C: Tensor) -> Tensor:
+    power_C = torch.full_like(place_C, base)
+    power_C[:1] = 1
+    return power_C.cumprod(0)
 
 
 class NgramEmbedding(nn.Module):
-    """The sum over orders of one learned row per hashed context.
+    """The sum of one learned row for each hashed context.
 
     Args:
         orders: context lengths in patches, ascending.
-        rows: rows of one order's table, a power of two.
-        dropout: chance that a position loses the row of an order in training; the others are scaled up. It keeps
-            the model from leaning on contexts that it has seen once.
+        rows: rows of one context's table, a power of two.
+        dropout: for each context, the chance that a position loses its row in training, the others being scaled up.
+            It keeps the model from leaning on contexts that it has seen once. Empty: none.
+        word_shift: bits of a patch after its byte (1 with parity, else 0) turns the two word contexts on.
     """
 
-    def __init__(self, d_model: int, orders: tuple[int, ...], rows: int, dropout: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        orders: tuple[int, ...],
+        rows: int,
+        dropout: tuple[float, ...] = (),
+        word_shift: int | None = None,
+    ) -> None:
         super().__init__()
-        self.orders, self.rows = orders, rows
-        self.dropout = dropout
-        self.table = nn.Embedding(len(orders) * rows, d_model, sparse=True)
+        self.orders, self.rows, self.dropout, self.word_shift = orders, rows, dropout, word_shift
+        self.contexts = len(orders) + (2 if word_shift is not None else 0)
+        self.table = nn.Embedding(self.contexts * rows, d_model, sparse=True)
         nn.init.zeros_(self.table.weight)
 
     @property
     def history(self) -> int:
         """How many patches before a position its longest context reaches back."""
-        return self.orders[-1] - 1
+        words = 2 * WORD_REACH - 1 if self.word_shift is not None else 0
+        return max(words, self.orders[-1] - 1 if self.orders else 0)
+
+    def rows_of(self, context_BC: Tensor) -> Tensor:
+        """Table rows of the contexts that end at each of the last N = C - history patches: row_BNO."""
+        positions = context_BC.shape[1] - self.history
+        hashes = hash_contexts(context_BC, self.orders, positions)
+        if self.word_shift is not None:
+            hashes += hash_words(context_BC >> self.word_shift, positions)
+        hash_BNO = (torch.stack(hashes, dim=-1) * _STEP) >> 20
+        return (hash_BNO & (self.rows - 1)) + torch.arange(self.contexts, device=hash_BNO.device) * self.rows
 
     def forward(self, context_BC: Tensor) -> Tensor:
         """Embedding of the contexts that end at each of the last N patches: x_BND."""
-        row_BNO = hash_contexts(context_BC, self.orders, self.rows)
+        row_BNO = self.rows_of(context_BC)
         x_BNOD = self.table(row_BNO)
         if not self.training or not any(self.dropout):
             return x_BNOD.sum(2)
         keep_O = 1 - torch.tensor(self.dropout, device=x_BNOD.device)
         kept_BNO = torch.rand(row_BNO.shape, device=x_BNOD.device) < keep_O
-        return torch.einsum("bno,bnod->bnd", (kept_BNO / keep_O).to(x_BNOD.dtype), x_BNOD)
+        return ((kept_BNO / keep_O).to(x_BNOD.dtype)[..., None] * x_BNOD).sum(2)

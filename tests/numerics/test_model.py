@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
+from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.data.sources import bytes_corpus
+from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.attention import attend_to_cache
 from bit_transformer.nn.block import SquaredReLU
@@ -26,7 +27,7 @@ SHAPES = [
     {"patch_bits": 1, "max_seq_len": 45, "parity": True, "ngram_orders": (4, 9), "ngram_rows": 64},
     {"patch_bits": 3, "max_seq_len": 36},
     {"patch_bits": 8, "max_seq_len": 64, "ngram_orders": (1, 2, 5), "ngram_rows": 128},
-    {"patch_bits": 9, "max_seq_len": 72, "parity": True},
+    {"patch_bits": 9, "max_seq_len": 72, "parity": True, "ngram_words": True, "ngram_rows": 64},
     {"patch_bits": 12, "max_seq_len": 96, "num_layers": 1},
 ]
 
@@ -40,7 +41,13 @@ def in_float64(model: BitTransformerLM) -> BitTransformerLM:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_all_logits_match_the_loops(shape):
     model = in_float64(random_model(**shape))
-    for length in {1, model.config.patch_bits, model.config.patch_bits + 1, model.config.max_seq_len - 1, model.config.max_seq_len}:
+    for length in {
+        1,
+        model.config.patch_bits,
+        model.config.patch_bits + 1,
+        model.config.max_seq_len - 1,
+        model.config.max_seq_len,
+    }:
         bits_BT = random_bits(1, length, seed=length)
         want = reference.all_bit_logits(model, bits_BT[0].tolist())
         got = model.all_bit_logits(bits_BT)[0]
@@ -136,7 +143,8 @@ def test_patches_pack_and_unpack():
         bits_BT = random_bits(2, patch_bits * 7)
         patch_BN = pack_patches(bits_BT, patch_bits)
         assert patch_BN.tolist() == [
-            [reference.patch_value(row[n * patch_bits : (n + 1) * patch_bits]) for n in range(7)] for row in bits_BT.tolist()
+            [reference.patch_value(row[n * patch_bits : (n + 1) * patch_bits]) for n in range(7)]
+            for row in bits_BT.tolist()
         ]
         assert torch.equal(unpack_patches(patch_BN, patch_bits).long(), bits_BT)
         for node_P, patch in zip(tree_nodes(patch_BN, patch_bits)[0].tolist(), patch_BN[0].tolist(), strict=True):
@@ -146,7 +154,9 @@ def test_patches_pack_and_unpack():
 @pytest.mark.parametrize(("H", "N", "K"), [(1, 1, 8), (3, 7, 8), (2, 33, 16)])
 def test_attention_matches_the_loops_whole_and_from_a_cache(H, N, K):
     q, k, v = (torch.randn(1, H, N, K, dtype=torch.float64) for _ in range(3))
-    want = torch.stack([torch.from_numpy(reference.causal_attention(*(t[0, h].numpy() for t in (q, k, v)))) for h in range(H)])
+    want = torch.stack(
+        [torch.from_numpy(reference.causal_attention(*(t[0, h].numpy() for t in (q, k, v)))) for h in range(H)]
+    )
     assert_close(attend_to_cache(q, k, v)[0], want, rtol=1e-12, atol=1e-12)
     for begin in range(N):
         assert_close(attend_to_cache(q[:, :, begin:], k, v)[0], want[:, begin:], rtol=1e-12, atol=1e-12)
@@ -180,3 +190,37 @@ def test_autocast_stays_near_float32():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             got = model.nll(bits_BT)
     assert (got.float() - want).abs().mean() < 0.05
+
+
+def test_word_contexts_match_the_loops_on_text_and_on_noise():
+    model = random_model(max_seq_len=1600, ngram_orders=(2, 3), ngram_words=True, ngram_rows=1 << 20)
+    text = (
+        "O Romeo, Romeo!  wherefore art thou... antidisestablishmentarianism  x -- 12 caf\u00e9 NA\u00cfVE.\n\n"
+        + " " * 40
+        + "end"
+    )
+    for data in (text.encode(), np.random.default_rng(0).bytes(200), b"a" * 50, b"  "):
+        symbols = [256, *data]
+        rows_NO = model.ngrams.rows_of(torch.tensor([[256] * model.ngrams.history + symbols]))[0]
+        assert rows_NO.tolist() == [reference.ngram_rows(model, symbols[: n + 1]) for n in range(len(symbols))]
+
+
+def test_word_contexts_ignore_case_and_place_and_see_the_word_before():
+    model = random_model(max_seq_len=640, ngram_words=True, ngram_rows=1 << 20)
+
+    def last_rows(text: str) -> list[int]:
+        context = [256] * model.ngrams.history + list(text.encode())
+        return model.ngrams.rows_of(torch.tensor([context]))[0, -1].tolist()
+
+    word, pair = last_rows("to be or not")
+    assert last_rows("whether 'tis nobler or NoT") == [word, pair]
+    assert last_rows("is it not")[0] == word and last_rows("is it not")[1] != pair
+
+
+def test_stepping_equals_one_forward_on_text():
+    model = random_model(max_seq_len=8 * 120, ngram_orders=(2, 4), ngram_words=True, ngram_rows=256)
+    bits_BT = torch.from_numpy(np.stack([bytes_to_bits(TEXT[i : i + 120]) for i in (0, 37)]))
+    with torch.no_grad():
+        cache = model.new_cache(batch=2)
+        pieces = [model.step(part, cache) for part in bits_BT.split(8 * 7 + 3, dim=1)]
+        assert_close(torch.cat(pieces, dim=1), model(bits_BT).logits, rtol=1e-5, atol=1e-5)

@@ -54,27 +54,71 @@ def causal_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> n
     return out
 
 
-def hash_row(context: list[int], order: int, table: int, rows: int) -> int:
-    """The row of the `table`-th order for a context given oldest first, in unsigned 64-bit arithmetic."""
-    step, finish = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+STEP, FINISH = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+
+
+def mixed(x: int) -> int:
+    return x ^ (x >> 29)
+
+
+def hash_context(context: list[int], order: int) -> int:
+    """The last `order` patches, newest first, in unsigned 64-bit arithmetic."""
     state = 0
     for age in range(order):
-        state = (state * finish) & MASK64
-        state ^= ((context[-1 - age] + 1) * step) & MASK64
-        state ^= state >> 29
-    return (((state * step) & MASK64) >> 20 & (rows - 1)) + table * rows
+        state = mixed((state * FINISH & MASK64) ^ ((context[-1 - age] + 1) * STEP & MASK64))
+    return state
+
+
+def is_letter(byte: int) -> bool:
+    return (chr(byte).isascii() and chr(byte).isalpha()) or 128 <= byte < 256
+
+
+def word_ending_at(data: list[int], place: int) -> int:
+    """The hash of the word so far: of the last 16 letters at most, or of a byte that is none."""
+    if not is_letter(data[place]):
+        return (data[place] + 1) * FINISH & MASK64
+    state, power = 0, 1
+    for back in range(16):
+        if place < back or not is_letter(data[place - back]):
+            break
+        byte = data[place - back]
+        state += ((byte + 32 if ord("A") <= byte <= ord("Z") else byte) + 1) * power
+        power *= STEP
+    return state & MASK64
+
+
+def word_hashes(data: list[int]) -> tuple[int, int]:
+    """Of the word so far, and of it with the word before, at the end of some bytes."""
+    end = len(data) - 1
+    word = word_ending_at(data, end)
+    gap = end
+    while gap >= 0 and is_letter(data[gap]):
+        gap -= 1
+    before = gap
+    while before >= 0 and not is_letter(data[before]):
+        before -= 1
+    previous = word_ending_at(data, before) if gap >= 0 and before >= 0 and before >= end - 16 else 0
+    return mixed(word), mixed(mixed(previous * FINISH & MASK64) ^ word)
+
+
+def ngram_rows(model: BitTransformerLM, symbols: list[int]) -> list[int]:
+    """The table rows of all contexts that end at the last symbol."""
+    c = model.config
+    context = [1 << c.patch_bits] * 64 + symbols
+    hashes = [hash_context(context, order) for order in c.ngram_orders]
+    if c.ngram_words:
+        hashes += word_hashes([symbol >> (c.patch_bits - 8) for symbol in context])
+    return [((h * STEP & MASK64) >> 20 & (c.ngram_rows - 1)) + table * c.ngram_rows for table, h in enumerate(hashes)]
 
 
 def embed(model: BitTransformerLM, symbols: list[int]) -> list[np.ndarray]:
     w, c = weights_of(model), model.config
-    start = 1 << c.patch_bits
     out = []
     for n, symbol in enumerate(symbols):
         x = w["embed.weight"][symbol].copy()
-        if c.ngram_orders:
-            context = [start] * c.ngram_orders[-1] + symbols[: n + 1]
-            for table, order in enumerate(c.ngram_orders):
-                x += w["ngrams.table.weight"][hash_row(context, order, table, c.ngram_rows)]
+        if c.ngram_orders or c.ngram_words:
+            for row in ngram_rows(model, symbols[: n + 1]):
+                x += w["ngrams.table.weight"][row]
         if c.phases > 1:
             x += w["phase.weight"][n % c.phases]
         out.append(x)
@@ -86,6 +130,7 @@ def trunk(model: BitTransformerLM, symbols: list[int]) -> list[np.ndarray]:
     xs = embed(model, symbols)
     K = c.d_model // c.nhead
     for layer in range(c.num_layers):
+
         def weight(name: str, layer: int = layer) -> np.ndarray:
             return w[f"blocks.{layer}.{name}"]
 

@@ -75,7 +75,16 @@ def test_presets_by_name_by_depth_and_with_overrides():
 
 @pytest.mark.parametrize(
     ("patch_bits", "parity", "phases", "align"),
-    [(8, False, 1, 1), (9, True, 1, 1), (1, False, 8, 1), (1, True, 9, 1), (12, False, 2, 3), (4, False, 2, 1), (3, True, 3, 1), (5, False, 8, 5)],
+    [
+        (8, False, 1, 1),
+        (9, True, 1, 1),
+        (1, False, 8, 1),
+        (1, True, 9, 1),
+        (12, False, 2, 3),
+        (4, False, 2, 1),
+        (3, True, 3, 1),
+        (5, False, 8, 5),
+    ],
 )
 def test_where_patches_and_bytes_meet(patch_bits, parity, phases, align):
     config = ModelConfig(patch_bits=patch_bits, parity=parity, max_seq_len=patch_bits * 72)

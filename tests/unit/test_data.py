@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import itertools
 import threading
 import zipfile
 from collections import Counter
@@ -37,7 +38,7 @@ def test_thinned_is_spread_disjoint_and_of_the_asked_size():
     thin = corpus.thinned(1000, 100)
     assert len(thin) == 1000
     spans = sorted((s.start, s.stop) for s in thin.spans)
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert spans[0][0] == 0 and spans[-1][1] == len(corpus)
     assert corpus.thinned(10**9, 100) is corpus
 

@@ -34,7 +34,12 @@ def costs_one_window_at_a_time(model, data: bytes, protocol: Protocol) -> list[f
 
 @pytest.mark.parametrize(
     "shape",
-    [{"patch_bits": 8, "max_seq_len": 128}, {"patch_bits": 9, "parity": True, "max_seq_len": 144}, {"patch_bits": 12, "max_seq_len": 120}, {"patch_bits": 1, "max_seq_len": 128}],
+    [
+        {"patch_bits": 8, "max_seq_len": 128},
+        {"patch_bits": 9, "parity": True, "max_seq_len": 144},
+        {"patch_bits": 12, "max_seq_len": 120},
+        {"patch_bits": 1, "max_seq_len": 128},
+    ],
 )
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 100])
 @pytest.mark.parametrize("overlap", [0.0, 0.5, 0.8])
@@ -73,5 +78,9 @@ def test_nothing_to_score_is_refused():
 
 def test_compressors_give_what_they_give_in_one_call():
     got = compressors_bpb(bytes_corpus(TEXT), piece=1000)
-    for name, size in (("zlib -9", len(zlib.compress(TEXT, 9))), ("bz2 -9", len(bz2.compress(TEXT))), ("xz -9e", len(lzma.compress(TEXT, preset=9 | lzma.PRESET_EXTREME)))):
+    for name, size in (
+        ("zlib -9", len(zlib.compress(TEXT, 9))),
+        ("bz2 -9", len(bz2.compress(TEXT))),
+        ("xz -9e", len(lzma.compress(TEXT, preset=9 | lzma.PRESET_EXTREME))),
+    ):
         assert math.isclose(got[name], 8 * size / len(TEXT), rel_tol=0.02)

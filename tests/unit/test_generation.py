@@ -28,7 +28,10 @@ def greedy_by_full_forwards(model: BitTransformerLM, bits: torch.Tensor, count: 
     return bits[:, start : start + count]
 
 
-@pytest.mark.parametrize("shape", [{"patch_bits": 3, "max_seq_len": 60}, {"patch_bits": 8, "max_seq_len": 80}, {"patch_bits": 1, "max_seq_len": 40}])
+@pytest.mark.parametrize(
+    "shape",
+    [{"patch_bits": 3, "max_seq_len": 60}, {"patch_bits": 8, "max_seq_len": 80}, {"patch_bits": 1, "max_seq_len": 40}],
+)
 @pytest.mark.parametrize("length", [0, 1, 7, 16])
 def test_cached_greedy_generation_equals_full_forwards(shape, length):
     model = random_model(**shape)
@@ -42,7 +45,9 @@ def greedy_by_full_forwards_from_nothing(model: BitTransformerLM, count: int) ->
     P = model.config.patch_bits
     leaves = torch.tensor([[(v >> j) & 1 for j in range(P - 1, -1, -1)] for v in range(1 << P)])
     cost = model.nll(leaves).sum(1)
-    return torch.cat((leaves[cost.argmin()][None], greedy_by_full_forwards(model, leaves[cost.argmin()][None], count)), 1)[:, :count]
+    return torch.cat(
+        (leaves[cost.argmin()][None], greedy_by_full_forwards(model, leaves[cost.argmin()][None], count)), 1
+    )[:, :count]
 
 
 def test_samples_follow_the_models_own_distribution():
@@ -135,7 +140,8 @@ def test_no_ngram_comes_twice():
 def test_a_repetition_penalty_lowers_repetition():
     model = random_model(max_seq_len=64)
     plain, penalised = (
-        len(set(generate_bytes(model, [b"a"], 200, Sampling(seed=1, temperature=0.3, repetition_penalty=r))[0])) for r in (1.0, 50.0)
+        len(set(generate_bytes(model, [b"a"], 200, Sampling(seed=1, temperature=0.3, repetition_penalty=r))[0]))
+        for r in (1.0, 50.0)
     )
     assert penalised > plain
 
@@ -161,7 +167,9 @@ def test_sliding_keeps_values_and_turns_keys_back():
     layer = cache.layers[1]
     for new in range(1, 7):
         old = new + 4
-        unturned = rotate(keys[:, :, old : old + 1].transpose(1, 2), torch.stack((table[old, :, 0], -table[old, :, 1]), -1)[None])
+        unturned = rotate(
+            keys[:, :, old : old + 1].transpose(1, 2), torch.stack((table[old, :, 0], -table[old, :, 1]), -1)[None]
+        )
         want = rotate(unturned, table[new : new + 1]).transpose(1, 2)
         torch.testing.assert_close(layer.key_BHNK[:, :, new : new + 1], want, rtol=1e-4, atol=1e-5)
         assert torch.equal(layer.value_BHNK[:, :, new], values[:, :, old])

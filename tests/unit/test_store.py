@@ -17,7 +17,12 @@ def test_a_run_is_recorded_from_beginning_to_end(tmp_path):
     assert store.get("a").status == "running"
     store.end("a", "finished", "budget spent", {"bpb": 2.5})
     run = store.get("a")
-    assert (run.status, run.note, run.result, run.config["model"]) == ("finished", "budget spent", {"bpb": 2.5}, {"d_model": 8})
+    assert (run.status, run.note, run.result, run.config["model"]) == (
+        "finished",
+        "budget spent",
+        {"bpb": 2.5},
+        {"d_model": 8},
+    )
     assert store.series("a", "loss") == [(1, 8.0), (2, 7.5)]
     assert store.metric_keys("a") == ["loss", "val"]
     store.forget_after("a", 1)

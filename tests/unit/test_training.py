@@ -183,7 +183,9 @@ def test_autocast_is_on_where_asked_for():
 
 @pytest.mark.parametrize("patch_bits,parity", [(1, False), (1, True), (4, False), (9, True), (12, False)])
 def test_every_kind_of_patch_trains(patch_bits, parity):
-    model = BitTransformerLM(d_model=16, nhead=2, num_layers=1, patch_bits=patch_bits, parity=parity, max_seq_len=patch_bits * 72)
+    model = BitTransformerLM(
+        d_model=16, nhead=2, num_layers=1, patch_bits=patch_bits, parity=parity, max_seq_len=patch_bits * 72
+    )
     history = train_loop(model, TEXT, steps=3, batch_size=2, validation=TEXT[:500])
     assert math.isclose(history[0]["train_bpb"], 9.0 if parity else 8.0, rel_tol=1e-5)
     assert history[-1]["val_bpb"] < history[0]["train_bpb"]

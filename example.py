@@ -1,0 +1,48 @@
+"""Text to bits, a small model, a sample, and what it is worth: one minute from nothing.
+
+Run: python example.py
+"""
+
+from bit_transformer import (
+    BitTransformerLM,
+    Sampling,
+    bits_per_byte,
+    bits_to_text,
+    stream_bytes,
+    text_to_bits,
+    train_loop,
+)
+from bit_transformer.data.sources import bytes_corpus, split, stdlib_files
+from bit_transformer.evaluation.baselines import compressors_bpb
+
+# 1. A text is bits, eight to a byte, and nothing else.
+bits = text_to_bits("Hi")
+print("Hi =", "".join(map(str, bits.tolist())), "=", bits_to_text(bits))
+
+# 2. A model that sees eight of them as one position, and predicts them one by one.
+model = BitTransformerLM(d_model=128, nhead=2, num_layers=2, max_seq_len=1024, ngram_orders=(2, 3, 4))
+print(f"{model.num_parameters().total:,} parameters, {model.num_parameters().active:,} of them active")
+
+# 3. Real bytes: the source of Python's own standard library, some files held out.
+train, held_out = split(stdlib_files(), "file", 0.1)
+held_out = held_out.thinned(32_768, 4_096)
+
+
+def say(trainer, record):  # an observer is any function of these two
+    if record["step"] % 20 == 0:
+        print(f"  {record['seconds']:4.0f} s  step {record['step']:4}  {record['train_bpb']:.2f} bits per byte")
+
+
+train_loop(model, train, seconds=25, batch_size=32, observers=[say])
+
+# 4. What is it worth? Prediction is compression, so compressors are the measure.
+score = bits_per_byte(model, held_out)
+print(f"\nmodel {score.bpb:.3f} bits per byte ({score.protocol})")
+for name, bpb in compressors_bpb(bytes_corpus(held_out.read(0, len(held_out)).tobytes())).items():
+    print(f"{name} {bpb:.3f}")
+
+# 5. And what does it think code looks like?
+print("\ndef ", end="")
+for piece in stream_bytes(model, b"def ", 200, Sampling(temperature=0.7, seed=1)):
+    print(piece.decode("utf-8", errors="replace"), end="", flush=True)
+print()
