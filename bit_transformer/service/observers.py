@@ -88,8 +88,8 @@ class Recorder:
 class Checkpoints:
     """Saves the training, so that it can go on, whenever `checkpoint_seconds` have passed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, recorder: Recorder) -> None:
+        self.folder, self.recorder = folder, recorder
         self.saved_at: float | None = None
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
@@ -102,7 +102,8 @@ class Checkpoints:
             self.saved_at = trainer.progress.seconds
 
     def save(self, trainer: Trainer) -> None:
-        """The training, and the model alone for those who only use it."""
+        """The training, and the model alone for those who only use it; records first, for a resumed run keeps them."""
+        self.recorder.flush()
         trainer.save(self.folder / TRAINING_FILE)
         self.save_model(trainer)
 

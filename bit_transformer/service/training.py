@@ -135,7 +135,8 @@ def _run(
     trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, report: Callable[[Update], None] | None
 ) -> TrainResult:
     run, out = request.out.name, request.out
-    recorder, checkpoints = Recorder(store, run), Checkpoints(out)
+    recorder = Recorder(store, run)
+    checkpoints = Checkpoints(out, recorder)
     observers: list[Observer] = [recorder, checkpoints]
     if request.train.patience:
         observers.append(KeepBest(checkpoints))

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from bit_transformer.cli.options import Json, Store, read_settings
-from bit_transformer.cli.output import (
-    EXIT_INTERRUPTED,
-    bpb,
-    console,
-    errors_in_one_line,
-    progress_console,
-    show_comparison,
-    show_json,
-)
+from bit_transformer.cli.output import EXIT_INTERRUPTED, errors_in_one_line, show_json
+from bit_transformer.cli.training_output import live_progress, show_training
 from bit_transformer.errors import ConfigError
 from bit_transformer.service import DEFAULT_STORE
 
 if TYPE_CHECKING:
-    from bit_transformer.service.observers import Update
-    from bit_transformer.service.training import TrainRequest, TrainResult
+    from bit_transformer.service.training import TrainRequest
 
 SECONDS_DEFAULT = 60.0
 
@@ -89,16 +77,19 @@ def run(
                 )
             from bit_transformer.service import training
 
-            with _progress() as report:
+            with live_progress() as report:
                 result = training.resume(out, store, report=report)
         else:
             settings = read_settings(recipe, set_ or [])
             request = _request(settings, corpora, out, preset, patch_bits, parity, flags, eval_bytes, store)
             from bit_transformer.service import training
 
-            with _progress() as report:
+            with live_progress() as report:
                 result = training.train(request, overwrite=overwrite, report=report)
-        _show(result, as_json)
+        if as_json:
+            show_json(result)
+        else:
+            show_training(result)
         if result.status == "stopped":
             raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -136,65 +127,3 @@ def _request(
         raise ConfigError("got no corpus; at least one name, file or folder is needed. Try btlm train stdlib")
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     return TrainRequest(folder, store, model, TrainConfig.of(train), DataConfig.of(data), eval_bytes)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Update], None]]:
-    """A live bar on a terminal; elsewhere a line every ten seconds."""
-    if not progress_console.is_terminal:
-        yield _plain_lines()
-        return
-    bar = Progress(
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TextColumn("{task.description}"),
-        console=progress_console,
-        transient=False,
-    )
-    with bar:
-        task = bar.add_task("starting", total=1.0)
-
-        def report(update: Update) -> None:
-            bar.update(task, completed=update.share, description=_line(update))
-
-        yield report
-
-
-def _plain_lines(every: float = 10.0) -> Callable[[Update], None]:
-    last = [time.monotonic() - every]
-
-    def report(update: Update) -> None:
-        if time.monotonic() - last[0] >= every or update.share >= 1:
-            last[0] = time.monotonic()
-            progress_console.print(f"{update.share:4.0%}  {_line(update)}", soft_wrap=True)
-
-    return report
-
-
-def _line(update: Update) -> str:
-    validation = f" · val {bpb(update.val_bpb)}" if update.val_bpb is not None else ""
-    return (
-        f"step {update.step:,} · {update.bytes_per_s / 1000:,.1f} kB/s · train {bpb(update.bpb)} bpb{validation} · "
-        f"eta {int(update.eta) // 60}:{int(update.eta) % 60:02d}"
-    )
-
-
-def _show(result: TrainResult, as_json: bool) -> None:
-    if as_json:
-        show_json(result)
-        return
-    pace = result.bytes_seen / max(result.seconds, 1e-9) / 1000
-    console.print(
-        f"\n{result.status} ({result.note}): {result.steps:,} updates, {result.bytes_seen / 1e6:.2f} MB "
-        f"({result.bytes_seen / result.train_bytes:.2f} epochs) in {result.seconds:.0f} s, {pace:.1f} kB/s; "
-        f"{result.parameters / 1e6:.2f} M parameters",
-        soft_wrap=True,
-    )
-    if result.comparison:
-        show_comparison(result.comparison, "held-out bytes")
-    if result.status == "stopped":
-        console.print(f"Go on with: btlm train --out {result.folder} --resume", soft_wrap=True)
-    else:
-        console.print(
-            f"Run folder: {result.folder}  (config.json, model.safetensors, metrics.csv, loss.png)", soft_wrap=True
-        )

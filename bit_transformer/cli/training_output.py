@@ -1,0 +1,76 @@
+"""How a training looks while it runs and when it ends; shared by `btlm train` and unified_workflow.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from bit_transformer.cli.output import bpb, console, progress_console, show_comparison
+
+if TYPE_CHECKING:
+    from bit_transformer.service.observers import Update
+    from bit_transformer.service.training import TrainResult
+
+
+@contextmanager
+def live_progress() -> Iterator[Callable[[Update], None]]:
+    """A live bar on a terminal; elsewhere a line every ten seconds."""
+    if not progress_console.is_terminal:
+        yield _plain_lines()
+        return
+    bar = Progress(
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.description}"),
+        console=progress_console,
+        transient=False,
+    )
+    with bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def report(update: Update) -> None:
+            bar.update(task, completed=update.share, description=_line(update))
+
+        yield report
+
+
+def _plain_lines(every: float = 10.0) -> Callable[[Update], None]:
+    last = [time.monotonic() - every]
+
+    def report(update: Update) -> None:
+        if time.monotonic() - last[0] >= every or update.share >= 1:
+            last[0] = time.monotonic()
+            progress_console.print(f"{update.share:4.0%}  {_line(update)}", soft_wrap=True)
+
+    return report
+
+
+def _line(update: Update) -> str:
+    validation = f" · val {bpb(update.val_bpb)}" if update.val_bpb is not None else ""
+    return (
+        f"step {update.step:,} · {update.bytes_per_s / 1000:,.1f} kB/s · train {bpb(update.bpb)} bpb{validation} · "
+        f"eta {int(update.eta) // 60}:{int(update.eta) % 60:02d}"
+    )
+
+
+def show_training(result: TrainResult) -> None:
+    """How a training ended, and what it is worth."""
+    pace = result.bytes_seen / max(result.seconds, 1e-9) / 1000
+    console.print(
+        f"\n{result.status} ({result.note}): {result.steps:,} updates, {result.bytes_seen / 1e6:.2f} MB "
+        f"({result.bytes_seen / result.train_bytes:.2f} epochs) in {result.seconds:.0f} s, {pace:.1f} kB/s; "
+        f"{result.parameters / 1e6:.2f} M parameters",
+        soft_wrap=True,
+    )
+    if result.comparison:
+        show_comparison(result.comparison, "held-out bytes")
+    if result.status == "stopped":
+        console.print(f"Go on with: btlm train --out {result.folder} --resume", soft_wrap=True)
+    else:
+        console.print(
+            f"Run folder: {result.folder}  (config.json, model.safetensors, metrics.csv, loss.png)", soft_wrap=True
+        )

@@ -1,0 +1,269 @@
+"""The command as a user meets it: processes, exit codes, one-line errors, and files that survive."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bit_transformer.checkpoint import load_checkpoint, read_tensors
+from tests.conftest import ROOT, TEXT
+
+SMALL = ["--set", "model.d_model=16", "--set", "model.nhead=2", "--set", "model.num_layers=1", "--set", "model.max_seq_len=256",
+         "--set", "model.ngram_rows=256", "--batch-size", 4]  # fmt: skip
+
+
+@pytest.fixture
+def trained(btlm, text_file, tmp_path) -> Path:
+    done = btlm("train", text_file, *SMALL, "--steps", 20, "--out", "runs/one")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "runs" / "one"
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def start(*args: object, cwd: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bit_transformer.cli", *map(str, args)],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not come")
+
+
+def test_train_leaves_a_run_and_the_other_verbs_use_it(btlm, trained, text_file):
+    assert {p.name for p in trained.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "training.safetensors",
+        "metrics.csv",
+        "loss.png",
+    }
+    config = json.loads((trained / "config.json").read_text())
+    assert config["model"]["d_model"] == 16 and config["data"]["held_out_bytes"] > 0 and config["provenance"]["torch"]
+    rows = csv_rows(trained / "metrics.csv")
+    assert len(rows) == 20 and float(rows[-1]["train_bpb"]) < float(rows[0]["train_bpb"])
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    evaluated = json.loads(btlm("evaluate", trained, text_file, "--json").stdout)
+    assert evaluated["total"]["bytes"] == len(TEXT)
+    assert 0 < evaluated["total"]["bpb"] < 8 and set(evaluated["total"]["compressors"]) == {
+        "zlib -9",
+        "bz2 -9",
+        "xz -9e",
+    }
+    assert "every byte scored once" in evaluated["total"]["protocol"]
+    assert "bits per byte" in btlm("evaluate", trained, text_file, text_file).stdout
+
+    scored = json.loads(btlm("score", trained, text_file, "--window", 1000, "--json").stdout)
+    assert sum(w["bytes"] for w in scored["windows"]) == len(TEXT)
+    assert scored["windows"][1]["offset"] == 1000
+    assert abs(scored["bpb"] - evaluated["total"]["bpb"]) < 1e-3
+    shown = btlm("score", trained, text_file, "--plot", "score.png")
+    assert "most surprising" in shown.stdout and (trained.parents[1] / "score.png").exists()
+
+    one = btlm("generate", trained, "--prompt", "It is ", "--bytes", 30, "--seed", 1)
+    assert one.stdout.startswith("It is ")
+    both = json.loads(
+        btlm("generate", trained, "--prompt", "It is ", "--bytes", 30, "--seed", 1, "--samples", 2, "--json").stdout
+    )
+    assert all(len(bytes.fromhex(h)) == 30 for h in both["hex"])
+
+    listed = json.loads(btlm("runs", "list", "--json").stdout)
+    assert [(r["id"], r["status"], r["step"]) for r in listed] == [("one", "finished", 20)]
+    assert "one" in btlm("runs").stdout
+    assert json.loads(btlm("runs", "show", "one", "--json").stdout)["result"]["bpb"] > 0
+    assert "d_model = 16" in btlm("runs", "show", "one").stdout
+    assert btlm("generate", "one", "--bytes", 5, "--seed", 1).returncode == 0  # by name, through the store
+
+
+def test_a_surprising_stretch_stands_out(btlm, trained, tmp_path):
+    noise = os.urandom(1000)
+    (tmp_path / "mixed").write_bytes(TEXT[:8000] + noise + TEXT[:8000])
+    windows = json.loads(btlm("score", trained, "mixed", "--window", 500, "--json").stdout)["windows"]
+    assert {w["offset"] for w in sorted(windows, key=lambda w: -w["bpb"])[:2]} == {8000, 8500}
+
+
+def test_results_as_json_are_one_line_and_progress_goes_elsewhere(btlm, text_file):
+    done = btlm("train", text_file, *SMALL, "--steps", 5, "--out", "r", "--json")
+    result = json.loads(done.stdout)
+    assert result["status"] == "finished" and result["steps"] == 5 and result["comparison"]["bpb"] > 0
+    assert "bpb" in done.stderr
+
+
+def test_standard_input_is_a_corpus_and_a_file_to_score(btlm, trained):
+    assert btlm("train", "-", *SMALL, "--steps", 3, "--out", "piped", stdin=TEXT).returncode == 0
+    scored = btlm("score", trained, "-", "--json", stdin=TEXT[:700])
+    assert sum(w["bytes"] for w in json.loads(scored.stdout)["windows"]) == 700
+
+
+BAD = [
+    (["train", "nowhere.txt"], "corpus 'nowhere.txt'"),
+    (["train", "EMPTY"], "empty file"),
+    (["train", "TINY"], "at least one window"),
+    (["train"], "Try btlm train stdlib"),
+    (["train", "TEXT", "--set", "model.d_modle=3"], "Did you mean 'd_model'"),
+    (["train", "TEXT", "--set", "model.nhead=7"], "Try d_model="),
+    (["train", "TEXT", "--set", "d_model=3"], "section"),
+    (["train", "TEXT", "--set", "nonsense"], "section.key=value"),
+    (["train", "TEXT", "--steps", "2", "--seconds", "3"], "exactly one of"),
+    (["train", "TEXT", "--preset", "colossal"], "tiny, small, medium, large"),
+    (["train", "TEXT", "--recipe", "none.toml"], "cannot be read"),
+    (["train", "TEXT", "--set", "model.reversible=true"], "not in this version"),
+    (["train", "--out", "r", "--resume"], "no run with a checkpoint"),
+    (["train", "TEXT", "--out", "r", "--resume"], "with --out alone"),
+    (["train", "TEXT", "--patch-bits", "13"], "patch_bits=13"),
+    (["generate", "nowhere"], "run folder"),
+    (["generate", "TEXT"], "damaged or no checkpoint"),
+    (["evaluate", "RUN", "EMPTY"], "empty file"),
+    (["evaluate", "RUN", "TEXT", "--overlap", "1"], "[0, 1)"),
+    (["score", "RUN", "TEXT", "--window", "0"], "at least 1 byte"),
+    (["generate", "RUN", "--bytes", "0"], "at least 1"),
+    (["generate", "RUN", "--temperature", "-1"], "temperature"),
+    (["generate", "RUN", "--prompt", "@missing"], "cannot be read"),
+    (["runs", "show", "ghost"], "btlm runs list"),
+    (["bench", "ghost"], "startup"),
+]
+
+
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(btlm, trained, text_file, tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "tiny").write_bytes(b"tiny")
+    names = {"TEXT": text_file, "EMPTY": "empty", "TINY": "tiny", "RUN": trained}
+    before = sorted(tmp_path.rglob("*"))
+    for args, text in BAD:
+        done = btlm(*[names.get(a, a) for a in args])
+        assert done.returncode == 2, (args, done.stdout, done.stderr)
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("btlm: ") and text in lines[0], (args, done.stderr)
+        assert sorted(tmp_path.rglob("*")) == before, args
+
+
+def test_a_run_is_not_replaced_by_accident(btlm, trained, text_file):
+    kept = (trained / "model.safetensors").read_bytes()
+    refused = btlm("train", text_file, *SMALL, "--steps", 2, "--out", trained)
+    assert refused.returncode == 2 and "--overwrite" in refused.stderr
+    assert (trained / "model.safetensors").read_bytes() == kept
+    assert btlm("train", text_file, *SMALL, "--steps", 2, "--out", trained, "--overwrite").returncode == 0
+    assert len(csv_rows(trained / "metrics.csv")) == 2
+
+
+def test_kill_nine_and_resume_ends_where_an_uninterrupted_run_does(btlm, text_file, tmp_path):
+    common = [text_file, *SMALL, "--steps", 400, "--set", "train.checkpoint_seconds=0.2", "--set", "model.dropout=0.1"]
+    assert btlm("train", *common, "--out", "whole").returncode == 0
+    process = start("train", *common, "--out", "killed", cwd=tmp_path)
+    wait_for(tmp_path / "killed" / "training.safetensors", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, document = read_tensors(tmp_path / "killed" / "training.safetensors")
+    assert 0 < document["progress"]["step"] < 400
+    done = btlm("train", "--out", "killed", "--resume")
+    assert done.returncode == 0, done.stderr
+    whole, _ = read_tensors(tmp_path / "whole" / "training.safetensors")
+    killed, _ = read_tensors(tmp_path / "killed" / "training.safetensors")
+    assert whole.keys() == killed.keys()
+    assert all(bool((whole[name] == killed[name]).all()) for name in whole)
+    assert len(csv_rows(tmp_path / "killed" / "metrics.csv")) == 400
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_exits_130(btlm, text_file, tmp_path, number):
+    process = start(
+        "train",
+        text_file,
+        *SMALL,
+        "--steps",
+        100_000,
+        "--set",
+        "train.checkpoint_seconds=0.2",
+        "--out",
+        "cut",
+        cwd=tmp_path,
+    )
+    wait_for(tmp_path / "cut" / "training.safetensors", process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err.decode()
+    assert "--resume" in out.decode() and "Traceback" not in err.decode()
+    step = read_tensors(tmp_path / "cut" / "training.safetensors")[1]["progress"]["step"]
+    assert step > 0 and load_checkpoint(tmp_path / "cut")
+    assert json.loads(btlm("runs", "list", "--json").stdout)[0]["status"] == "stopped"
+
+
+FULL_DISK = """
+import resource, sys
+from bit_transformer.checkpoint import save_checkpoint
+from bit_transformer.errors import CheckpointError
+from bit_transformer.model import BitTransformerLM
+import torch
+model = BitTransformerLM(d_model=64, nhead=2, num_layers=2)
+save_checkpoint("m.safetensors", model)
+torch.nn.init.ones_(model.head.weight)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))   # the disk takes 100 kB more, then no more
+try:
+    save_checkpoint("m.safetensors", model)
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True)
+    assert "The one before is untouched" in done.stdout, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+    assert float(load_checkpoint(tmp_path / "m.safetensors").head.weight.detach().abs().sum()) == 0.0
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_last_checkpoint(btlm, text_file, tmp_path):
+    done = btlm("train", text_file, *SMALL, "--steps", 500, "--set", "train.optim.lr=1e30", "--set", "train.clip_norm=1e30",
+                "--set", "train.optim.table_lr=1e30", "--set", "train.optim.matrix_lr=1e30",
+                "--set", "train.checkpoint_seconds=0.001", "--out", "wild")  # fmt: skip
+    assert done.returncode == 2 and "at step" in done.stderr.splitlines()[-1], done.stderr
+    run = json.loads(btlm("runs", "list", "--json").stdout)[0]
+    assert run["status"] == "failed"
+    assert (tmp_path / "wild" / "metrics.csv").exists()
+    if (tmp_path / "wild" / "training.safetensors").exists():
+        tensors, _ = read_tensors(tmp_path / "wild" / "training.safetensors")
+        assert all(bool(t.isfinite().all()) for t in tensors.values())
+
+
+def test_recipes_are_legal(btlm, text_file):
+    for recipe in sorted((ROOT / "recipes").glob("*.toml")):
+        done = btlm(
+            "train", text_file, "--recipe", recipe, "--steps", 1, "--set", "train.batch_size=1", "--out", recipe.stem
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_workflow_runs_its_phases_and_refuses_those_to_come(tmp_path, text_file):
+    call = [sys.executable, str(ROOT / "unified_workflow.py"), "--corpus", str(text_file)]
+    done = subprocess.run(
+        [*call, "--dataset-size", "20000", "--batch-size", "2"], cwd=tmp_path, capture_output=True, encoding="utf-8", errors="replace"
+    )
+    assert done.returncode == 0 and "held-out bytes" in done.stdout and "def " in done.stdout, done.stderr
+    for flag in ("--dashboard", "--diffusion", "--distributed", "--qat", "--progressive", "--diffusion-curriculum"):
+        refused = subprocess.run([*call, flag, "--out", "none"], cwd=tmp_path, capture_output=True, text=True)
+        assert refused.returncode == 2 and "not in this version" in refused.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_help_names_every_verb_and_the_exit_codes(btlm):
+    text = btlm("--help").stdout
+    for word in ("train", "generate", "evaluate", "score", "runs", "bench", "130"):
+        assert word in text

@@ -1,0 +1,79 @@
+"""All phases in one command: train, validate, evaluate beside compressors, generate.
+
+Run: python unified_workflow.py --epochs 1 --dataset-size 2000000
+
+A thin door to `bit_transformer.service`, for those who know the workflow by its flags; `btlm` has every setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bit_transformer.cli.output import EXIT_INTERRUPTED, console, errors_in_one_line
+from bit_transformer.cli.training_output import live_progress, show_training
+from bit_transformer.config import DataConfig, Sampling, TrainConfig
+from bit_transformer.errors import ConfigError
+from bit_transformer.presets import optim_for, preset
+
+# Flags of phases that this version does not have: asking for one is an error, not a silent no-op.
+LATER = {
+    "dashboard": "the dashboard",
+    "diffusion": "diffusion mode",
+    "diffusion_steps": "diffusion mode",
+    "diffusion_curriculum": "diffusion mode",
+    "distributed": "distributed training",
+    "qat": "quantization-aware training",
+    "progressive": "progressive growth",
+}
+
+
+def parse() -> argparse.Namespace:
+    """The documented flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", default="stdlib", help="name, file, folder or glob")
+    parser.add_argument("--out", type=Path, default=Path("runs/workflow"), help="run folder; a run in it is replaced")
+    parser.add_argument("--preset", default="tiny", help="tiny, small, medium, large, or a depth")
+    parser.add_argument("--epochs", type=float, default=1.0, help="passes over the training part")
+    parser.add_argument("--dataset-size", type=int, help="train on about so many bytes an epoch")
+    parser.add_argument("--batch-size", type=int, default=32, help="windows of an update")
+    parser.add_argument("--amp", action="store_true", default=None, help="bfloat16 autocast, also where it is slow")
+    for flag, what in LATER.items():
+        takes_value = flag == "diffusion_steps"
+        kind = {"type": int} if takes_value else {"action": "store_true"}
+        parser.add_argument(f"--{flag.replace('_', '-')}", help=f"{what}: not in this version", **kind)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run every phase."""
+    flags = parse()
+    with errors_in_one_line():
+        for flag, what in LATER.items():
+            if getattr(flags, flag):
+                name = flag.replace("_", "-")
+                raise ConfigError(f"--{name} got a value; {what} is not in this version. Try without --{name}")
+        from bit_transformer.service import inference, training
+
+        model = preset(flags.preset)
+        budget = {"bytes": flags.epochs * flags.dataset_size} if flags.dataset_size else {"epochs": flags.epochs}
+        config = TrainConfig.of(
+            {**budget, "batch_size": flags.batch_size, "amp": flags.amp, "optim": optim_for(model).model_dump()}
+        )
+        store = flags.out.parent / "runs.sqlite"
+        request = training.TrainRequest(flags.out, store, model, config, DataConfig(corpora=(flags.corpus,)))
+        with live_progress() as report:
+            result = training.train(request, overwrite=True, report=report)
+        show_training(result)
+        if result.status == "stopped":
+            return EXIT_INTERRUPTED
+        console.print("\nsample:")
+        for piece in inference.stream(result.folder, b"def ", 200, Sampling(temperature=0.7, seed=1), store=store):
+            sys.stdout.buffer.write(piece)
+        print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
