@@ -24,8 +24,12 @@ TextPolicy: TypeAlias = Literal["strict", "replace", "ignore", "backslashreplace
 
 REPLACEMENT = ord("?")
 
-# Entry b is the even-parity bit of byte b.
-_PARITY = (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1) & 1).astype(np.uint8)
+_EIGHT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+# Entry b is the even-parity bit of byte b; the nine bits of byte b, as one item, so that a look-up copies nine bytes.
+_PARITY = (_EIGHT.sum(1) & 1).astype(np.uint8)
+_NINE = np.concatenate((_EIGHT, _PARITY[:, None]), axis=1).view("V9")[:, 0]
+# Eight bytes of 0 or 1 times this, seen as one little-endian integer, have the packed byte on top.
+_GATHER = np.uint64(0x8040201008040201)
 
 
 def bytes_to_bits(data: bytes | bytearray | memoryview | Bytes, *, parity: bool = False) -> Bits:
@@ -41,10 +45,7 @@ def bytes_to_bits(data: bytes | bytearray | memoryview | Bytes, *, parity: bool 
     values = data if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
     if not parity:
         return np.unpackbits(values, axis=-1)
-    bits = np.empty((*values.shape, 9), dtype=np.uint8)
-    bits[..., :8] = np.unpackbits(values, axis=-1).reshape(*values.shape, 8)
-    bits[..., 8] = _PARITY[values]
-    return bits.reshape(*values.shape[:-1], -1)
+    return _NINE[values].view(np.uint8).reshape(*values.shape[:-1], -1)
 
 
 def bits_to_bytes(bits: BitsLike, *, parity: bool = False, on_error: ParityPolicy = "raise") -> bytes:
@@ -68,8 +69,8 @@ def bits_to_bytes(bits: BitsLike, *, parity: bool = False, on_error: ParityPolic
         )
     if not parity:
         return np.packbits(flat).tobytes()
-    data = np.packbits(flat.reshape(-1, 9)[:, :8])
-    wrong = find_parity_errors(flat)
+    data = _data_bytes(flat)
+    wrong = _odd_bytes(flat, data)
     if len(wrong) == 0 or on_error == "keep":
         return data.tobytes()
     if on_error == "raise":
@@ -94,8 +95,17 @@ def find_parity_errors(bits: BitsLike) -> NDArray[np.int64]:
     flat = as_bits(bits)
     if len(flat) % 9:
         raise BitStreamError(f"got {len(flat)} bits; bytes with parity take 9 each. Try bits[:{len(flat) // 9 * 9}]")
-    nine = flat.reshape(-1, 9)
-    return np.flatnonzero(_PARITY[np.packbits(nine[:, :8])] != nine[:, 8]).astype(np.int64)
+    return _odd_bytes(flat, _data_bytes(flat))
+
+
+def _data_bytes(flat: Bits) -> Bytes:
+    """The data bytes of bits with parity: of each nine the first eight, packed."""
+    eight = np.ndarray(len(flat) // 9, dtype="<u8", buffer=flat, strides=(9,))
+    return (eight * _GATHER >> np.uint64(56)).astype(np.uint8)
+
+
+def _odd_bytes(flat: Bits, data: Bytes) -> NDArray[np.int64]:
+    return np.flatnonzero(_PARITY[data] != flat[8::9]).astype(np.int64)
 
 
 def repair_parity(bits: BitsLike) -> Bits:
@@ -157,7 +167,8 @@ def as_bits(bits: BitsLike) -> Bits:
     array = bits.detach().cpu().numpy() if isinstance(bits, Tensor) else np.asarray(bits)
     if array.ndim != 1:
         raise BitStreamError(f"got bits of shape {array.shape}; one axis is needed. Try bits.reshape(-1)")
-    if array.size and not (array.min() >= 0 and array.max() <= 1 and np.array_equal(array, array.astype(np.uint8))):
+    bits_8 = array.astype(np.uint8, copy=False)
+    if array.size and (bits_8.max() > 1 or (array.dtype not in (np.uint8, np.bool_) and (array != bits_8).any())):
         wrong = array[(array != 0) & (array != 1)][0]
         raise BitStreamError(f"got the value {wrong} among the bits; each must be 0 or 1. Try bytes_to_bits for bytes")
-    return array.astype(np.uint8, copy=False)
+    return np.ascontiguousarray(bits_8)

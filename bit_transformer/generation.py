@@ -16,6 +16,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.bit_io import Bits, ParityPolicy, as_bits, bits_to_bytes, bytes_to_bits, find_parity_errors
@@ -23,7 +24,7 @@ from bit_transformer.config import Sampling
 from bit_transformer.errors import ParityError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.cache import DecodeCache
-from bit_transformer.nn.patching import leaf_log_probs, pack_patches, unpack_patches
+from bit_transformer.nn.patching import leaf_log_probs, pack_patches
 
 
 @torch.inference_mode()
@@ -51,8 +52,8 @@ def generate(
     T, P = prompt_BT.shape[1], model.config.patch_bits
     wanted = -(-(T + max_new_bits) // P)
     pieces = list(islice(_patches(model, prompts, sampling, long), wanted - T // P))
-    bits_BT = unpack_patches(torch.stack(pieces, dim=1), P) if pieces else prompt_BT.new_zeros(len(prompts), 0)
-    return bits_BT[:, T % P :][:, :max_new_bits].to(torch.uint8)
+    bits_BT = np.concatenate(pieces, axis=1) if pieces else np.empty((len(prompts), 0), dtype=np.uint8)
+    return torch.from_numpy(bits_BT[:, T % P :][:, :max_new_bits])
 
 
 def infer_long(
@@ -132,9 +133,9 @@ def stream_rows(
     # A stream's first bits belong to its prompt: those after the last whole patch of the shortest prompt.
     skip = [len(b) - shortest // c.patch_bits * c.patch_bits for b in bits]
     policy: ParityPolicy = "raise" if sampling is None or sampling.force_parity else "keep"
-    for patch_B in _patches(model, bits, sampling, long=True):
+    for bit_BP in _patches(model, bits, sampling, long=True):
         row: list[bytes] = []
-        for index, fresh in enumerate(unpack_patches(patch_B[:, None], c.patch_bits).cpu().numpy()):
+        for index, fresh in enumerate(bit_BP):
             used = min(skip[index], len(fresh))
             skip[index] -= used
             have = np.concatenate((pending[index], fresh[used:]))
@@ -148,10 +149,8 @@ def stream_rows(
 
 
 @torch.inference_mode()
-def _patches(
-    model: BitTransformerLM, prompts: Sequence[Bits], sampling: Sampling | None, long: bool
-) -> Iterator[Tensor]:
-    """Draw without end: patch_B from the first patch on that is not wholly known for all streams."""
+def _patches(model: BitTransformerLM, prompts: Sequence[Bits], sampling: Sampling | None, long: bool) -> Iterator[Bits]:
+    """Draw without end: bit_BP of each patch, from the first on that is not wholly known for all streams."""
     c = model.config
     how = sampling or Sampling()
     cache = model.new_cache(len(prompts))
@@ -160,11 +159,12 @@ def _patches(
     history_BN = pack_patches(head, c.patch_bits) if known else head.long()
     _feed(model, cache, history_BN, long)
     pick = _Picker(model, prompts, how, history_BN.tolist())
+    shift_P = np.arange(c.patch_bits - 1, -1, -1)
     while True:
-        patch_B = pick(model.head(cache.state_BD), known)
-        yield patch_B
+        patch_B1 = pick(model.node_logits(cache), known)[:, None]
+        yield (patch_B1 >> shift_P & 1).astype(np.uint8)
         known += 1
-        _feed(model, cache, patch_B[:, None], long)
+        _feed(model, cache, torch.from_numpy(patch_B1).to(head.device), long)
 
 
 def _feed(model: BitTransformerLM, cache: DecodeCache, patch_BN: Tensor, long: bool) -> None:
@@ -180,20 +180,20 @@ def _feed(model: BitTransformerLM, cache: DecodeCache, patch_BN: Tensor, long: b
 
 
 class _Picker:
-    """Draws the next patch of every stream from the head's logits."""
+    """Draws the next patch of every stream from the head's logits; in NumPy, for these are small arrays."""
 
     def __init__(
         self, model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, history: list[list[int]]
     ) -> None:
         self.config, self.how, self.prompts, self.history = model.config, how, prompts, history
+        self.longest = max(len(bits) for bits in prompts)
         self.parity = model.config.parity and how.force_parity
         if self.parity:
             for bits in prompts:
                 _check_parity(bits)
         known = len(history[0]) * model.config.patch_bits
         self.odd = [int(bits[known // 9 * 9 : known].sum()) & 1 for bits in prompts]
-        self.generator = torch.Generator()
-        self.generator.manual_seed(how.seed) if how.seed is not None else self.generator.seed()
+        self.random = np.random.default_rng(how.seed)
         self.followers: list[dict[tuple[int, ...], set[int]]] = [defaultdict(set) for _ in prompts]
         if how.no_repeat_ngram:
             for index, past in enumerate(history):
@@ -201,51 +201,53 @@ class _Picker:
                     self._note(index, past[:end])
         self.plain = how.top_p == 1 and how.repetition_penalty == 1 and not how.no_repeat_ngram
 
-    def __call__(self, node_logit_BV: Tensor, place: int) -> Tensor:
+    def __call__(self, node_logit_BV: NDArray[np.float32], place: int) -> NDArray[np.int64]:
         """The patches at index `place` of every stream."""
-        score_BV = leaf_log_probs(node_logit_BV).cpu()
-        self._mask(score_BV, place)
+        score_BV = leaf_log_probs(node_logit_BV)
+        if self.parity or place * self.config.patch_bits < self.longest:
+            self._mask(score_BV, place)
         if not self.plain:
             self._discourage(score_BV)
         patch_B = self._draw(score_BV)
         self._remember(patch_B.tolist(), place)
-        return patch_B.to(node_logit_BV.device)
+        return patch_B
 
-    def _mask(self, score_BV: Tensor, place: int) -> None:
+    def _mask(self, score_BV: NDArray[np.float64], place: int) -> None:
         """Rule out what contradicts the prompt or breaks parity."""
         P = self.config.patch_bits
         begin = place * P
         for index, bits in enumerate(self.prompts):
             if begin < len(bits):
-                score_BV[index, ~_begins_with(P, tuple(bits[begin : begin + P].tolist()))] = -math.inf
+                score_BV[index, ~_begins_with(P, tuple(bits[begin : begin + P].tolist()))] = -np.inf
             if self.parity:
-                score_BV[index, ~_even_bytes(P, begin % 9, self.odd[index])[0]] = -math.inf
+                score_BV[index, ~_even_bytes(P, begin % 9, self.odd[index])[0]] = -np.inf
 
-    def _discourage(self, score_BV: Tensor) -> None:
+    def _discourage(self, score_BV: NDArray[np.float64]) -> None:
         """Lower what was seen recently, rule out repeated n-grams, cut the tail off."""
-        for index, past in enumerate(self.history):
-            row_V = score_BV[index]
+        for row_V, past, followers in zip(score_BV, self.history, self.followers, strict=True):
             if self.how.repetition_penalty > 1 and past:
                 row_V[list(set(past[-self.how.repetition_window :]))] -= math.log(self.how.repetition_penalty)
             n = self.how.no_repeat_ngram
-            banned = (
-                list(self.followers[index].get(tuple(past[len(past) - n + 1 :]), ()))
-                if n and len(past) >= n - 1
-                else []
-            )
-            if banned and int(row_V.isfinite().sum()) > int(row_V[banned].isfinite().sum()):
-                row_V[banned] = -math.inf
+            banned = list(followers.get(tuple(past[len(past) - n + 1 :]), ())) if 0 < n <= len(past) + 1 else []
+            if banned and np.isfinite(row_V).sum() > np.isfinite(row_V[banned]).sum():
+                row_V[banned] = -np.inf
         if self.how.top_p < 1:
-            ordered_BV, place_BV = (score_BV / (self.how.temperature or 1)).softmax(-1).sort(descending=True)
-            tail_BV = ordered_BV.cumsum(-1) - ordered_BV >= self.how.top_p
-            score_BV.scatter_(-1, place_BV, score_BV.gather(-1, place_BV).masked_fill(tail_BV, -math.inf))
+            scaled_BV = score_BV / (self.how.temperature or 1)
+            weight_BV = np.exp(scaled_BV - scaled_BV.max(1, keepdims=True))
+            weight_BV /= weight_BV.sum(1, keepdims=True)
+            order_BV = np.argsort(-weight_BV, axis=1, kind="stable")
+            ordered_BV = np.take_along_axis(weight_BV, order_BV, axis=1)
+            tail_BV = ordered_BV.cumsum(1) - ordered_BV >= self.how.top_p
+            kept_BV = np.where(tail_BV, -np.inf, np.take_along_axis(score_BV, order_BV, axis=1))
+            np.put_along_axis(score_BV, order_BV, kept_BV, axis=1)
 
-    def _draw(self, score_BV: Tensor) -> Tensor:
+    def _draw(self, score_BV: NDArray[np.float64]) -> NDArray[np.int64]:
         if self.how.temperature == 0:
-            return score_BV.argmax(-1)
-        weight_BV = (score_BV / self.how.temperature).softmax(-1).cumsum(-1)
-        point_B1 = torch.rand(len(weight_BV), 1, dtype=torch.float64, generator=self.generator) * weight_BV[:, -1:]
-        return torch.searchsorted(weight_BV, point_B1, right=True)[:, 0].clamp_max(weight_BV.shape[-1] - 1)
+            return score_BV.argmax(1)
+        scaled_BV = score_BV / self.how.temperature
+        heap_BV = np.exp(scaled_BV - scaled_BV.max(1, keepdims=True)).cumsum(1)
+        point_B1 = self.random.random((len(heap_BV), 1)) * heap_BV[:, -1:]
+        return np.minimum((heap_BV <= point_B1).sum(1), heap_BV.shape[1] - 1)
 
     def _remember(self, patches: list[int], place: int) -> None:
         P = self.config.patch_bits
@@ -273,26 +275,26 @@ def _check_parity(bits: Bits) -> None:
 
 
 @lru_cache(maxsize=1 << 12)
-def _begins_with(patch_bits: int, prefix: tuple[int, ...]) -> Tensor:
+def _begins_with(patch_bits: int, prefix: tuple[int, ...]) -> NDArray[np.bool_]:
     """Which of the V patches begin with some bits."""
     value = int("".join(map(str, prefix)), 2)
-    return torch.arange(1 << patch_bits) >> (patch_bits - len(prefix)) == value
+    return np.arange(1 << patch_bits) >> (patch_bits - len(prefix)) == value
 
 
 @lru_cache(maxsize=64)
-def _even_bytes(patch_bits: int, phase: int, odd: int) -> tuple[Tensor, Tensor]:
+def _even_bytes(patch_bits: int, phase: int, odd: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which of the V patches keep every byte's parity even, and whether the byte left open after them is odd so far.
 
     Args:
         phase: bits of the open byte that came before the patch.
         odd: whether these hold an odd number of ones.
     """
-    bit_VP = unpack_patches(torch.arange(1 << patch_bits)[None], patch_bits).view(-1, patch_bits)
-    allowed_V = torch.ones(1 << patch_bits, dtype=torch.bool)
-    odd_V = torch.full((1 << patch_bits,), odd, dtype=torch.uint8)
+    patch_V = np.arange(1 << patch_bits)
+    allowed_V = np.ones(len(patch_V), dtype=bool)
+    odd_V = np.full(len(patch_V), odd)
     for j in range(patch_bits):
-        odd_V = odd_V ^ bit_VP[:, j]
+        odd_V = odd_V ^ (patch_V >> (patch_bits - 1 - j) & 1)
         if (phase + j) % 9 == 8:
             allowed_V &= odd_V == 0
-            odd_V = torch.zeros_like(odd_V)
+            odd_V = np.zeros_like(odd_V)
     return allowed_V, odd_V

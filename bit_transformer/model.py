@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +25,7 @@ from bit_transformer.nn.ngram import NgramEmbedding
 from bit_transformer.nn.norm import RMSNorm
 from bit_transformer.nn.patching import PrefixTreeHead, pack_patches
 from bit_transformer.nn.position import rotary_table
+from bit_transformer.nn.single import SingleStream
 
 
 class ModelOutput(NamedTuple):
@@ -131,31 +134,28 @@ class BitTransformerLM(nn.Module):
             cache: the streams that the symbols continue; it moves on by N symbols.
         """
         N = input_BN.shape[1]
+        begin, seen = (cache.length, cache.symbols_seen) if cache else (0, 0)
+        x_BND = self.embed(input_BN)
+        if self.phase is not None:
+            step_N = torch.arange(seen, seen + N, device=input_BN.device)
+            x_BND = x_BND + self.phase(step_N % self.config.phases)
+        if self.ngrams is not None:
+            recent_BN = cache.recent_BN if cache else self._no_history(input_BN)
+            context_BC = torch.cat((recent_BN, input_BN), dim=1)
+            x_BND = x_BND + self.ngrams(context_BC)
+            if cache:
+                cache.recent_BN = context_BC[:, N:]
         if cache is None:
-            begin, seen, recent_BN = 0, 0, self._no_history(input_BN)
-        else:
-            begin, seen, recent_BN = cache.length, cache.symbols_seen, cache.recent_BN
-        context_BC = torch.cat((recent_BN, input_BN), dim=1)
-        x_BND = self._embed(input_BN, context_BC, seen)
-        turn_NK2 = self.turn_NK2[begin : begin + N]
-        if cache is None:
-            return self.run_blocks(x_BND, turn_NK2)
-        cache.recent_BN = context_BC[:, N:]
+            return self.run_blocks(x_BND, self.turn_NK2[:N])
         cache.symbols_seen += N
-        return self.run_blocks(x_BND, turn_NK2, cache.layers)
+        if cache.single is not None and N == 1 and not self.training:
+            state_D = cache.single.step(x_BND[0, 0].detach().numpy())
+            return torch.from_numpy(state_D)[None, None]
+        return self.run_blocks(x_BND, self.turn_NK2[begin : begin + N], cache.layers)
 
     def _no_history(self, input_BN: Tensor) -> Tensor:
         history = self.ngrams.history if self.ngrams else 0
         return input_BN.new_full((len(input_BN), history), self.start)
-
-    def _embed(self, input_BN: Tensor, context_BC: Tensor, seen: int) -> Tensor:
-        x_BND = self.embed(input_BN)
-        if self.ngrams is not None:
-            x_BND = x_BND + self.ngrams(context_BC)
-        if self.phase is not None:
-            step_N = torch.arange(seen, seen + input_BN.shape[1], device=input_BN.device)
-            x_BND = x_BND + self.phase(step_N % self.config.phases)
-        return x_BND
 
     def run_blocks(self, x_BND: Tensor, turn_NK2: Tensor, layers: list[LayerCache] | None = None) -> Tensor:
         """The trunk after its embeddings; what torch.compile sees, for sparse gradients do not go through it."""
@@ -172,7 +172,9 @@ class BitTransformerLM(nn.Module):
         like = self.head.weight
         layers = [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
         start_B1 = torch.full((batch, 1), self.start, device=like.device)
-        cache = DecodeCache(layers, self._no_history(start_B1), like.new_zeros(batch, c.d_model))
+        alone = batch == 1 and like.device.type == "cpu" and like.dtype == torch.float32
+        single = SingleStream(self.blocks, self.final_norm, self.head, self.turn_NK2, layers) if alone else None
+        cache = DecodeCache(layers, self._no_history(start_B1), like.new_zeros(batch, c.d_model), single)
         cache.state_BD = self.trunk(start_B1, cache)[:, -1]
         return cache
 
@@ -214,6 +216,12 @@ class BitTransformerLM(nn.Module):
         h_BND = self.trunk(patch_BN, cache)
         cache.state_BD = h_BND[:, -1]
         return h_BND
+
+    def node_logits(self, cache: DecodeCache) -> NDArray[np.float32]:
+        """Logits at every node of the patch that comes next, for each stream: (B, V)."""
+        if cache.single is not None:
+            return cache.single.node_logits(cache.state_BD[0].numpy())[None]
+        return self.head(cache.state_BD).float().cpu().numpy()
 
     def slide(self, cache: DecodeCache, count: int) -> None:
         """Forget the `count` oldest patches of a cache to make room; what is left is re-used, not computed again."""

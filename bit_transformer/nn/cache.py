@@ -3,10 +3,15 @@
 # Shapes: B batch, N positions, H heads, K head width, L layers.
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from bit_transformer.nn.position import rotate
+
+if TYPE_CHECKING:
+    from bit_transformer.nn.single import SingleStream
 
 
 class LayerCache:
@@ -47,10 +52,13 @@ class DecodeCache:
         state_BD: the trunk's state that predicts the patch that is not complete yet.
         symbols_seen: symbols so far, the start symbol included, whatever the window has forgotten.
         capacity: positions a layer can hold, the start symbol included.
+        single: the fast way on for a stream that is alone on a processor, if it is.
     """
 
-    def __init__(self, layers: list[LayerCache], recent_BN: Tensor, state_BD: Tensor) -> None:
-        self.layers = layers
+    def __init__(
+        self, layers: list[LayerCache], recent_BN: Tensor, state_BD: Tensor, single: SingleStream | None = None
+    ) -> None:
+        self.layers, self.single = layers, single
         self.recent_BN = recent_BN
         self.prefix_BR = torch.zeros(len(recent_BN), 0, dtype=torch.uint8, device=recent_BN.device)
         self.state_BD = state_BD

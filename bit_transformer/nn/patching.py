@@ -13,8 +13,11 @@ Source: the binary-tree softmax of Morin & Bengio 2005, with the tree fixed by t
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,25 +74,24 @@ class PrefixTreeHead(nn.Module):
         return self(h_BND).gather(-1, tree_nodes(patch_BN, self.patch_bits))
 
 
-def leaf_log_probs(node_logit_V: Tensor) -> Tensor:
+def leaf_log_probs(node_logit_BV: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Log-probabilities of all V patches, in nats, from the logits of all V nodes.
 
     Args:
-        node_logit_V: (..., V) as `PrefixTreeHead` gives them.
+        node_logit_BV: as `PrefixTreeHead` gives them; an array, for what samples from it works on arrays.
 
     Returns:
-        (..., V) in float64; exp sums to 1.
+        (B, V); exp sums to 1.
     """
-    z = node_logit_V.double()
-    turn = torch.cat((F.logsigmoid(-z), F.logsigmoid(z)), dim=-1)  # entry b * V + node: the bit at that node is b
-    path_VP = _turns(z.shape[-1], z.device)
-    return turn[..., path_VP].sum(-1)
+    z = node_logit_BV.astype(np.float64)
+    turn = -np.logaddexp(0, np.concatenate((z, -z), axis=1))  # entry b * V + node: the log-probability of bit b there
+    return turn[:, _turns(z.shape[1])].sum(-1)
 
 
-@lru_cache(maxsize=32)
-def _turns(symbols: int, device: torch.device) -> Tensor:
-    """Entries of `turn` along the path to every leaf: path_VP."""
+@lru_cache(maxsize=16)
+def _turns(symbols: int) -> NDArray[np.int64]:
+    """Entries of `turn` along the path to every leaf: (V, P)."""
     P = symbols.bit_length() - 1
-    patch_1V = torch.arange(symbols, device=device)[None]
-    bit_VP = unpack_patches(patch_1V, P).view(symbols, P).long()
-    return bit_VP * symbols + tree_nodes(patch_1V, P)[0]
+    patch_V1 = np.arange(symbols)[:, None]
+    bit_VP = patch_V1 >> np.arange(P - 1, -1, -1) & 1
+    return bit_VP * symbols + (patch_V1 + symbols >> np.arange(P, 0, -1))

@@ -254,7 +254,11 @@ def test_recipes_are_legal(btlm, text_file):
 def test_the_workflow_runs_its_phases_and_refuses_those_to_come(tmp_path, text_file):
     call = [sys.executable, str(ROOT / "unified_workflow.py"), "--corpus", str(text_file)]
     done = subprocess.run(
-        [*call, "--dataset-size", "20000", "--batch-size", "2"], cwd=tmp_path, capture_output=True, encoding="utf-8", errors="replace"
+        [*call, "--dataset-size", "20000", "--batch-size", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     assert done.returncode == 0 and "held-out bytes" in done.stdout and "def " in done.stdout, done.stderr
     for flag in ("--dashboard", "--diffusion", "--distributed", "--qat", "--progressive", "--diffusion-curriculum"):

@@ -1,0 +1,121 @@
+"""One stream, one patch at a time, without PyTorch's overhead.
+
+A step of a small model is some hundred operations of a few microseconds of work each; calling them through modules and
+tensors costs several times the work. This is the trunk's step again in NumPy, over views of the same weights and the
+same cache, for one stream in float32 on a processor. It gives what `BitTransformerLM.trunk` gives for one position, to
+rounding; a test holds the two together.
+"""
+
+# Shapes: N positions so far, D model width, H heads, K head width, F feed-forward width.
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bit_transformer.nn.block import Block
+from bit_transformer.nn.cache import LayerCache
+from bit_transformer.nn.norm import RMSNorm
+from bit_transformer.nn.patching import PrefixTreeHead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Floats = NDArray[np.float32]
+
+
+class _Layer(NamedTuple):
+    """Views of a block's weights and of its cache."""
+
+    attend_gain_D: Floats
+    query_key_value_ED: Floats  # E = 3 D
+    attend_out_DD: Floats
+    feed_gain_D: Floats
+    expand_FD: Floats
+    feed_out_DF: Floats
+    key_HNK: Floats
+    value_HNK: Floats
+
+
+class SingleStream:
+    """The blocks of a trunk and its head, for one position of one stream after the other.
+
+    Args:
+        blocks: the trunk's blocks.
+        final_norm: what follows them.
+        head: what reads the states.
+        turn_NK2: rotary turns of all positions.
+        caches: one for each block, of a batch of one.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        final_norm: RMSNorm,
+        head: PrefixTreeHead,
+        turn_NK2: Tensor,
+        caches: list[LayerCache],
+    ) -> None:
+        self.layers = [_views(block, cache) for block, cache in zip(blocks, caches, strict=True)]
+        self.final_gain_D = _array(final_norm.gain)
+        self.eps = final_norm.eps
+        self.head_VD, self.head_bias_V = _array(head.weight), _array(head.bias)
+        self.turn_NK = _array(turn_NK2).view(np.complex64)[..., 0]
+        self.caches = caches
+
+    def step(self, x_D: Floats) -> Floats:
+        """The embedding of the next position to the trunk's state there; the caches move on."""
+        place = self.caches[0].length
+        end = place + 1
+        turn_K = self.turn_NK[place]
+        for layer, cache in zip(self.layers, self.caches, strict=True):
+            H, _, K = layer.key_HNK.shape
+            projected_3HK = layer.query_key_value_ED.dot(self._normalized(x_D, layer.attend_gain_D)).reshape(3, H, K)
+            query_HK, layer.key_HNK[:, place] = (projected_3HK[:2].view(np.complex64) * turn_K).view(np.float32)
+            layer.value_HNK[:, place] = projected_3HK[2]
+            cache.length = end
+            score_HN = (layer.key_HNK[:, :end] @ (query_HK * K**-0.5)[..., None])[..., 0]
+            score_HN -= np.maximum.reduce(score_HN, axis=1, keepdims=True)
+            weight_HN = np.exp(score_HN, out=score_HN)
+            read_HK = (weight_HN[:, None] @ layer.value_HNK[:, :end])[:, 0]
+            read_HK /= np.add.reduce(weight_HN, axis=1, keepdims=True)
+            x_D = x_D + layer.attend_out_DD.dot(read_HK.ravel())
+            hidden_F = layer.expand_FD.dot(self._normalized(x_D, layer.feed_gain_D))
+            np.maximum(hidden_F, 0, out=hidden_F)
+            hidden_F *= hidden_F
+            x_D = x_D + layer.feed_out_DF.dot(hidden_F)
+        return self._normalized(x_D, self.final_gain_D)
+
+    def node_logits(self, state_D: Floats) -> Floats:
+        """Logits of P(bit = 1) at every node, as the head gives them."""
+        logit_V: Floats = self.head_VD.dot(state_D)
+        logit_V += self.head_bias_V
+        return logit_V
+
+    def _normalized(self, x_D: Floats, gain_D: Floats) -> Floats:
+        scaled: Floats = x_D * (1 / math.sqrt(float(x_D.dot(x_D)) / len(x_D) + self.eps))
+        scaled *= gain_D
+        return scaled
+
+
+def _views(block: nn.Module, cache: LayerCache) -> _Layer:
+    assert isinstance(block, Block)
+    return _Layer(
+        _array(block.attend_norm.gain),
+        _array(block.attend.query_key_value.weight),
+        _array(block.attend.out.weight),
+        _array(block.feed_norm.gain),
+        _array(block.feed_forward.expand.weight),
+        _array(block.feed_forward.out.weight),
+        _array(cache.key_BHNK[0]),
+        _array(cache.value_BHNK[0]),
+    )
+
+
+def _array(tensor: Tensor) -> Floats:
+    """A view, not a copy: later changes of the weights show."""
+    array: Floats = tensor.detach().numpy()
+    return array
