@@ -7,7 +7,7 @@ TORCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN ?= runs/demo
-SECONDS ?= 120
+DEMO_SECONDS ?= 120
 
 .PHONY: setup dev demo test check bench clean
 
@@ -32,7 +32,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 demo: setup
-	$(BIN)/btlm train stdlib --preset tiny --seconds $(SECONDS) --out $(RUN) --overwrite
+	$(BIN)/btlm train stdlib --preset tiny --seconds $(DEMO_SECONDS) --out $(RUN) --overwrite
 	$(BIN)/btlm generate $(RUN) --prompt 'def ' --bytes 400 --temperature 0.7 --seed 1
 
 test: dev

@@ -65,7 +65,7 @@ class BitTransformerLM(nn.Module):
         self.blocks = nn.ModuleList(
             Block(c.d_model, c.nhead, c.feedforward_width, c.dropout) for _ in range(c.num_layers)
         )
-        self.final_norm = RMSNorm(c.d_model)
+        self.final_norm = RMSNorm()
         self.head = PrefixTreeHead(c.d_model, c.patch_bits)
         # One position more than a window has patches: the start symbol stands before the first.
         table = rotary_table(c.max_patches + 1, c.d_model // c.nhead).to(torch.get_default_dtype())
@@ -173,7 +173,7 @@ class BitTransformerLM(nn.Module):
         layers = [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
         start_B1 = torch.full((batch, 1), self.start, device=like.device)
         alone = batch == 1 and like.device.type == "cpu" and like.dtype == torch.float32
-        single = SingleStream(self.blocks, self.final_norm, self.head, self.turn_NK2, layers) if alone else None
+        single = SingleStream(self.blocks, self.head, self.turn_NK2, layers) if alone else None
         cache = DecodeCache(layers, self._no_history(start_B1), like.new_zeros(batch, c.d_model), single)
         cache.state_BD = self.trunk(start_B1, cache)[:, -1]
         return cache

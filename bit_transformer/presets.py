@@ -37,7 +37,7 @@ def of_depth(num_layers: int, *, patch_bits: int = 8, parity: bool = False) -> M
             "parity": parity,
             "max_seq_len": max(1, bits // patch_bits) * patch_bits,
             "ngram_orders": orders,
-            "ngram_rows": 1 << 15 if num_layers < 4 else 1 << 16,
+            "ngram_rows": 1 << 15,
             "ngram_words": words,
             "ngram_dropout": dropout + ((0.4, 0.4) if words else ()),
         }

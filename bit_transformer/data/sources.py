@@ -176,12 +176,14 @@ def find_files(names: Sequence[str], *, stdin: BinaryIO | None = None) -> list[P
     files = [path for name in names for path in _files_of(name, stdin)]
     for path in files:
         try:
-            with path.open("rb") as file:
-                if not file.read(1) and len(names) == len(files):
-                    raise BitStreamError(f"{path}: got an empty file; at least one byte is needed. Try another file")
+            with path.open("rb"):
+                pass
         except OSError as unreadable:
             raise BitStreamError(f"{path}: cannot be read ({unreadable.strerror}). Try another file") from None
-    return [path for path in files if path.stat().st_size]
+    filled = [path for path in files if path.stat().st_size]
+    if not filled:
+        raise BitStreamError(f"{', '.join(names)}: got an empty file; at least one byte is needed. Try another")
+    return filled
 
 
 def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:

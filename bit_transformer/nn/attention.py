@@ -1,6 +1,6 @@
 """Causal multi-head self-attention with rotary positions."""
 
-# Shapes: B batch, N positions, D model width, H heads, K head width.
+# Shapes: B batch, N positions, D model width, E = 2 D, H heads, K head width.
 from __future__ import annotations
 
 import torch
@@ -31,10 +31,11 @@ class CausalSelfAttention(nn.Module):
             cache: keys and values of earlier positions; x is then their continuation, and is added to it.
         """
         B, N, D = x_BND.shape
-        query, key, value = self.query_key_value(x_BND).view(B, N, 3, self.nhead, D // self.nhead).unbind(2)
-        query_BHNK = rotate(query, turn_NK2).transpose(1, 2)
-        key_BHNK = rotate(key, turn_NK2).transpose(1, 2)
-        value_BHNK = value.transpose(1, 2)
+        # Queries and keys turn together, as twice as many heads.
+        turning_BNE, value_BND = self.query_key_value(x_BND).split((2 * D, D), dim=-1)
+        turned_BNHK = rotate(turning_BNE.view(B, N, 2 * self.nhead, -1), turn_NK2)
+        query_BHNK, key_BHNK = turned_BNHK.transpose(1, 2).chunk(2, dim=1)
+        value_BHNK = value_BND.view(B, N, self.nhead, -1).transpose(1, 2)
         if cache is None:
             y_BHNK = F.scaled_dot_product_attention(query_BHNK, key_BHNK, value_BHNK, is_causal=True)
         else:

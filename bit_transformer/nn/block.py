@@ -56,9 +56,9 @@ class Block(nn.Module):
 
     def __init__(self, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
         super().__init__()
-        self.attend_norm = RMSNorm(d_model)
+        self.attend_norm = RMSNorm()
         self.attend = CausalSelfAttention(d_model, nhead)
-        self.feed_norm = RMSNorm(d_model)
+        self.feed_norm = RMSNorm()
         self.feed_forward = FeedForward(d_model, dim_feedforward)
         self.dropout = nn.Dropout(dropout)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import LayerCache
-from bit_transformer.nn.norm import RMSNorm
+from bit_transformer.nn.norm import EPS
 from bit_transformer.nn.patching import PrefixTreeHead
 
 if TYPE_CHECKING:
@@ -30,10 +30,8 @@ Floats = NDArray[np.float32]
 class _Layer(NamedTuple):
     """Views of a block's weights and of its cache."""
 
-    attend_gain_D: Floats
     query_key_value_ED: Floats  # E = 3 D
     attend_out_DD: Floats
-    feed_gain_D: Floats
     expand_FD: Floats
     feed_out_DF: Floats
     key_HNK: Floats
@@ -45,7 +43,6 @@ class SingleStream:
 
     Args:
         blocks: the trunk's blocks.
-        final_norm: what follows them.
         head: what reads the states.
         turn_NK2: rotary turns of all positions.
         caches: one for each block, of a batch of one.
@@ -54,14 +51,11 @@ class SingleStream:
     def __init__(
         self,
         blocks: Iterable[nn.Module],
-        final_norm: RMSNorm,
         head: PrefixTreeHead,
         turn_NK2: Tensor,
         caches: list[LayerCache],
     ) -> None:
         self.layers = [_views(block, cache) for block, cache in zip(blocks, caches, strict=True)]
-        self.final_gain_D = _array(final_norm.gain)
-        self.eps = final_norm.eps
         self.head_VD, self.head_bias_V = _array(head.weight), _array(head.bias)
         self.turn_NK = _array(turn_NK2).view(np.complex64)[..., 0]
         self.caches = caches
@@ -73,7 +67,7 @@ class SingleStream:
         turn_K = self.turn_NK[place]
         for layer, cache in zip(self.layers, self.caches, strict=True):
             H, _, K = layer.key_HNK.shape
-            projected_3HK = layer.query_key_value_ED.dot(self._normalized(x_D, layer.attend_gain_D)).reshape(3, H, K)
+            projected_3HK = layer.query_key_value_ED.dot(_normalized(x_D)).reshape(3, H, K)
             query_HK, layer.key_HNK[:, place] = (projected_3HK[:2].view(np.complex64) * turn_K).view(np.float32)
             layer.value_HNK[:, place] = projected_3HK[2]
             cache.length = end
@@ -83,11 +77,11 @@ class SingleStream:
             read_HK = (weight_HN[:, None] @ layer.value_HNK[:, :end])[:, 0]
             read_HK /= np.add.reduce(weight_HN, axis=1, keepdims=True)
             x_D = x_D + layer.attend_out_DD.dot(read_HK.ravel())
-            hidden_F = layer.expand_FD.dot(self._normalized(x_D, layer.feed_gain_D))
+            hidden_F = layer.expand_FD.dot(_normalized(x_D))
             np.maximum(hidden_F, 0, out=hidden_F)
             hidden_F *= hidden_F
             x_D = x_D + layer.feed_out_DF.dot(hidden_F)
-        return self._normalized(x_D, self.final_gain_D)
+        return _normalized(x_D)
 
     def node_logits(self, state_D: Floats) -> Floats:
         """Logits of P(bit = 1) at every node, as the head gives them."""
@@ -95,19 +89,16 @@ class SingleStream:
         logit_V += self.head_bias_V
         return logit_V
 
-    def _normalized(self, x_D: Floats, gain_D: Floats) -> Floats:
-        scaled: Floats = x_D * (1 / math.sqrt(float(x_D.dot(x_D)) / len(x_D) + self.eps))
-        scaled *= gain_D
-        return scaled
+
+def _normalized(x_D: Floats) -> Floats:
+    return x_D * (1 / math.sqrt(float(x_D.dot(x_D)) / len(x_D) + EPS))
 
 
 def _views(block: nn.Module, cache: LayerCache) -> _Layer:
     assert isinstance(block, Block)
     return _Layer(
-        _array(block.attend_norm.gain),
         _array(block.attend.query_key_value.weight),
         _array(block.attend.out.weight),
-        _array(block.feed_norm.gain),
         _array(block.feed_forward.expand.weight),
         _array(block.feed_forward.out.weight),
         _array(cache.key_BHNK[0]),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bit_transformer.data.sources import Corpus, Span, find_files
-from bit_transformer.errors import ConfigError
+from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.evaluation.baselines import compressors_bpb
 from bit_transformer.evaluation.metrics import bits_per_byte, byte_costs, default_protocol
 from bit_transformer.model import BitTransformerLM
@@ -117,7 +117,9 @@ def score(
     _check_overlap(overlap)
     if window < 1:
         raise ConfigError(f"window={window}; at least 1 byte is needed. Try 256")
-    path = find_files([name])[0]
+    path, *others = find_files([name])
+    if others:
+        raise BitStreamError(f"{name}: got {len(others) + 1} files; score takes one. Try {path}, or btlm evaluate")
     model = load_model(run, store)
     protocol = default_protocol(model, overlap)
     windows: list[Surprise] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -86,15 +87,21 @@ class Recorder:
 
 
 class Checkpoints:
-    """Saves the training, so that it can go on, whenever `checkpoint_seconds` have passed."""
+    """Saves the training, so that it can go on, and the model, for those who only use it.
+
+    Saved whenever `checkpoint_seconds` have passed. With `patience` the model is saved at its best validation instead, so
+    that what is left in the end is the best.
+    """
 
     def __init__(self, folder: Path, recorder: Recorder) -> None:
         self.folder, self.recorder = folder, recorder
         self.saved_at: float | None = None
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
-        """Save when due."""
+        """Save what is due."""
         now = trainer.progress.seconds
+        if trainer.config.patience and "val_bpb" in record and trainer.progress.stale == 0:
+            self._save_model(trainer)
         if self.saved_at is None:
             self.saved_at = now
         elif now - self.saved_at >= trainer.config.checkpoint_seconds:
@@ -102,28 +109,16 @@ class Checkpoints:
             self.saved_at = trainer.progress.seconds
 
     def save(self, trainer: Trainer) -> None:
-        """The training, and the model alone for those who only use it; records first, for a resumed run keeps them."""
+        """Save now; records first, for a resumed run keeps those up to here."""
         self.recorder.flush()
         trainer.save(self.folder / TRAINING_FILE)
-        self.save_model(trainer)
+        if not (trainer.config.patience and (self.folder / MODEL_FILE).exists()):
+            self._save_model(trainer)
 
-    def save_model(self, trainer: Trainer) -> None:
-        """The model alone."""
+    def _save_model(self, trainer: Trainer) -> None:
         p = trainer.progress
-        about = {"step": p.step, "bytes_seen": p.bytes_seen, "val_bpb": p.best_bpb if p.best_bpb < 1e9 else None}
+        about = {"step": p.step, "bytes_seen": p.bytes_seen, "val_bpb": p.best_bpb if p.best_bpb < math.inf else None}
         save_checkpoint(self.folder / MODEL_FILE, trainer.model, about=about)
-
-
-class KeepBest:
-    """With `patience`: keeps the weights of the best validation and puts them back at the end."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
-
-    def __call__(self, trainer: Trainer, record: Record) -> None:
-        """Save the model when its validation is the best so far."""
-        if "val_bpb" in record and record["val_bpb"] <= trainer.progress.best_bpb:
-            self.checkpoints.save_model(trainer)
 
 
 @contextmanager

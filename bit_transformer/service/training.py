@@ -24,7 +24,6 @@ from bit_transformer.service.models import default_device
 from bit_transformer.service.observers import (
     TRAINING_FILE,
     Checkpoints,
-    KeepBest,
     Recorder,
     Reporter,
     Update,
@@ -138,22 +137,17 @@ def _run(
     recorder = Recorder(store, run)
     checkpoints = Checkpoints(out, recorder)
     observers: list[Observer] = [recorder, checkpoints]
-    if request.train.patience:
-        observers.append(KeepBest(checkpoints))
     if report:
         observers.append(Reporter(report))
     try:
         with interruptible() as stop_when_asked:
             trainer.observers = [*observers, stop_when_asked]
             trainer.run()
-            recorder.flush()
-            trainer.save(out / TRAINING_FILE)
-            if not (request.train.patience and (out / MODEL_FILE).exists()):
-                checkpoints.save_model(trainer)
+            checkpoints.save(trainer)
     except BaseException as failed:
         recorder.flush()
-        _export(store, run, out)
         store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
+        _export(store, run, out)
         raise
     _export(store, run, out)
     p = trainer.progress

@@ -27,9 +27,9 @@ def patch_value(bits: list[int]) -> int:
     return value
 
 
-def rms_norm(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
+def rms_norm(x: np.ndarray) -> np.ndarray:
     mean_square = sum(float(v) ** 2 for v in x) / len(x)
-    return np.array([v / math.sqrt(mean_square + 1e-6) * g for v, g in zip(x, gain, strict=True)])
+    return np.array([v / math.sqrt(mean_square + 1e-6) for v in x])
 
 
 def rotate(x: np.ndarray, position: int) -> np.ndarray:
@@ -134,7 +134,7 @@ def trunk(model: BitTransformerLM, symbols: list[int]) -> list[np.ndarray]:
         def weight(name: str, layer: int = layer) -> np.ndarray:
             return w[f"blocks.{layer}.{name}"]
 
-        normed = [rms_norm(x, weight("attend_norm.gain")) for x in xs]
+        normed = [rms_norm(x) for x in xs]
         qkv = np.stack([weight("attend.query_key_value.weight") @ x for x in normed])
         heads = []
         for head in range(c.nhead):
@@ -145,9 +145,9 @@ def trunk(model: BitTransformerLM, symbols: list[int]) -> list[np.ndarray]:
         joined = np.concatenate(heads, axis=1)
         xs = [x + weight("attend.out.weight") @ y for x, y in zip(xs, joined, strict=True)]
         for n, x in enumerate(xs):
-            hidden = weight("feed_forward.expand.weight") @ rms_norm(x, weight("feed_norm.gain"))
+            hidden = weight("feed_forward.expand.weight") @ rms_norm(x)
             xs[n] = x + weight("feed_forward.out.weight") @ np.array([max(v, 0.0) ** 2 for v in hidden])
-    return [rms_norm(x, w["final_norm.gain"]) for x in xs]
+    return [rms_norm(x) for x in xs]
 
 
 def bit_logit(model: BitTransformerLM, h: np.ndarray, prefix: list[int]) -> float:

@@ -131,7 +131,11 @@ def test_a_corpus_that_is_not_there_is_named(name):
 
 
 def test_an_empty_file_is_refused(tmp_path):
-    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("empty", "folder/empty"):
+        (tmp_path / name).touch()
+    with pytest.raises(BitStreamError, match="empty file"):
+        find_files([str(tmp_path / "folder")])
     with pytest.raises(BitStreamError, match="empty file"):
         find_files([str(tmp_path / "empty")])
 

@@ -1,0 +1,64 @@
+"""The map is the tree, the public names are there, and nothing heavy loads early."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import bit_transformer
+from tests.conftest import ROOT
+
+
+def mapped_files() -> set[str]:
+    block = (ROOT / "ARCHITECTURE.md").read_text().split("```\n")[1]
+    folders: list[str] = []
+    files: set[str] = set()
+    for line in block.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            files.add("".join(folders) + name)
+    return files
+
+
+def test_the_map_is_the_tree():
+    tree = {str(path.relative_to(ROOT)) for path in (ROOT / "bit_transformer").rglob("*.py")}
+    assert mapped_files() == tree
+
+
+def test_public_names_load_and_no_other_is_offered():
+    for name in bit_transformer.__all__:
+        assert getattr(bit_transformer, name) is not None
+    assert dir(bit_transformer) == bit_transformer.__all__
+    try:
+        _ = bit_transformer.nothing
+    except AttributeError as error:
+        assert "nothing" in str(error)
+
+
+def test_help_and_records_load_without_torch():
+    code = "import sys, bit_transformer.cli.main, bit_transformer.runs.store, bit_transformer.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_importing_prints_nothing_and_changes_no_threads():
+    code = "import torch; n = torch.get_num_threads(); import bit_transformer as b; [getattr(b, x) for x in b.__all__]; assert torch.get_num_threads() == n"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_versions_agree():
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_tensor_free_module_has_a_docstring_and_no_print():
+    for path in (ROOT / "bit_transformer").rglob("*.py"):
+        text = path.read_text()
+        assert text.startswith('"""'), path
+        if "cli" not in path.parts:
+            assert not re.search(r"^\s*print\(", text, re.M), path

@@ -1,0 +1,57 @@
+"""What README and guide show runs as shown, with smaller budgets."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    return FENCE.findall((ROOT / name).read_text())
+
+
+def smaller(text: str) -> str:
+    """Budgets cut to a few updates; nothing else changes."""
+    text = re.sub(r"--(?:seconds|epochs) \S+", "--steps 3 --batch-size 2 --eval-bytes 2000", text)
+    return re.sub(r"seconds=\d+", "steps=3", text)
+
+
+@pytest.mark.parametrize("name", ["README.md", "USER_GUIDE.md"])
+def test_every_block_runs(name, btlm, tmp_path: Path, monkeypatch, capsys):
+    for doc in ("README.md", "USER_GUIDE.md"):
+        (tmp_path / doc).write_bytes((ROOT / doc).read_bytes())
+    ran = 0
+    for language, text in blocks(name):
+        if language == "sh" and "make " not in text:
+            for line in text.strip().splitlines():
+                program, *args = shlex.split(smaller(line), comments=True)
+                assert program == "btlm"
+                done = btlm(*args)
+                assert done.returncode == 0, (line, done.stdout, done.stderr)
+                ran += 1
+        elif language == "python":
+            torch.manual_seed(0)
+            exec(compile(smaller(text), f"{name} block", "exec"), {"__name__": "snippet"})
+            ran += 1
+    assert ran >= 6
+
+
+def test_links_lead_somewhere():
+    for name in ("README.md", "USER_GUIDE.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
+            assert target.startswith("http") or (ROOT / target).exists(), (name, target)
+
+
+def test_the_help_text_of_exit_codes_agrees_with_the_readme(btlm):
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for code in ("0 done", "2 input that cannot be", "3 a benchmark missed a goal", "130 interrupted and saved"):
+        assert code in text
+        assert code in " ".join(re.sub(r"[│╭╮╰╯─]", " ", btlm("--help").stdout).split())
