@@ -29,6 +29,9 @@ LATER = {
 }
 
 
+PROMPT = b"def "
+
+
 def parse() -> argparse.Namespace:
     """The documented flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -69,7 +72,9 @@ def main() -> int:
         if result.status == "stopped":
             return EXIT_INTERRUPTED
         console.print("\nsample:")
-        for piece in inference.stream(result.folder, b"def ", 200, Sampling(temperature=0.7, seed=1), store=store):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(PROMPT)
+        for piece in inference.stream(result.folder, PROMPT, 200, Sampling(temperature=0.7, seed=1), store=store):
             sys.stdout.buffer.write(piece)
         print()
     return 0

@@ -21,15 +21,16 @@ class SquaredReLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Element by element."""
         kept = x.clamp_min(0)
-        ctx.save_for_backward(kept)
-        return kept * kept
+        squared = kept * kept
+        ctx.save_for_backward(kept.mul_(2))
+        return squared
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """2 max(x, 0) grad."""
-        (kept,) = ctx.saved_tensors
-        return (grad * kept).mul_(2)
+        (slope,) = ctx.saved_tensors
+        return grad * slope
 
 
 class FeedForward(nn.Module):
