@@ -1,0 +1,18 @@
+-- One row a training; one row for each number it left behind; one row for each thing that happened to it.
+CREATE TABLE IF NOT EXISTS runs (
+    id       TEXT PRIMARY KEY,
+    folder   TEXT NOT NULL,
+    created  TEXT NOT NULL,              -- UTC, ISO 8601
+    status   TEXT NOT NULL CHECK (status IN ('running', 'finished', 'stopped', 'failed')),
+    note     TEXT NOT NULL DEFAULT '',   -- why it ended
+    config   TEXT NOT NULL,              -- JSON: model, train, data, provenance
+    result   TEXT NOT NULL DEFAULT '{}'  -- JSON: what the last evaluation gave
+);
+CREATE TABLE IF NOT EXISTS metrics (
+    run   TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    step  INTEGER NOT NULL,
+    key   TEXT NOT NULL,
+    value REAL NOT NULL,
+    PRIMARY KEY (run, step, key)
+) WITHOUT ROWID;
+PRAGMA user_version = 1;

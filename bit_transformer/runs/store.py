@@ -1,0 +1,129 @@
+"""The run store: an SQLite file that several processes may read and write at once. Its path is always an argument."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from bit_transformer.errors import RunNotFound, StoreError
+
+Status: TypeAlias = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored training.
+
+    Attributes:
+        id: its name, unique in the store.
+        folder: where its files are.
+        created: UTC, ISO 8601.
+        note: why it ended.
+        config: model, train, data and provenance.
+        result: what its last evaluation gave.
+    """
+
+    id: str
+    folder: str
+    created: str
+    status: Status
+    note: str
+    config: dict[str, Any]
+    result: dict[str, Any]
+
+
+class RunStore:
+    """Runs and their metrics in one SQLite file, made when first written to."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @contextmanager
+    def _open(self, *, write: bool) -> Iterator[sqlite3.Connection]:
+        try:
+            if write:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            mode = "rwc" if write else "ro"
+            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=30)
+            try:
+                if write:
+                    db.executescript(files(__package__).joinpath("schema.sql").read_text())
+                with db:
+                    yield db
+            finally:
+                db.close()
+        except (sqlite3.Error, OSError) as failed:
+            raise StoreError(f"{self.path}: the run store cannot be used ({failed}). Try another --store") from failed
+
+    def begin(self, run: str, folder: Path, config: Mapping[str, Any]) -> None:
+        """Record that a run starts, or goes on."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with self._open(write=True) as db:
+            db.execute(
+                "INSERT INTO runs (id, folder, created, status, config) VALUES (?, ?, ?, 'running', ?) "
+                "ON CONFLICT (id) DO UPDATE SET status = 'running', note = '', folder = excluded.folder, config = excluded.config",
+                (run, str(folder.absolute()), now, json.dumps(config)),
+            )
+
+    def forget_after(self, run: str, step: int) -> None:
+        """Drop metrics beyond a step: what a resumed run is about to do again."""
+        with self._open(write=True) as db:
+            db.execute("DELETE FROM metrics WHERE run = ? AND step > ?", (run, step))
+
+    def add_metrics(self, run: str, rows: list[tuple[int, str, float]]) -> None:
+        """Record (step, key, value) rows; a key of a step that is there already is replaced."""
+        with self._open(write=True) as db:
+            db.executemany("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", [(run, *row) for row in rows])
+
+    def end(self, run: str, status: Status, note: str, result: Mapping[str, Any] | None = None) -> None:
+        """Record how a run ended."""
+        with self._open(write=True) as db:
+            db.execute("UPDATE runs SET status = ?, note = ? WHERE id = ?", (status, note, run))
+            if result is not None:
+                db.execute("UPDATE runs SET result = ? WHERE id = ?", (json.dumps(result), run))
+
+    def list_runs(self) -> list[Run]:
+        """All runs, newest first; none where there is no store yet."""
+        if not self.path.exists():
+            return []
+        with self._open(write=False) as db:
+            rows = db.execute(f"SELECT {_COLUMNS} FROM runs ORDER BY created DESC, id").fetchall()
+        return [_run(row) for row in rows]
+
+    def get(self, run: str) -> Run:
+        """One run.
+
+        Raises:
+            RunNotFound: none of that name.
+        """
+        found = [r for r in self.list_runs() if r.id == run]
+        if not found:
+            known = ", ".join(r.id for r in self.list_runs()[:5]) or "none yet"
+            raise RunNotFound(f"got run {run!r}; it must be in {self.path} ({known}). Try `btlm runs list`")
+        return found[0]
+
+    def series(self, run: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) of one metric, by step."""
+        with self._open(write=False) as db:
+            query = "SELECT step, value FROM metrics WHERE run = ? AND key = ? ORDER BY step"
+            return [(int(step), float(value)) for step, value in db.execute(query, (run, key))]
+
+    def metric_keys(self, run: str) -> list[str]:
+        """Which metrics a run has."""
+        with self._open(write=False) as db:
+            return [key for (key,) in db.execute("SELECT DISTINCT key FROM metrics WHERE run = ? ORDER BY key", (run,))]
+
+
+_COLUMNS = "id, folder, created, status, note, config, result"
+
+
+def _run(row: tuple[Any, ...]) -> Run:
+    run, folder, created, status, note, config, result = row
+    return Run(run, folder, created, status, note, json.loads(config), json.loads(result))
