@@ -33,7 +33,7 @@ def say(trainer, record):  # an observer is any function of these two
         print(f"  {record['seconds']:4.0f} s  step {record['step']:4}  {record['train_bpb']:.2f} bits per byte")
 
 
-train_loop(model, train, seconds=25, batch_size=32, observers=[say])
+train_loop(model, train, seconds=25, batch_size=16, observers=[say])
 
 # 4. What is it worth? Prediction is compression, so compressors are the measure.
 score = bits_per_byte(model, held_out)

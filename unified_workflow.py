@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="tiny", help="tiny, small, medium, large, or a depth")
     parser.add_argument("--epochs", type=float, default=1.0, help="passes over the training part")
     parser.add_argument("--dataset-size", type=int, help="train on about so many bytes an epoch")
-    parser.add_argument("--batch-size", type=int, default=32, help="windows of an update")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows of an update")
     parser.add_argument("--amp", action="store_true", default=None, help="bfloat16 autocast, also where it is slow")
     for flag, what in LATER.items():
         takes_value = flag == "diffusion_steps"

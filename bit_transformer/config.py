@@ -188,7 +188,7 @@ class TrainConfig(Config):
     epochs: PositiveFloat | None = Field(None, description="Budget in passes over the training part.")
     bytes: PositiveInt | None = Field(None, description="Budget in data bytes seen.")
     seconds: PositiveFloat | None = Field(None, description="Budget in wall-clock seconds of training.")
-    batch_size: PositiveInt = Field(32, description="Windows an optimizer update sees, accumulation included.")
+    batch_size: PositiveInt = Field(16, description="Windows an optimizer update sees, accumulation included.")
     accum_steps: PositiveInt = Field(1, description="Micro-batches a batch is split into.")
     window: PositiveInt | None = Field(
         None, description="Bits of a training window; the model's max_seq_len if not given."

@@ -27,7 +27,7 @@ def of_depth(num_layers: int, *, patch_bits: int = 8, parity: bool = False) -> M
     bits = window * byte_bits
     words = patch_bits == byte_bits
     orders = (2, 3, 4, 5) if patch_bits >= 6 else ()
-    dropout = (0.3, 0.4, 0.5, 0.6) if orders else ()
+    dropout = (0.1, 0.1, 0.2, 0.3) if orders else ()
     return ModelConfig.of(
         {
             "d_model": width,
@@ -39,7 +39,7 @@ def of_depth(num_layers: int, *, patch_bits: int = 8, parity: bool = False) -> M
             "ngram_orders": orders,
             "ngram_rows": 1 << 15,
             "ngram_words": words,
-            "ngram_dropout": dropout + ((0.4, 0.4) if words else ()),
+            "ngram_dropout": dropout + ((0.1, 0.1) if words else ()),
         }
     )
 
