@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN ?= runs/demo
 DEMO_SECONDS ?= 120
 
-.PHONY: setup dev demo test check bench clean
+.PHONY: setup dev demo test bench clean
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
@@ -28,6 +28,7 @@ $(VENV)/.installed: $(VENV)/torch.lock pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -q 'pip>=25.1'  # the first that reads dependency groups
 	$(PIP) install -q -c $(VENV)/torch.lock -c constraints.txt -e '.[download]' --group dev
 	touch $@
 
@@ -42,4 +43,4 @@ bench: dev
 	$(PIP) install -q -c $(VENV)/torch.lock -c constraints.txt -e '.[bench]'
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -54,13 +54,13 @@ def main() -> int:
     flags = parse()
     with errors_in_one_line():
         for flag, what in LATER.items():
-            if getattr(flags, flag):
+            if getattr(flags, flag) not in (None, False):
                 name = flag.replace("_", "-")
                 raise ConfigError(f"--{name} got a value; {what} is not in this version. Try without --{name}")
         from bit_transformer.service import inference, training
 
         model = preset(flags.preset)
-        budget = {"bytes": flags.epochs * flags.dataset_size} if flags.dataset_size else {"epochs": flags.epochs}
+        budget = {"bytes": round(flags.epochs * flags.dataset_size)} if flags.dataset_size else {"epochs": flags.epochs}
         config = TrainConfig.of(
             {**budget, "batch_size": flags.batch_size, "amp": flags.amp, "optim": optim_for(model).model_dump()}
         )

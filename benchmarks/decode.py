@@ -36,6 +36,7 @@ def main(quick: bool) -> int:
                 max_new_tokens=count,
                 min_new_tokens=count,
                 do_sample=True,
+                top_k=0,
                 use_cache=True,
             )
         assert out.shape[1] == len(prompt) + count

@@ -97,7 +97,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[s
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": FORMAT, "sha256": tensors_digest(kept), "document": json.dumps(document)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(kept, temporary, metadata=header)
@@ -110,6 +110,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[s
         raise CheckpointError(
             f"{path}: could not be written ({_reason(refused)}). {kept_note} Try freeing space"
         ) from refused
+    except BaseException:  # an interrupt
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_tensors(path: Path, *, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -134,7 +137,10 @@ def read_tensors(path: Path, *, device: torch.device | str = "cpu") -> tuple[dic
         raise CheckpointError(f"{path}: has format {header.get('format')!r}, not {FORMAT!r}. Try one that btlm wrote")
     if tensors_digest(tensors) != header.get("sha256"):
         raise CheckpointError(f"{path}: is damaged: its tensors do not fit their checksum. Try an earlier one")
-    document: dict[str, Any] = json.loads(header["document"])
+    try:
+        document: dict[str, Any] = json.loads(header["document"])
+    except (KeyError, ValueError):
+        raise CheckpointError(f"{path}: is damaged: its header cannot be read. Try an earlier one") from None
     return {name: tensor.to(device) for name, tensor in tensors.items()}, document
 
 
@@ -150,7 +156,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _file(path: Path) -> Path:
-    return path / MODEL_FILE if path.is_dir() or not path.suffix else path
+    return path if path.is_file() or path.suffix == ".safetensors" else path / MODEL_FILE
 
 
 def _reason(error: Exception) -> str:

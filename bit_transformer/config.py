@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -26,6 +26,7 @@ from typing_extensions import Self
 
 from bit_transformer.errors import ConfigError
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 _Config = TypeVar("_Config", bound="Config")
 
 
@@ -170,12 +171,12 @@ class OptimConfig(Config):
     """Learning rates and their companions, one set a parameter group."""
 
     matrix_lr: NonNegativeFloat = Field(0.02, description="Peak rate of Muon, for the matrices of the blocks.")
-    lr: NonNegativeFloat = Field(0.003, description="Peak rate of AdamW, for embeddings, head, norms and biases.")
-    table_lr: NonNegativeFloat = Field(0.005, description="Peak rate of sparse Adam, for n-gram tables.")
+    lr: NonNegativeFloat = Field(0.003, description="Peak rate of AdamW, for embeddings and head.")
+    table_lr: PositiveFloat = Field(0.005, description="Peak rate of sparse Adam, for n-gram tables.")
     muon: bool = Field(True, description="False trains the matrices with AdamW too.")
     momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of Muon.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of Adam's two moments.")
-    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled decay of matrices and head.")
+    betas: tuple[_Decay, _Decay] = Field((0.9, 0.95), description="Decay of Adam's two moments.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled decay of all but the tables.")
     warmup: float = Field(0.02, ge=0, lt=1, description="Share of the budget over which rates rise.")
     decay: float = Field(0.7, ge=0, le=1, description="Share of the budget, at its end, over which rates fall.")
     final_lr: float = Field(0.0, ge=0, le=1, description="Rates at the end, as a share of the peak.")
@@ -195,8 +196,8 @@ class TrainConfig(Config):
     )
     amp: bool | None = Field(None, description="bfloat16 autocast; not given: where the processor has it.")
     compile_model: bool = Field(False, description="Run the trunk through torch.compile.")
-    clip_norm: PositiveFloat | None = Field(1.0, description="Largest gradient norm; none: not clipped.")
-    seed: int = Field(0, ge=0, description="Of initial weights, windows and dropout.")
+    clip_norm: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0: not clipped.")
+    seed: int = Field(0, ge=0, lt=1 << 31, description="Of initial weights, windows and dropout.")
     eval_every: float = Field(0.1, gt=0, le=1, description="Validate after each such share of the budget.")
     eval_bytes: PositiveInt = Field(16_384, description="Held-out bytes scored by each validation.")
     patience: PositiveInt | None = Field(None, description="Stop after so many validations without a better one.")

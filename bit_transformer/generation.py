@@ -148,11 +148,19 @@ def stream_rows(
 # ---- one patch after the other ----
 
 
-@torch.inference_mode()
 def _patches(model: BitTransformerLM, prompts: Sequence[Bits], sampling: Sampling | None, long: bool) -> Iterator[Bits]:
     """Draw without end: bit_BP of each patch, from the first on that is not wholly known for all streams."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield from _drawn(model, prompts, sampling or Sampling(), long)
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long: bool) -> Iterator[Bits]:
     c = model.config
-    how = sampling or Sampling()
     cache = model.new_cache(len(prompts))
     known = min(len(bits) for bits in prompts) // c.patch_bits
     head = torch.from_numpy(np.stack([bits[: known * c.patch_bits] for bits in prompts])).to(cache.recent_BN.device)

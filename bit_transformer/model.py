@@ -33,7 +33,7 @@ class ModelOutput(NamedTuple):
 
     Attributes:
         logits: (B, T, 2); `logits[:, t]` are the log-odds of the two values of bit t + 1, given bits 0 .. t.
-        telemetry: measurements of the pass, by name; each (B,).
+        telemetry: measurements of the pass, by name; empty in this version.
     """
 
     logits: Tensor
@@ -116,8 +116,17 @@ class BitTransformerLM(nn.Module):
     def nll(self, bits_BT: Tensor) -> Tensor:
         """Negative log-likelihood of every bit, the first included, in nats: (B, T), T a multiple of `patch_bits`.
 
-        The training path: it checks shapes, not values.
+        The training path: it checks the shape, not the values.
+
+        Raises:
+            BitStreamError: a partial last patch, or a longer window than the model's.
         """
+        T, c = bits_BT.shape[1], self.config
+        if T % c.patch_bits or c.max_seq_len < T:
+            raise BitStreamError(
+                f"got windows of {T} bits; at most {c.max_seq_len} and a multiple of patch_bits={c.patch_bits} is needed. "
+                f"Try bits[:, :{min(T, c.max_seq_len) // c.patch_bits * c.patch_bits}]"
+            )
         patch_BN = pack_patches(bits_BT, self.config.patch_bits)
         z_BNP = self.head.bit_logits(self.trunk(self.shift(patch_BN)), patch_BN)
         target_BT = bits_BT.to(z_BNP.dtype)
@@ -220,8 +229,8 @@ class BitTransformerLM(nn.Module):
     def node_logits(self, cache: DecodeCache) -> NDArray[np.float32]:
         """Logits at every node of the patch that comes next, for each stream: (B, V)."""
         if cache.single is not None:
-            return cache.single.node_logits(cache.state_BD[0].numpy())[None]
-        return self.head(cache.state_BD).float().cpu().numpy()
+            return cache.single.node_logits(cache.state_BD[0].detach().numpy())[None]
+        return self.head(cache.state_BD).detach().float().cpu().numpy()
 
     def slide(self, cache: DecodeCache, count: int) -> None:
         """Forget the `count` oldest patches of a cache to make room; what is left is re-used, not computed again."""

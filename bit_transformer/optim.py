@@ -1,6 +1,6 @@
 """Three optimizers for three kinds of parameters, and the schedule that drives them all.
 
-Muon for the matrices of the blocks, AdamW for embeddings, head, norms and biases, sparse Adam for n-gram tables. The
+Muon for the matrices of the blocks, AdamW for embeddings and head, sparse Adam for n-gram tables. The
 schedule is a function of the share of the budget that is spent, so it anneals to steps, bytes or seconds alike.
 """
 
@@ -146,8 +146,8 @@ def schedule(progress: float, config: OptimConfig) -> float:
     return 1.0
 
 
-def clip_gradients(model: nn.Module, largest: float | None) -> float:
-    """Scale all gradients so that their joint norm is at most `largest`; the norm before that comes back.
+def clip_gradients(model: nn.Module, largest: float) -> float:
+    """Scale all gradients so that their joint norm is at most `largest`, unless that is 0; the norm before comes back.
 
     Sparse gradients count by their values, coalesced first, so that a row that was looked up twice counts once.
     """
@@ -158,7 +158,7 @@ def clip_gradients(model: nn.Module, largest: float | None) -> float:
                 p.grad = p.grad.coalesce()
             grads.append(p.grad.values() if p.grad.is_sparse else p.grad)
     norm = torch.nn.utils.get_total_norm(grads).item()
-    if largest is not None and norm > largest and math.isfinite(norm):
+    if 0 < largest < norm and math.isfinite(norm):
         for grad in grads:
             grad.mul_(largest / norm)
     return norm

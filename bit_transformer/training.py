@@ -141,6 +141,7 @@ class Trainer:
         torch.manual_seed((config.seed << 32) + progress.step)
         rate = schedule(progress.share, config.optim)
         self.optimizers.set_rate(rate)
+        self.optimizers.zero_grad()  # an update that was interrupted may have left some
         bits_BT = self.windows.draw(config.batch_size).to(self.device, non_blocking=True)
         nats = 0.0
         for micro_BT in bits_BT.chunk(config.accum_steps):
@@ -151,20 +152,20 @@ class Trainer:
         norm = clip_gradients(self.model, config.clip_norm)
         if not (math.isfinite(nats) and math.isfinite(norm)):
             raise NonFiniteLoss(
-                f"got loss {nats} and gradient norm {norm} at step {progress.step + 1}; both must be finite. The last good "
-                f"checkpoint is kept. Try a lower train.optim.lr and matrix_lr, or train.amp=false",
+                f"got loss {nats} and gradient norm {norm} at step {progress.step + 1}; both must be finite. The last "
+                f"checkpoint, if there was one, is kept. Try a lower train.optim.lr and matrix_lr, or train.amp=false",
                 progress.step + 1,
             )
         self.optimizers.step()
         self.optimizers.zero_grad()
         progress.step += 1
         progress.bytes_seen += config.batch_size * self.windows.window_bytes
-        bits_per_window = bits_BT.shape[1] / self.windows.window_bytes
+        bits_per_byte_coded = bits_BT.shape[1] / self.windows.window_bytes
         return Record(
             step=progress.step,
             bytes=progress.bytes_seen,
             seconds=progress.seconds,
-            train_bpb=nats / math.log(2) * bits_per_window,
+            train_bpb=nats / math.log(2) * bits_per_byte_coded,
             grad_norm=norm,
             rate=rate,
         )
@@ -180,6 +181,12 @@ class Trainer:
 
     def _validate(self, corpus: Corpus) -> float:
         bpb = bits_per_byte(self.model, corpus, default_protocol(self.model, overlap=0.0)).bpb
+        if not math.isfinite(bpb):
+            raise NonFiniteLoss(
+                f"got a validation of {bpb} bits per byte after step {self.progress.step}; it must be finite. Try a lower "
+                f"train.optim.lr and matrix_lr",
+                self.progress.step,
+            )
         better = bpb < self.progress.best_bpb
         self.progress.best_bpb = min(bpb, self.progress.best_bpb)
         self.progress.stale = 0 if better else self.progress.stale + 1
@@ -277,7 +284,7 @@ def train_loop(
         BitStreamError: less data than one window.
         NonFiniteLoss: the loss or a gradient is not a finite number.
     """
-    chosen = TrainConfig.of({**(config.model_dump(exclude_none=True) if config else {}), **fields})
+    chosen = TrainConfig.of({**(config.model_dump() if config else {}), **fields})
     history: list[Record] = []
 
     def keep(_: Trainer, record: Record) -> None:
@@ -298,7 +305,7 @@ def build_windows(model: BitTransformerLM, data: Corpus | bytes | Tensor | Windo
     """
     shape = model.config
     if isinstance(data, Tensor):
-        longest = config.window or shape.max_seq_len
+        longest = min(config.window or shape.max_seq_len, shape.max_seq_len)
         if data.ndim == 2 and (data.shape[1] > longest or data.shape[1] % shape.patch_bits):
             raise BitStreamError(
                 f"got windows of {data.shape[1]} bits; at most {longest} and a multiple of patch_bits={shape.patch_bits} "

@@ -46,13 +46,14 @@ def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, 
             stored = tomllib.loads(recipe.read_text())
         except OSError as unreadable:
             raise ConfigError(f"{recipe}: cannot be read ({unreadable.strerror}). Try one of recipes/*.toml") from None
-        except tomllib.TOMLDecodeError as invalid:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as invalid:
             raise ConfigError(
                 f"{recipe}: is not TOML ({invalid}). Try recipes/tinyshakespeare-cpu.toml as a model"
             ) from None
         for section, values in stored.items():
-            _section(section)
-            settings[section] |= values
+            if not isinstance(values, dict):
+                raise ConfigError(f"{recipe}: {section}={values!r}; it must be a table. Try [{section}]")
+            settings[_section(section)] |= values
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         section, _, key = path.strip().partition(".")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -24,8 +24,17 @@ if TYPE_CHECKING:
 
 EXIT_INPUT, EXIT_GOAL_MISSED, EXIT_INTERRUPTED = 2, 3, 130
 
-console = Console(highlight=False)
-progress_console = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    """Takes text as it is, and passes on that the reader of a pipe went away."""
+
+    def on_broken_pipe(self) -> None:
+        """Instead of Rich's exit code 1."""
+        raise BrokenPipeError
+
+
+console = _Console(highlight=False, markup=False)
+progress_console = _Console(stderr=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -37,13 +46,16 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
         if as_json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}))
         print(f"btlm: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_INPUT) from None
+        raise SystemExit(EXIT_INPUT) from None
     except KeyboardInterrupt:
         print("btlm: interrupted", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:  # the reader of a pipe went away: `btlm runs list | head`
-        sys.stderr.close()
-        raise typer.Exit(0) from None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except OSError as error:
+        print(f"btlm: {error.filename or 'file'}: {error.strerror or error}. Try another path", file=sys.stderr)
+        raise SystemExit(EXIT_INPUT) from None
 
 
 def show_json(value: Any) -> None:

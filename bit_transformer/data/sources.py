@@ -141,13 +141,19 @@ class Corpus:
         """The same with every span cut to a multiple of `align` bytes."""
         return self if align == 1 else Corpus(Span(s.path, s.start, s.stop - len(s) % align) for s in self.spans)
 
-    def thinned(self, limit: int, piece: int) -> Corpus:
-        """At most `limit` of its bytes: pieces of about `piece` bytes, evenly spread."""
+    def thinned(self, limit: int, piece: int, align: int = 1) -> Corpus:
+        """About `limit` of its bytes, at most: at least eight pieces, of `piece` bytes or less, evenly spread.
+
+        Args:
+            align: pieces start at multiples of this many bytes of the corpus, which is itself `aligned`.
+        """
         if len(self) <= limit:
             return self
+        piece = max(1, min(piece, limit // 8) // align) * align
         count = max(1, limit // piece)
-        starts = [round(i * (len(self) - piece) / max(1, count - 1)) for i in range(count)]
-        return Corpus(span for start in starts for span in self._between(start, start + limit // count))
+        gap = (len(self) - piece) / max(1, count - 1)
+        starts = [int(i * gap) // align * align for i in range(count)]
+        return Corpus(span for start in starts for span in self._between(start, start + piece))
 
     def _between(self, start: int, stop: int) -> Iterator[Span]:
         for span, end in zip(self.spans, self._ends, strict=True):
@@ -167,13 +173,18 @@ def bytes_corpus(data: bytes) -> Corpus:
     return Corpus([_spool(iter([data]))])
 
 
-def find_files(names: Sequence[str], *, stdin: BinaryIO | None = None) -> list[Path]:
-    """Files of corpora given by name, path, folder, glob or "-", in a fixed order.
+def find_files(names: Sequence[str], *, stdin: BinaryIO | None = None, leave_out: Sequence[Path] = ()) -> list[Path]:
+    """Files of corpora given by name, path, folder, glob or "-", in a fixed order, each once.
+
+    Args:
+        leave_out: files and folders that are no data, though they may lie inside a corpus's folder: a run's own.
 
     Raises:
         BitStreamError: nothing is there, or what is there cannot be read or is empty.
     """
-    files = [path for name in names for path in _files_of(name, stdin)]
+    found = {path.resolve(): path for name in names for path in _files_of(name, stdin)}
+    own = [path.resolve() for path in leave_out]
+    files = [path for real, path in found.items() if not any(real == o or o in real.parents for o in own)]
     for path in files:
         try:
             with path.open("rb"):
@@ -193,7 +204,9 @@ def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
     if name == "stdlib":
         return stdlib_files()
     path = Path(name)
-    if path.is_dir():
+    if not name:
+        found = []
+    elif path.is_dir():
         found = sorted(
             p for p in path.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(path).parts)
         )
@@ -257,7 +270,11 @@ def _download(name: str, corpus: NamedCorpus, cache: Path | None) -> Path:
             f"corpus {name!r} could not be had from {corpus.url} ({type(failed).__name__}: {str(failed).splitlines()[0]}). "
             f"Try putting {corpus.filename!r} into a folder named by {DATA_DIR_VARIABLE}"
         ) from failed
-    return Path(got[0] if isinstance(got, list) else got)
+    file = Path(got[0] if isinstance(got, list) else got)
+    if _sha256(file, file.stat().st_mtime_ns) != corpus.sha256:
+        file.unlink()  # an extraction that was cut short; the next try makes it anew
+        raise BitStreamError(f"{file}: was not complete and is gone. Try again")
+    return file
 
 
 @lru_cache(maxsize=64)
@@ -283,13 +300,16 @@ def _spool(chunks: Iterable[bytes]) -> Span:
 _spooled: list[object] = []
 
 
-def split(files: Sequence[Path], how: Literal["auto", "position", "file"], holdout: float) -> tuple[Corpus, Corpus]:
+def split(
+    files: Sequence[Path], how: Literal["auto", "position", "file"], holdout: float, align: int = 1
+) -> tuple[Corpus, Corpus]:
     """The training part and the held-out part of some files; no byte is in both.
 
     Args:
         how: `position` holds out the last share of every file's bytes, `file` holds out whole files, chosen by a hash
             of their last two path parts so that the choice is the same on every machine; `auto` goes by file from ten files on.
         holdout: the share held out, in [0, 1).
+        align: cuts fall on multiples of this many bytes.
 
     Raises:
         BitStreamError: `file` with a single file.
@@ -298,7 +318,7 @@ def split(files: Sequence[Path], how: Literal["auto", "position", "file"], holdo
         how = "file" if len(files) >= 10 else "position"
     if how == "position" or not holdout:
         sizes = [path.stat().st_size for path in files]
-        cuts = [int(size * (1 - holdout)) for size in sizes]
+        cuts = [int(size * (1 - holdout)) // align * align for size in sizes]
         return (
             Corpus(Span(path, 0, cut) for path, cut in zip(files, cuts, strict=True)),
             Corpus(Span(path, cut, size) for path, cut, size in zip(files, cuts, sizes, strict=True)),

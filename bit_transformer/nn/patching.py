@@ -38,12 +38,6 @@ def pack_patches(bits_BT: Tensor, patch_bits: int) -> Tensor:
     return patch_BN
 
 
-def unpack_patches(patch_BN: Tensor, patch_bits: int) -> Tensor:
-    """The inverse of `pack_patches`: bits_BT of dtype uint8."""
-    shift_P = torch.arange(patch_bits - 1, -1, -1, device=patch_BN.device)
-    return ((patch_BN[..., None] >> shift_P) & 1).to(torch.uint8).flatten(1)
-
-
 def tree_nodes(patch_BN: Tensor, patch_bits: int) -> Tensor:
     """The nodes on the way from the root to a patch: node_BNP in [1, V), the j-th being `(1 << j) | prefix`."""
     shift_P = torch.arange(patch_bits, 0, -1, device=patch_BN.device)

@@ -1,4 +1,4 @@
--- One row a training; one row for each number it left behind; one row for each thing that happened to it.
+-- One row a training; one row for each number it left behind.
 CREATE TABLE IF NOT EXISTS runs (
     id       TEXT PRIMARY KEY,
     folder   TEXT NOT NULL,
@@ -9,10 +9,9 @@ CREATE TABLE IF NOT EXISTS runs (
     result   TEXT NOT NULL DEFAULT '{}'  -- JSON: what the last evaluation gave
 );
 CREATE TABLE IF NOT EXISTS metrics (
-    run   TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    run   TEXT NOT NULL REFERENCES runs (id),
     step  INTEGER NOT NULL,
     key   TEXT NOT NULL,
     value REAL NOT NULL,
     PRIMARY KEY (run, step, key)
 ) WITHOUT ROWID;
-PRAGMA user_version = 1;

@@ -63,18 +63,34 @@ class RunStore:
             raise StoreError(f"{self.path}: the run store cannot be used ({failed}). Try another --store") from failed
 
     def begin(self, run: str, folder: Path, config: Mapping[str, Any]) -> None:
-        """Record that a run starts, or goes on."""
+        """Record that a run starts; what was recorded of an earlier one in the same folder goes.
+
+        Raises:
+            StoreError: another folder has a run of that name here.
+        """
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        place = str(folder.resolve())
         with self._open(write=True) as db:
+            taken = db.execute("SELECT folder FROM runs WHERE id = ? AND folder != ?", (run, place)).fetchone()
+            if taken:
+                raise StoreError(
+                    f"got run name {run!r}, which {taken[0]} has in {self.path}. Try another --out or --store"
+                )
+            db.execute("DELETE FROM metrics WHERE run = ?", (run,))
             db.execute(
-                "INSERT INTO runs (id, folder, created, status, config) VALUES (?, ?, ?, 'running', ?) "
-                "ON CONFLICT (id) DO UPDATE SET status = 'running', note = '', folder = excluded.folder, config = excluded.config",
-                (run, str(folder.absolute()), now, json.dumps(config)),
+                "INSERT OR REPLACE INTO runs (id, folder, created, status, config) VALUES (?, ?, ?, 'running', ?)",
+                (run, place, now, json.dumps(config)),
             )
 
-    def forget_after(self, run: str, step: int) -> None:
-        """Drop metrics beyond a step: what a resumed run is about to do again."""
+    def go_on(self, run: str, step: int) -> None:
+        """Record that a run goes on from a step; metrics beyond it, which it is about to make again, go.
+
+        Raises:
+            RunNotFound: none of that name.
+        """
+        self.get(run)
         with self._open(write=True) as db:
+            db.execute("UPDATE runs SET status = 'running', note = '' WHERE id = ?", (run,))
             db.execute("DELETE FROM metrics WHERE run = ? AND step > ?", (run, step))
 
     def add_metrics(self, run: str, rows: list[tuple[int, str, float]]) -> None:
@@ -103,11 +119,20 @@ class RunStore:
         Raises:
             RunNotFound: none of that name.
         """
-        found = [r for r in self.list_runs() if r.id == run]
-        if not found:
-            known = ", ".join(r.id for r in self.list_runs()[:5]) or "none yet"
-            raise RunNotFound(f"got run {run!r}; it must be in {self.path} ({known}). Try `btlm runs list`")
-        return found[0]
+        if self.path.exists():
+            with self._open(write=False) as db:
+                row = db.execute(f"SELECT {_COLUMNS} FROM runs WHERE id = ?", (run,)).fetchone()
+            if row:
+                return _run(row)
+        known = ", ".join(r.id for r in self.list_runs()[:5]) or "none yet"
+        raise RunNotFound(f"got run {run!r}; it must be in {self.path} ({known}). Try `btlm runs list`")
+
+    def last(self, run: str, key: str) -> tuple[int, float] | None:
+        """(step, value) of the latest row of one metric, if there is one."""
+        with self._open(write=False) as db:
+            query = "SELECT step, value FROM metrics WHERE run = ? AND key = ? ORDER BY step DESC LIMIT 1"
+            row: tuple[int, float] | None = db.execute(query, (run, key)).fetchone()
+        return row
 
     def series(self, run: str, key: str) -> list[tuple[int, float]]:
         """(step, value) of one metric, by step."""

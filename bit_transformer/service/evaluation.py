@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bit_transformer.data.sources import Corpus, Span, find_files
 from bit_transformer.errors import BitStreamError, ConfigError
@@ -31,10 +30,6 @@ class Comparison:
     bytes: int
     protocol: str
     compressors: dict[str, float]
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON would have it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Update:
 
     Attributes:
         share: of the budget, in [0, 1].
-        bytes_per_s: over the last seconds.
+        bytes_per_s: since the first update.
         bpb: training bits per byte, smoothed over about 20 updates.
         val_bpb: of the latest validation.
         eta: seconds left, if the budget goes on being spent at this pace.
@@ -112,7 +112,8 @@ class Checkpoints:
         """Save now; records first, for a resumed run keeps those up to here."""
         self.recorder.flush()
         trainer.save(self.folder / TRAINING_FILE)
-        if not (trainer.config.patience and (self.folder / MODEL_FILE).exists()):
+        best_is_kept = trainer.config.patience and trainer.progress.best_bpb < math.inf
+        if not best_is_kept:
             self._save_model(trainer)
 
     def _save_model(self, trainer: Trainer) -> None:

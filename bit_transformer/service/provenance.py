@@ -38,7 +38,9 @@ def _own_version() -> str:
 
 
 def _commit() -> str:
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return "not a checkout"
     try:
         asked = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bit_transformer.runs.store import RunStore
+from bit_transformer.runs.store import Run, RunStore
 from bit_transformer.service import DEFAULT_STORE
 
 
@@ -27,19 +27,21 @@ class RunSummary:
 def list_runs(store: Path = DEFAULT_STORE) -> list[RunSummary]:
     """All runs of a store, newest first."""
     runs = RunStore(store)
-    return [
-        RunSummary(
-            id=run.id,
-            status=run.status,
-            created=run.created,
-            step=_last(runs, run.id, "train_bpb")[0],
-            train_bpb=_last(runs, run.id, "train_bpb")[1],
-            val_bpb=_last(runs, run.id, "val_bpb")[1],
-            held_out_bpb=run.result.get("bpb"),
-            folder=run.folder,
-        )
-        for run in runs.list_runs()
-    ]
+    return [_summary(runs, run) for run in runs.list_runs()]
+
+
+def _summary(runs: RunStore, run: Run) -> RunSummary:
+    train, validation = runs.last(run.id, "train_bpb"), runs.last(run.id, "val_bpb")
+    return RunSummary(
+        id=run.id,
+        status=run.status,
+        created=run.created,
+        step=train[0] if train else 0,
+        train_bpb=train[1] if train else None,
+        val_bpb=validation[1] if validation else None,
+        held_out_bpb=run.result.get("bpb"),
+        folder=run.folder,
+    )
 
 
 def show_run(run: str, store: Path = DEFAULT_STORE) -> dict[str, Any]:
@@ -50,8 +52,3 @@ def show_run(run: str, store: Path = DEFAULT_STORE) -> dict[str, Any]:
     """
     runs = RunStore(store)
     return {**asdict(runs.get(run)), "validation": runs.series(run, "val_bpb")}
-
-
-def _last(runs: RunStore, run: str, key: str) -> tuple[int, float | None]:
-    series = runs.series(run, key)
-    return series[-1] if series else (0, None)

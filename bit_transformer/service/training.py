@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bit_transformer.config import DataConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, split
 from bit_transformer.errors import BitStreamError, BitTransformerError, CheckpointError, ConfigError
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.runs.store import RunStore
+from bit_transformer.runs.store import RunStore, Status
 from bit_transformer.service.evaluation import Comparison, compare_on
 from bit_transformer.service.models import default_device
 from bit_transformer.service.observers import (
@@ -90,9 +91,14 @@ def train(
     Raises:
         BitTransformerError: settings or data that cannot be; then nothing is written.
     """
-    if (request.out / CONFIG_FILE).exists() and not overwrite:
+    there = [name for name in RUN_FILES if (request.out / name).exists()]
+    if there and not overwrite:
         raise ConfigError(
-            f"{request.out} holds a run already; a new one needs its own folder. Try --resume, --overwrite, or another --out"
+            f"{request.out} holds {there[0]} already; a run needs its own folder. Try --resume, --overwrite, or another --out"
+        )
+    if request.eval_bytes < 1:
+        raise ConfigError(
+            f"eval_bytes={request.eval_bytes}; at least 1 is needed. Try data.holdout=0 to hold nothing out"
         )
     train_part, held_out = _load_data(request)
     torch.manual_seed(request.train.seed)
@@ -100,22 +106,21 @@ def train(
     trainer = _trainer(model, request, train_part, held_out)
     document = _document(request, train_part, held_out)
     request.out.mkdir(parents=True, exist_ok=True)
-    for name in RUN_FILES:
-        (request.out / name).unlink(missing_ok=True)
-    _write_json(request.out / CONFIG_FILE, document)
     store = RunStore(request.store)
-    store.begin(request.out.name, request.out, document)
-    store.forget_after(request.out.name, -1)
+    store.begin(_name(request.out), request.out, document)
+    for name in there:
+        (request.out / name).unlink()
+    _write_json(request.out / CONFIG_FILE, document)
     return _run(trainer, request, held_out, store, report)
 
 
-def resume(out: Path, store: Path, *, report: Callable[[Update], None] | None = None) -> TrainResult:
-    """Go on with a training that was stopped, interrupted or killed, from its last checkpoint.
+def resume(out: Path, *, report: Callable[[Update], None] | None = None) -> TrainResult:
+    """Go on with a training that was stopped, interrupted or killed, from its last checkpoint, in its own store.
 
     Raises:
         CheckpointError: there is no such run, or it has no checkpoint, or its data changed.
     """
-    request, digest = _read_request(out, store)
+    request, digest = _read_request(out)
     train_part, held_out = _load_data(request)
     if train_part.digest() != digest:
         raise CheckpointError(
@@ -124,16 +129,19 @@ def resume(out: Path, store: Path, *, report: Callable[[Update], None] | None = 
     model = BitTransformerLM(request.model).to(default_device())
     trainer = _trainer(model, request, train_part, held_out)
     trainer.load(out / TRAINING_FILE)
-    runs = RunStore(store)
-    runs.begin(out.name, out, _document(request, train_part, held_out))
-    runs.forget_after(out.name, trainer.progress.step)
-    return _run(trainer, request, held_out, runs, report)
+    store = RunStore(request.store)
+    store.go_on(_name(out), trainer.progress.step)
+    return _run(trainer, request, held_out, store, report)
+
+
+def _name(out: Path) -> str:
+    return out.resolve().name
 
 
 def _run(
     trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, report: Callable[[Update], None] | None
 ) -> TrainResult:
-    run, out = request.out.name, request.out
+    run, out = _name(request.out), request.out
     recorder = Recorder(store, run)
     checkpoints = Checkpoints(out, recorder)
     observers: list[Observer] = [recorder, checkpoints]
@@ -144,22 +152,25 @@ def _run(
             trainer.observers = [*observers, stop_when_asked]
             trainer.run()
             checkpoints.save(trainer)
-    except BaseException as failed:
         recorder.flush()
+        p = trainer.progress
+        status: Status = "stopped" if p.stopped == "interrupted" else "finished"
+        comparison = None
+        if status == "finished" and len(held_out):
+            model = load_checkpoint(out / MODEL_FILE, device=trainer.device)
+            comparison = compare_on(model, held_out.thinned(request.eval_bytes, 1 << 16, request.model.align_bytes))
+    except BaseException as failed:
         store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
-        _export(store, run, out)
+        with contextlib.suppress(BitTransformerError, OSError):  # what went wrong first is what the user must read
+            recorder.flush()
+            _export(store, run, out)
         raise
+    store.end(run, status, p.stopped, asdict(comparison) if comparison else None)
     _export(store, run, out)
-    p = trainer.progress
-    stopped = p.stopped == "interrupted"
-    comparison = None
-    if not stopped and len(held_out):
-        model = load_checkpoint(out / MODEL_FILE, device=trainer.device)
-        comparison = compare_on(model, held_out.thinned(request.eval_bytes, 1 << 16))
-    result = TrainResult(
+    return TrainResult(
         run=run,
         folder=str(out),
-        status="stopped" if stopped else "finished",
+        status=status,
         note=p.stopped,
         steps=p.step,
         seconds=round(p.seconds, 2),
@@ -168,17 +179,18 @@ def _run(
         parameters=trainer.model.num_parameters().total,
         comparison=comparison,
     )
-    store.end(run, "stopped" if stopped else "finished", p.stopped, comparison.plain() if comparison else None)
-    return result
 
 
 def _load_data(request: TrainRequest) -> tuple[Corpus, Corpus]:
-    return split(find_files(request.data.corpora), request.data.split, request.data.holdout)
+    files = find_files(request.data.corpora, leave_out=(request.out, request.store))
+    train_part, held_out = split(files, request.data.split, request.data.holdout, request.model.align_bytes)
+    return train_part, held_out.aligned(request.model.align_bytes)
 
 
 def _trainer(model: BitTransformerLM, request: TrainRequest, train_part: Corpus, held_out: Corpus) -> Trainer:
     windows = build_windows(model, train_part, request.train)
-    validation = held_out.thinned(request.train.eval_bytes, VALIDATION_PIECE) if len(held_out) else None
+    sample = held_out.thinned(request.train.eval_bytes, VALIDATION_PIECE, request.model.align_bytes)
+    validation = sample if len(sample) else None
     return Trainer(model, windows, request.train, validation)
 
 
@@ -193,30 +205,29 @@ def _document(request: TrainRequest, train_part: Corpus, held_out: Corpus) -> di
             "digest": train_part.digest(),
         },
         "eval_bytes": request.eval_bytes,
+        "store": str(request.store.resolve()),
         "command": sys.argv,
         "provenance": provenance(),
     }
 
 
-def _read_request(out: Path, store: Path) -> tuple[TrainRequest, str]:
+def _read_request(out: Path) -> tuple[TrainRequest, str]:
     path = out / CONFIG_FILE
     if not (out / TRAINING_FILE).is_file() or not path.is_file():
         raise CheckpointError(
-            f"{out}: no run with a checkpoint to go on from. Try `btlm train ... --out {out}` without --resume"
+            f"{out}: no run with a checkpoint to go on from. Try `btlm train ... --out {out} --overwrite`, from the start"
         )
-    document = json.loads(path.read_text())
-    data = {key: document["data"][key] for key in DataConfig.model_fields}
-    if "-" in data["corpora"]:
+    try:
+        document = json.loads(path.read_text())
+        data = DataConfig.of({key: document["data"][key] for key in DataConfig.model_fields})
+        model, train = ModelConfig.of(document["model"]), TrainConfig.of(document["train"])
+        request = TrainRequest(out, Path(document["store"]), model, train, data, document["eval_bytes"])
+        digest: str = document["data"]["digest"]
+    except (KeyError, TypeError, ValueError) as damaged:
+        raise CheckpointError(f"{path}: is damaged or of another version ({damaged}). Try a new run") from None
+    if "-" in data.corpora:
         raise BitStreamError(f"{out} was trained on standard input, which cannot be read again. Try a file")
-    request = TrainRequest(
-        out,
-        store,
-        ModelConfig.of(document["model"]),
-        TrainConfig.of(document["train"]),
-        DataConfig.of(data),
-        document["eval_bytes"],
-    )
-    return request, document["data"]["digest"]
+    return request, digest
 
 
 def _export(store: RunStore, run: str, out: Path) -> None:

@@ -139,6 +139,13 @@ BAD = [
     (["generate", "RUN", "--prompt", "@missing"], "cannot be read"),
     (["runs", "show", "ghost"], "btlm runs list"),
     (["bench", "ghost"], "startup"),
+    (["bench", "peers"], "startup"),
+    (["train", "TEXT", "--out", "empty"], "Try another path"),
+    (["train", "TEXT", "--set", "train.optim=3"], "optim"),
+    (["train", "TEXT", "--set", "train.optim.betas=[1,1]"], "optim.betas"),
+    (["train", "TEXT", "--seed", "4294967296"], "seed=4294967296"),
+    (["train", "TEXT", "--eval-bytes", "0"], "at least 1"),
+    (["score", "RUN", "TEXT", "--plot", "nodir/x.png"], "Try another path"),
 ]
 
 
@@ -162,6 +169,32 @@ def test_a_run_is_not_replaced_by_accident(btlm, trained, text_file):
     assert (trained / "model.safetensors").read_bytes() == kept
     assert btlm("train", text_file, *SMALL, "--steps", 2, "--out", trained, "--overwrite").returncode == 0
     assert len(csv_rows(trained / "metrics.csv")) == 2
+
+
+def test_files_that_train_did_not_make_are_not_deleted(btlm, trained, text_file, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"precious")
+    refused = btlm("train", text_file, *SMALL, "--steps", 1, "--out", "mine")
+    assert refused.returncode == 2 and "model.safetensors already" in refused.stderr
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == b"precious"
+    taken = btlm("train", text_file, *SMALL, "--steps", 1, "--out", "elsewhere/one")  # runs/one has the name
+    assert taken.returncode == 2 and "Try another --out or --store" in taken.stderr
+    assert json.loads(btlm("runs", "list", "--json").stdout)[0]["step"] == 20
+
+
+def test_patience_without_anything_held_out_keeps_the_last_weights(btlm, text_file, tmp_path):
+    done = btlm("train", text_file, *SMALL, "--steps", 30, "--set", "data.holdout=0", "--set", "train.patience=2",
+                "--set", "train.checkpoint_seconds=0.001", "--out", "all")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    model, _ = read_tensors(tmp_path / "all" / "model.safetensors")
+    training, _ = read_tensors(tmp_path / "all" / "training.safetensors")
+    assert all(bool((training[f"model.{name}"] == weight).all()) for name, weight in model.items())
+
+
+def test_the_reader_of_a_pipe_may_go_away(trained, tmp_path):
+    call = f"{sys.executable} -m bit_transformer.cli generate {trained} --bytes 1000000 | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", call], cwd=tmp_path, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_kill_nine_and_resume_ends_where_an_uninterrupted_run_does(btlm, text_file, tmp_path):

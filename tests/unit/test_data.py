@@ -33,10 +33,26 @@ def test_spans_read_like_one_array(tmp_path):
             assert corpus.read(offset, length).tobytes() == whole[offset : offset + length]
 
 
+def test_thinned_pieces_start_where_patches_and_bytes_meet():
+    thin = bytes_corpus(bytes(3000)).thinned(400, 100, align=3)
+    assert len(thin.spans) >= 8 and len(thin) <= 400
+    assert all(s.start % 3 == 0 and len(s) % 3 == 0 for s in thin.spans)
+
+
+def test_a_file_named_twice_is_one_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_bytes(b"{}")
+    assert len(find_files([str(tmp_path / "a"), str(tmp_path / "run" / ".." / "a")])) == 1
+    assert find_files([str(tmp_path)], leave_out=[tmp_path / "run"]) == [tmp_path / "a"]
+    with pytest.raises(BitStreamError, match="corpus ''"):
+        find_files([""])
+
+
 def test_thinned_is_spread_disjoint_and_of_the_asked_size():
     corpus = bytes_corpus(bytes(range(256)) * 100)
     thin = corpus.thinned(1000, 100)
-    assert len(thin) == 1000
+    assert len(thin) == 1000 and len(thin.spans) == 10
     spans = sorted((s.start, s.stop) for s in thin.spans)
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert spans[0][0] == 0 and spans[-1][1] == len(corpus)

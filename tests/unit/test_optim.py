@@ -61,6 +61,6 @@ def test_clipping_counts_every_gradient_once():
     model.nll(bits_BT).sum().backward()
     dense = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in model.parameters()]
     want = math.sqrt(sum(float((g.double() ** 2).sum()) for g in dense))
-    assert math.isclose(clip_gradients(model, None), want, rel_tol=1e-5)
+    assert math.isclose(clip_gradients(model, 0), want, rel_tol=1e-5)
     assert math.isclose(clip_gradients(model, 0.5), want, rel_tol=1e-5)
-    assert math.isclose(clip_gradients(model, None), 0.5, rel_tol=1e-5)
+    assert math.isclose(clip_gradients(model, 0), 0.5, rel_tol=1e-5)

@@ -25,7 +25,9 @@ def test_a_run_is_recorded_from_beginning_to_end(tmp_path):
     )
     assert store.series("a", "loss") == [(1, 8.0), (2, 7.5)]
     assert store.metric_keys("a") == ["loss", "val"]
-    store.forget_after("a", 1)
+    assert store.last("a", "loss") == (2, 7.5) and store.last("a", "none") is None
+    store.go_on("a", 1)
+    assert store.get("a").status == "running"
     assert store.series("a", "loss") == [(1, 8.0)]
 
 
@@ -33,8 +35,12 @@ def test_beginning_again_keeps_one_record(tmp_path):
     store = RunStore(tmp_path / "runs.sqlite")
     store.begin("a", tmp_path, {})
     store.end("a", "stopped", "interrupted")
+    store.add_metrics("a", [(1, "loss", 8.0)])
     store.begin("a", tmp_path, {"x": 1})
-    assert [r.status for r in store.list_runs()] == ["running"]
+    assert [(r.status, r.result) for r in store.list_runs()] == [("running", {})]
+    assert store.series("a", "loss") == []
+    with pytest.raises(StoreError, match="Try another --out or --store"):
+        store.begin("a", tmp_path / "elsewhere", {})
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):

@@ -96,7 +96,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
         trainer.model.double()
         trainer.optimizers.step = lambda: None
         trainer.optimizers.zero_grad = lambda: None
-        trainer.config = trainer.config.model_copy(update={"clip_norm": None})
+        trainer.config = trainer.config.model_copy(update={"clip_norm": 0.0})
         trainer.model.train()
         trainer.update()
         grads.append([p.grad.to_dense() for p in trainer.model.parameters()])
@@ -146,6 +146,40 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
         trainer.run()
     assert caught.value.step == 1
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, weights(trainer.model), strict=True))
+
+
+def test_gradients_of_an_interrupted_update_do_not_leak_into_the_next():
+    clean, dirty = new_trainer(), new_trainer()
+    for p in dirty.model.parameters():
+        p.grad = torch.full_like(p, float("nan"))
+    for trainer in (clean, dirty):
+        trainer.model.train()
+        trainer.update()
+    assert same(weights(clean.model), weights(dirty.model))
+
+
+def test_no_clipping_means_no_clipping():
+    models = []
+    for clip_norm in (0.0, 1e9, 1e-3):
+        torch.manual_seed(0)
+        models.append(BitTransformerLM(**SHAPE))
+        train_loop(models[-1], TEXT, TrainConfig(steps=2, batch_size=2, clip_norm=clip_norm))
+    assert same(weights(models[0]), weights(models[1])) and not same(weights(models[0]), weights(models[2]))
+
+
+def test_a_validation_that_is_not_finite_stops_too(monkeypatch):
+    monkeypatch.setattr("bit_transformer.training.bits_per_byte", lambda *_: Score(float("nan"), 1, Protocol(1, 1)))
+    with pytest.raises(NonFiniteLoss, match="validation"):
+        new_trainer().run()
+
+
+def test_what_a_byte_costs_is_counted():
+    model = BitTransformerLM(d_model=128, nhead=4, num_layers=4, max_seq_len=2048)
+    block, attention, head = 12 * 128**2, 2 * 128 * 257 / 2, 128 * 256
+    assert math.isclose(model.flops_per_byte(training=False), 2 * (4 * (block + attention) + head))
+    assert model.flops_per_byte() == 3 * model.flops_per_byte(training=False)
+    total, active = model.num_parameters()
+    assert total == sum(p.numel() for p in model.parameters()) and active == total - 256 * 128
 
 
 def test_bit_windows_train_too():

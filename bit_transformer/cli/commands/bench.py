@@ -12,6 +12,7 @@ import typer
 from bit_transformer.cli.output import EXIT_GOAL_MISSED, console, errors_in_one_line
 from bit_transformer.errors import ConfigError
 
+SHARED = ("harness", "peers")
 FOLDER = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
@@ -23,7 +24,7 @@ def run(
     with errors_in_one_line():
         if not FOLDER.is_dir():
             raise ConfigError(f"{FOLDER}: got no such folder; benchmarks run from a source checkout. Try git clone")
-        known = {path.stem.replace("_", "-"): path for path in sorted(FOLDER.glob("*.py")) if path.stem != "harness"}
+        known = {path.stem.replace("_", "-"): path for path in sorted(FOLDER.glob("*.py")) if path.stem not in SHARED}
         if not name:
             console.print("\n".join(known))
             return

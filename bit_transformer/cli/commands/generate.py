@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def run(
         )
         if samples < 1:
             raise ConfigError(f"samples={samples}; at least 1 is needed. Try --samples 1")
-        start = prompt.encode()
+        start = os.fsencode(prompt)
         if prompt.startswith("@"):
             try:
                 with open(prompt[1:], "rb") as file:
@@ -52,7 +53,7 @@ def run(
                 raise BitStreamError(
                     f"{prompt[1:]}: cannot be read ({unreadable.strerror}). Try another file"
                 ) from None
-        ends = [text.encode() for text in stop or []]
+        ends = [os.fsencode(text) for text in stop or []]
         if as_json or samples > 1:
             made = inference.generate(model, [start] * samples, bytes_, sampling, stop=ends, store=store)
             if as_json:

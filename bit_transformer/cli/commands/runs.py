@@ -15,10 +15,10 @@ app = typer.Typer(help="Runs and how they went.", no_args_is_help=False, invoke_
 
 
 @app.callback()
-def default(context: typer.Context) -> None:
+def default(context: typer.Context, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """Runs and how they went; alone it lists them."""
     if context.invoked_subcommand is None:
-        list_(DEFAULT_STORE, False)
+        list_(store, as_json)
 
 
 @app.command("list")
@@ -64,12 +64,12 @@ def show(
             show_json(found)
             return
         console.print(
-            f"[bold]{found['id']}[/bold]  {found['status']} ({found['note'] or 'under way'})  {found['folder']}"
+            f"{found['id']}  {found['status']} ({found['note'] or 'under way'})  {found['folder']}", style="bold"
         )
         for section in ("model", "train", "data", "provenance"):
-            console.print(f"\n[bold]{section}[/bold]")
+            console.print(f"\n{section}", style="bold")
             for key, value in found["config"].get(section, {}).items():
-                console.print(f"  {key} = {json.dumps(value)}", markup=False)
+                console.print(f"  {key} = {json.dumps(value)}")
         made = table("\nvalidation", "update", "bits per byte")
         for step, value in found["validation"]:
             made.add_row(f"{step:,}", bpb(value))

@@ -78,7 +78,7 @@ def run(
             from bit_transformer.service import training
 
             with live_progress() as report:
-                result = training.resume(out, store, report=report)
+                result = training.resume(out, report=report)
         else:
             settings = read_settings(recipe, set_ or [])
             request = _request(settings, corpora, out, preset, patch_bits, parity, flags, eval_bytes, store)
@@ -121,7 +121,8 @@ def _request(
     train = train | flags
     if not any(train.get(name) is not None for name in BUDGETS):
         train["seconds"] = SECONDS_DEFAULT
-    train["optim"] = optim_for(model).model_dump() | train.get("optim", {})
+    if isinstance(optim := train.get("optim", {}), dict):  # else its error comes from TrainConfig
+        train["optim"] = optim_for(model).model_dump() | optim
     data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
     if not data.get("corpora"):
         raise ConfigError("got no corpus; at least one name, file or folder is needed. Try btlm train stdlib")
