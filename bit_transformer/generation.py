@@ -182,9 +182,11 @@ def _feed(model: BitTransformerLM, cache: DecodeCache, patch_BN: Tensor, long: b
         if not room and long:
             room = max(1, model.config.max_patches // 2)
             model.slide(cache, room)
-        count = min(room, patch_BN.shape[1]) if long else patch_BN.shape[1]
-        model.advance(patch_BN[:, :count], cache)
-        patch_BN = patch_BN[:, count:]
+        if patch_BN.shape[1] <= room or not long:
+            model.advance(patch_BN, cache)
+            return
+        model.advance(patch_BN[:, :room], cache)
+        patch_BN = patch_BN[:, room:]
 
 
 class _Picker:
@@ -211,14 +213,30 @@ class _Picker:
 
     def __call__(self, node_logit_BV: NDArray[np.float32], place: int) -> NDArray[np.int64]:
         """The patches at index `place` of every stream."""
+        masked = self.parity or place * self.config.patch_bits < self.longest
+        if self.plain and self.how.temperature == 1 and not masked:
+            return self._walk(node_logit_BV)
         score_BV = leaf_log_probs(node_logit_BV)
-        if self.parity or place * self.config.patch_bits < self.longest:
+        if masked:
             self._mask(score_BV, place)
         if not self.plain:
             self._discourage(score_BV)
         patch_B = self._draw(score_BV)
         self._remember(patch_B.tolist(), place)
         return patch_B
+
+    def _walk(self, node_logit_BV: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Down the tree, bit by bit: P draws do for an untouched distribution, where all V leaves are not needed.
+
+        A logistic variate is below z with probability sigmoid(z).
+        """
+        V = node_logit_BV.shape[1]
+        nodes = [1] * len(node_logit_BV)
+        for index, draws in enumerate(self.random.logistic(size=(len(nodes), self.config.patch_bits)).tolist()):
+            logit_V = node_logit_BV[index]
+            for draw in draws:
+                nodes[index] = 2 * nodes[index] + int(draw < logit_V[nodes[index]])
+        return np.array(nodes) - V
 
     def _mask(self, score_BV: NDArray[np.float64], place: int) -> None:
         """Rule out what contradicts the prompt or breaks parity."""

@@ -6,6 +6,7 @@ is looked for in `BTLM_DATA_DIR` first, then in a cache, then downloaded; its SH
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import glob
 import hashlib
@@ -288,16 +289,12 @@ def _sha256(path: Path, _changed_ns: int) -> str:
 
 def _spool(chunks: Iterable[bytes]) -> Span:
     """A stream on disk, so that it can be mapped; the file goes when the process does."""
-    file = tempfile.NamedTemporaryFile(prefix="bit-transformer-")  # noqa: SIM115 - kept open on purpose, see below
-    for chunk in chunks:
-        file.write(chunk)
-    file.flush()
-    _spooled.append(file)
-    path = Path(file.name)
+    with tempfile.NamedTemporaryFile(prefix="bit-transformer-", delete=False) as file:
+        path = Path(file.name)
+        atexit.register(path.unlink, missing_ok=True)
+        for chunk in chunks:
+            file.write(chunk)
     return Span(path, 0, path.stat().st_size)
-
-
-_spooled: list[object] = []
 
 
 def split(
