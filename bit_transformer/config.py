@@ -52,11 +52,17 @@ def _one_line(invalid: ValidationError, cls: type[Config]) -> str:
     first = invalid.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, cls.model_fields, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(cls.model_fields)}."
+        known = {name: name for name in cls.model_fields}
+        if cls is TrainConfig:
+            known |= {name: f"optim.{name}" for name in OptimConfig.model_fields}
+        near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1, cutoff=0.5)
+        hint = f"Did you mean {known[near[0]]!r}?" if near else f"Known: {', '.join(cls.model_fields)}."
         return f"unknown key {key!r} in {cls.__name__}. {hint}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{key}={first['input']!r}: {message}." if key else message
+    bounds = first.get("ctx", {})
+    bound = bounds.get("ge", bounds.get("le"))
+    hint = f" Try {bound}" if bound is not None else " Try leaving it out, for the default"
+    return f"{key}={first['input']!r}: {message}.{hint}" if key else message
 
 
 class ModelConfig(Config):

@@ -1,7 +1,7 @@
 """What the command line says: results to standard output, progress and errors to standard error.
 
 Exit codes: 0 done · 1 a fault of this program (with a traceback) · 2 input that cannot be, in one line · 3 a benchmark
-missed a goal · 130 interrupted, what was done is saved.
+missed a goal · 130 interrupted; a training under way is saved.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
         print(f"btlm: {error}", file=sys.stderr)
         raise SystemExit(EXIT_INPUT) from None
     except KeyboardInterrupt:
-        print("btlm: interrupted", file=sys.stderr)
+        print("btlm: interrupted; nothing was saved beyond what a checkpoint already held", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:  # the reader of a pipe went away: `btlm runs list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -63,9 +63,13 @@ def show_training(result: TrainResult) -> None:
     console.print(
         f"\n{result.status} ({result.note}): {result.steps:,} updates, {result.bytes_seen / 1e6:.2f} MB "
         f"({result.bytes_seen / result.train_bytes:.2f} epochs) in {result.seconds:.0f} s, {pace:.1f} kB/s; "
-        f"{result.parameters / 1e6:.2f} M parameters",
+        f"{result.parameters / 1e6:.2f} M parameters, {result.active_parameters / 1e6:.2f} M of them active",
         soft_wrap=True,
     )
+    if result.steps < 20:
+        console.print(
+            f"Only {result.steps} updates fitted the budget. Try more of it, or a smaller --batch-size", soft_wrap=True
+        )
     if result.comparison:
         show_comparison(result.comparison, "held-out bytes")
     if result.status == "stopped":

@@ -219,8 +219,8 @@ def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
         found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
     if not found:
         raise BitStreamError(
-            f"got corpus {name!r}; it must be a file, a folder with files, a glob that matches, '-' for standard input, "
-            f"or one of: stdlib, {', '.join(REGISTRY)}"
+            f"got corpus {name!r}: no such file, no folder with files, no glob that matches, and no corpus by name "
+            f"(stdlib, {', '.join(REGISTRY)}). Try a path, or '-' for standard input"
         )
     return found
 

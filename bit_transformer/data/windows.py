@@ -95,7 +95,7 @@ class CorpusWindows(_Epochs):
         self.window_bytes, self.parity, self.align = window_bytes, parity, align
         if len(self.corpus) < window_bytes:
             raise BitStreamError(
-                f"got {len(self.corpus)} bytes to train on; at least one window of {window_bytes} is needed. "
+                f"got {len(self.corpus)} bytes to train on, after holding out; at least one window of {window_bytes} is needed. "
                 f"Try more data, or a smaller model.max_seq_len"
             )
 

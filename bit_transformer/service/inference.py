@@ -25,9 +25,9 @@ def stream(
 
     Raises:
         CheckpointError: no such run.
-        ConfigError: a length that cannot be.
+        ConfigError: a length or a stop string that cannot be.
     """
-    _check_length(max_bytes)
+    _check(max_bytes, stop)
     return stream_bytes(load_model(run, store), prompt, max_bytes, sampling, stop=stop)
 
 
@@ -44,12 +44,14 @@ def generate(
 
     Raises:
         CheckpointError: no such run.
-        ConfigError: a length that cannot be.
+        ConfigError: a length or a stop string that cannot be.
     """
-    _check_length(max_bytes)
+    _check(max_bytes, stop)
     return generate_bytes(load_model(run, store), prompts, max_bytes, sampling, stop=stop)
 
 
-def _check_length(max_bytes: int) -> None:
+def _check(max_bytes: int, stop: Sequence[bytes]) -> None:
+    if b"" in stop:
+        raise ConfigError("stop=''; it must have at least one byte. Try without --stop")
     if max_bytes < 1:
         raise ConfigError(f"bytes={max_bytes}; at least 1 is needed. Try 256")

@@ -64,7 +64,7 @@ class TrainResult:
     Attributes:
         status: `finished`, or `stopped` by an interrupt.
         note: why it ended.
-        parameters: total.
+        parameters: total; `active_parameters`: those that take part in one position.
         comparison: the model beside compressors on held-out bytes; none where it was stopped or nothing is held out.
     """
 
@@ -77,6 +77,7 @@ class TrainResult:
     bytes_seen: int
     train_bytes: int
     parameters: int
+    active_parameters: int
     comparison: Comparison | None
 
 
@@ -91,6 +92,8 @@ def train(
     Raises:
         BitTransformerError: settings or data that cannot be; then nothing is written.
     """
+    if request.out.is_file():
+        raise ConfigError(f"{request.out} is a file; a run needs a folder of its own. Try --out runs/NAME")
     there = [name for name in RUN_FILES if (request.out / name).exists()]
     if there and not overwrite:
         raise ConfigError(
@@ -121,6 +124,9 @@ def resume(out: Path, *, report: Callable[[Update], None] | None = None) -> Trai
         CheckpointError: there is no such run, or it has no checkpoint, or its data changed.
     """
     request, digest = _read_request(out)
+    store = RunStore(request.store)
+    if store.get(_name(out)).status == "finished":
+        raise CheckpointError(f"{out} is finished: its budget is spent. Try a new run with a larger one")
     train_part, held_out = _load_data(request)
     if train_part.digest() != digest:
         raise CheckpointError(
@@ -129,7 +135,6 @@ def resume(out: Path, *, report: Callable[[Update], None] | None = None) -> Trai
     model = BitTransformerLM(request.model).to(default_device())
     trainer = _trainer(model, request, train_part, held_out)
     trainer.load(out / TRAINING_FILE)
-    store = RunStore(request.store)
     store.go_on(_name(out), trainer.progress.step)
     return _run(trainer, request, held_out, store, report)
 
@@ -177,6 +182,7 @@ def _run(
         bytes_seen=round(p.bytes_seen),
         train_bytes=round(len(trainer.windows) * trainer.windows.window_bytes),
         parameters=trainer.model.num_parameters().total,
+        active_parameters=trainer.model.num_parameters().active,
         comparison=comparison,
     )
 

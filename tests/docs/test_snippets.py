@@ -52,6 +52,11 @@ def test_links_lead_somewhere():
 
 def test_the_help_text_of_exit_codes_agrees_with_the_readme(btlm):
     text = " ".join((ROOT / "README.md").read_text().split())
-    for code in ("0 done", "2 input that cannot be", "3 a benchmark missed a goal", "130 interrupted and saved"):
+    for code in (
+        "0 done",
+        "2 input that cannot be",
+        "3 a benchmark missed a goal",
+        "130 interrupted, a training under way saved",
+    ):
         assert code in text
         assert code in " ".join(re.sub(r"[│╭╮╰╯─]", " ", btlm("--help").stdout).split())

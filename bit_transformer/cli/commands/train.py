@@ -30,7 +30,7 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; made, must not hold a run. Default: runs/DATE-TIME.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="TOML file with [model], [train] and [data].")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML file with tables model, train and data.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="tiny, small, medium, large, or a depth such as 6. Default: small.")
     ] = None,
