@@ -32,6 +32,13 @@ SHAPES = [
 ]
 
 
+@torch.no_grad()
+def assert_stepping_equals_one_forward(model: BitTransformerLM, bits_BT: torch.Tensor, chunk: int) -> None:
+    cache = model.new_cache(batch=len(bits_BT))
+    pieces = [model.step(part, cache) for part in bits_BT.split(chunk, dim=1)]
+    assert_close(torch.cat(pieces, dim=1), model(bits_BT).logits, rtol=1e-5, atol=1e-5)
+
+
 def in_float64(model: BitTransformerLM) -> BitTransformerLM:
     model = model.double()
     model.turn_NK2 = rotary_table(model.config.max_patches + 1, model.config.d_model // model.config.nhead)
@@ -97,21 +104,15 @@ def test_gradients_match_finite_differences_of_the_loops(shape):
 def test_stepping_in_any_chunks_equals_one_forward(shape, chunk):
     model = random_model(**shape)
     bits_BT = random_bits(3, model.config.max_seq_len)
-    with torch.no_grad():
-        cache = model.new_cache(batch=3)
-        pieces = [model.step(part, cache) for part in bits_BT.split(chunk, dim=1)]
-        assert_close(torch.cat(pieces, dim=1), model(bits_BT).logits, rtol=1e-5, atol=1e-5)
+    assert_stepping_equals_one_forward(model, bits_BT, chunk)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_single_stream_steps_as_a_batch_does(shape):
     model = random_model(**shape)
     bits_BT = random_bits(1, model.config.max_seq_len)
-    with torch.no_grad():
-        cache = model.new_cache(batch=1)
-        assert cache.single is not None
-        pieces = [model.step(part, cache) for part in bits_BT.split(1, dim=1)]
-        assert_close(torch.cat(pieces, dim=1), model(bits_BT).logits, rtol=1e-5, atol=1e-5)
+    assert model.new_cache(batch=1).single is not None
+    assert_stepping_equals_one_forward(model, bits_BT, chunk=1)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -230,7 +231,4 @@ def test_word_contexts_ignore_case_and_place_and_see_the_word_before():
 def test_stepping_equals_one_forward_on_text():
     model = random_model(max_seq_len=8 * 120, ngram_orders=(2, 4), ngram_words=True, ngram_rows=256)
     bits_BT = torch.from_numpy(np.stack([bytes_to_bits(TEXT[i : i + 120]) for i in (0, 37)]))
-    with torch.no_grad():
-        cache = model.new_cache(batch=2)
-        pieces = [model.step(part, cache) for part in bits_BT.split(8 * 7 + 3, dim=1)]
-        assert_close(torch.cat(pieces, dim=1), model(bits_BT).logits, rtol=1e-5, atol=1e-5)
+    assert_stepping_equals_one_forward(model, bits_BT, chunk=8 * 7 + 3)
