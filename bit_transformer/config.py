@@ -20,6 +20,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from typing_extensions import Self
@@ -65,6 +66,60 @@ def _one_line(invalid: ValidationError, cls: type[Config]) -> str:
     return f"{key}={first['input']!r}: {message}.{hint}" if key else message
 
 
+class ExpertConfig(Config):
+    """Which adaptive bit predictors stand beside the trunk, and how much they may remember.
+
+    Every context below is an expert. Before the start of a stream there are zeros, so a stream may be shorter than the
+    longest context.
+    """
+
+    orders: tuple[PositiveInt, ...] = Field(
+        (1, 2, 3, 4, 5, 6, 8), description="Contexts of the last n units (bytes, or words of unit_bits); ascending."
+    )
+    words: bool | None = Field(
+        None, description="Three contexts of words of a text; not given: where a unit is a byte."
+    )
+    bit_orders: tuple[PositiveInt, ...] = Field(
+        (), description="Contexts of the last n bits before the unit; up to 63."
+    )
+    sparse: tuple[tuple[PositiveInt, ...], ...] = Field(
+        (), description="Contexts of up to four single units, by their distances back: ((2,), (2, 3))."
+    )
+    columns: tuple[PositiveInt, ...] = Field(
+        (), description="Row widths of tables and images, in units: the unit above, and the place in the row."
+    )
+    match_order: PositiveInt = Field(7, description="Shortest repeat that is followed, in units; up to 32.")
+    buckets: PositiveInt = Field(1 << 18, description="Buckets of 16 bytes for each context's memory; a power of two.")
+    history: PositiveInt = Field(1 << 22, description="Units back in which repeats are looked for; a power of two.")
+    unit_bits: int | None = Field(
+        None, ge=1, le=12, description="Bits of a unit; not given: a byte where patches divide it, else a patch."
+    )
+
+    @model_validator(mode="after")
+    def _contexts_fit(self) -> Self:
+        for name in ("buckets", "history"):
+            size = getattr(self, name)
+            if size & (size - 1) or size < 1024:
+                near = max(1024, 1 << (size.bit_length() - 1))
+                raise ValueError(f"{name}={size} must be a power of two, 1,024 or more. Try {near}")
+        if list(self.orders) != sorted(set(self.orders)) or max(self.orders, default=1) > 32:
+            tidy = tuple(sorted({order for order in self.orders if order <= 32}))
+            raise ValueError(f"orders={self.orders} must ascend without repeats, up to 32. Try {tidy}")
+        if max(self.bit_orders, default=1) > 63:
+            raise ValueError(f"bit_orders={self.bit_orders} must not exceed 63. Try (12, 16, 24)")
+        if any(not 1 <= len(ages) <= 4 or max(ages) > 65_536 for ages in self.sparse):
+            raise ValueError(
+                f"sparse={self.sparse} must be groups of one to four distances up to 65536. Try ((2,), (2, 3))"
+            )
+        if max(self.columns, default=1) > 65_536:
+            raise ValueError(f"columns={self.columns} must not exceed 65536. Try (512,)")
+        if self.match_order > 32:
+            raise ValueError(f"match_order={self.match_order} must not exceed 32. Try 7")
+        if not (self.orders or self.bit_orders or self.sparse or self.columns):
+            raise ValueError("got no contexts; at least one is needed. Try orders=(1, 2, 3), or experts=None")
+        return self
+
+
 class ModelConfig(Config):
     """Shape of a `BitTransformerLM`."""
 
@@ -86,6 +141,15 @@ class ModelConfig(Config):
     ngram_dropout: tuple[float, ...] = Field(
         (), description="Row dropout by context: orders, then two for words; none if empty."
     )
+    experts: ExpertConfig | None = Field(
+        None, description="Adaptive bit predictors that the trunk mixes; true or {} for the usual ones."
+    )
+
+    @field_validator("experts", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """Also a plain yes or no, for command lines and TOML, which has no null."""
+        return {} if value is True else None if value is False else value
 
     @model_validator(mode="before")
     @classmethod
@@ -131,7 +195,32 @@ class ModelConfig(Config):
             )
         if any(not 0 <= p < 1 for p in self.ngram_dropout):
             raise ValueError(f"ngram_dropout={self.ngram_dropout} must lie in [0, 1). Try (0.3, ...)")
+        if self.experts is not None:
+            if self.unit_bits % self.patch_bits or self.unit_bits > 12:
+                raise ValueError(
+                    f"experts.unit_bits={self.unit_bits} must be a multiple of patch_bits={self.patch_bits}, up to 12. "
+                    f"Try experts.unit_bits={self.patch_bits}"
+                )
+            if self.experts.words and self.unit_bits != self.byte_bits:
+                raise ValueError(
+                    f"experts.words=True goes with units of one byte, {self.byte_bits} bits; got {self.unit_bits}. "
+                    f"Try experts.words=false"
+                )
         return self
+
+    @property
+    def unit_bits(self) -> int:
+        """Bits that the experts read as one: a byte where patches divide it, else a patch, unless told otherwise."""
+        if self.experts is not None and self.experts.unit_bits is not None:
+            return self.experts.unit_bits
+        return self.byte_bits if self.byte_bits % self.patch_bits == 0 else self.patch_bits
+
+    @property
+    def expert_words(self) -> bool:
+        """Whether words are among the experts' contexts."""
+        if self.experts is None:
+            return False
+        return self.unit_bits == self.byte_bits if self.experts.words is None else self.experts.words
 
     @property
     def byte_bits(self) -> int:
@@ -169,7 +258,6 @@ _LATER: dict[str, object] = {
     "lambda_C": 0,
     "lambda_S": 0,
     "causal": True,
-    "experts": None,
 }
 
 
@@ -206,6 +294,11 @@ class TrainConfig(Config):
     seed: int = Field(0, ge=0, lt=1 << 31, description="Of initial weights, windows and dropout.")
     eval_every: float = Field(0.1, gt=0, le=1, description="Validate after each such share of the budget.")
     eval_bytes: PositiveInt = Field(16_384, description="Held-out bytes scored by each validation.")
+    feature_cache: int = Field(
+        4 << 30,
+        ge=0,
+        description="Bytes of experts' features kept on disk; for larger corpora they are made while training.",
+    )
     patience: PositiveInt | None = Field(None, description="Stop after so many validations without a better one.")
     checkpoint_seconds: PositiveFloat = Field(60.0, description="Longest time between checkpoints.")
     optim: OptimConfig = OptimConfig()
@@ -255,4 +348,7 @@ class Sampling(Config):
     repetition_window: int = Field(64, ge=1, description="How many patches back 'recently' reaches.")
     no_repeat_ngram: int = Field(0, ge=0, description="Complete no n-gram of this many patches twice; 0 is off.")
     force_parity: bool = Field(True, description="Of models with parity: only bytes whose parity is even.")
+    learn: Literal["nothing", "prompt", "all"] = Field(
+        "nothing", description="What experts learn from: the prompt, and with all also what is generated."
+    )
     seed: int | None = Field(None, ge=0, description="Of the draws; none: another each time.")

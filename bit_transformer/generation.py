@@ -165,6 +165,8 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
     known = min(len(bits) for bits in prompts) // c.patch_bits
     head = torch.from_numpy(np.stack([bits[: known * c.patch_bits] for bits in prompts])).to(cache.recent_BN.device)
     history_BN = pack_patches(head, c.patch_bits) if known else head.long()
+    if cache.experts is not None and how.learn != "nothing":
+        cache.experts.learn()
     _feed(model, cache, history_BN, long)
     pick = _Picker(model, prompts, how, history_BN.tolist())
     shift_P = np.arange(c.patch_bits - 1, -1, -1)
@@ -172,6 +174,8 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
         patch_B1 = pick(model.node_logits(cache), known)[:, None]
         yield (patch_B1 >> shift_P & 1).astype(np.uint8)
         known += 1
+        if cache.experts is not None and how.learn == "prompt":  # a longer prompt than the shortest goes on
+            cache.experts.learning = [known * c.patch_bits <= len(bits) for bits in prompts]
         _feed(model, cache, torch.from_numpy(patch_B1).to(head.device), long)
 
 

@@ -1,15 +1,16 @@
 """BitTransformerLM: bits in, the probability of every next bit out.
 
     bits -> patches -> patch embedding (+ n-grams, + phase) -> trunk -> prefix-tree head -> bits
+    bits -> expert bank ------------------- features ------------------> mixer -------^
 
 One class: `patch_bits=1` is the flat model, 8 sees bytes, 9 parity-protected bytes, 12 sensor words. Patches and head are
 in `nn/patching.py`, the blocks in `nn/block.py`, cached decoding state in `nn/cache.py`; read `training.py` next.
 """
 
-# Shapes: B batch, T bits, N patches, P bits of a patch, D model width, V = 2^P symbols.
+# Shapes: B batch, T bits, N patches, P bits of a patch, D model width, V = 2^P symbols, F features of a bit.
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bit_transformer.config import ModelConfig
-from bit_transformer.errors import BitStreamError
+from bit_transformer.errors import BitStreamError, CheckpointError
 from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import DecodeCache, LayerCache
+from bit_transformer.nn.mixer import ExpertMixer
 from bit_transformer.nn.ngram import NgramEmbedding
 from bit_transformer.nn.norm import RMSNorm
-from bit_transformer.nn.patching import PrefixTreeHead, pack_patches
+from bit_transformer.nn.patching import PrefixTreeHead, pack_patches, tree_nodes
 from bit_transformer.nn.position import rotary_table
 from bit_transformer.nn.single import SingleStream
+
+if TYPE_CHECKING:
+    from bit_transformer.experts.bank import ExpertBank
 
 
 class ModelOutput(NamedTuple):
@@ -67,11 +72,47 @@ class BitTransformerLM(nn.Module):
         )
         self.final_norm = RMSNorm()
         self.head = PrefixTreeHead(c.d_model, c.patch_bits)
+        self._bank: ExpertBank | None = None
+        self.mixer = self._new_mixer() if c.experts else None
         # One position more than a window has patches: the start symbol stands before the first.
         table = rotary_table(c.max_patches + 1, c.d_model // c.nhead).to(torch.get_default_dtype())
         self.register_buffer("turn_NK2", table, persistent=False)
         self.turn_NK2: Tensor
         self._init_weights()
+
+    def _new_mixer(self) -> ExpertMixer:
+        from bit_transformer.experts.bank import FEATURE_ONE, feature_count  # numba, where it is needed
+
+        c = self.config
+        return ExpertMixer(c.d_model, c.patch_bits, feature_count(c), 1 / FEATURE_ONE)
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether there is a bank of experts, with what it has learned."""
+        return self._bank is not None
+
+    @property
+    def bank(self) -> ExpertBank:
+        """The experts: an empty bank at first, in training the one that its windows' features come from.
+
+        Raises:
+            ConfigError: the model has no experts, or they need more memory than there is.
+        """
+        if self._bank is None:
+            from bit_transformer.experts.bank import ExpertBank
+
+            self._bank = ExpertBank.of(self.config)
+        return self._bank
+
+    @bank.setter
+    def bank(self, bank: ExpertBank) -> None:
+        c = self.config
+        if c.experts is None or (bank.config, bank.unit_bits) != (c.experts, c.unit_bits):
+            raise CheckpointError(
+                f"got a bank for units of {bank.unit_bits} bits and {bank.experts} contexts; the model's patches and its "
+                f"experts={c.experts and c.experts.model_dump()} need another. Try ExpertBank.of(model.config)"
+            )
+        self._bank = bank
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -109,14 +150,34 @@ class BitTransformerLM(nn.Module):
         patch_BN = pack_patches(bits_BT[:, :whole], P) if whole else bits_BT.new_zeros(B, 0, dtype=torch.long)
         # The bits after the last whole patch, and one more, whose value nothing reads, make up the patch in progress.
         padded_BP = F.pad(bits_BT[:, whole:], (0, P - (T - whole)))
+        known_BN = torch.cat((patch_BN, pack_patches(padded_BP, P)), dim=1)
         h_BND = self.trunk(self.shift(patch_BN, last=True))
-        z_BNP = self.head.bit_logits(h_BND, torch.cat((patch_BN, pack_patches(padded_BP, P)), dim=1))
-        return z_BNP.flatten(1)[:, : T + 1]
+        features_BTF = self._features(torch.cat((bits_BT[:, :whole], padded_BP), dim=1)) if self.mixer else None
+        return self.path_logits(h_BND, known_BN, features_BTF).flatten(1)[:, : T + 1]
 
-    def nll(self, bits_BT: Tensor) -> Tensor:
+    def path_logits(self, h_BND: Tensor, patch_BN: Tensor, features_BTF: Tensor | None = None) -> Tensor:
+        """Logits along the paths to the given patches: the head's and, with features of their bits, the experts'; z_BNP."""
+        z_BNP = self.head.bit_logits(h_BND, patch_BN)
+        if self.mixer is None or features_BTF is None:
+            return z_BNP
+        features_BNPF = features_BTF.view(*z_BNP.shape, -1)
+        return z_BNP + self.mixer(h_BND, features_BNPF, tree_nodes(patch_BN, self.config.patch_bits))
+
+    def _features(self, bits_BT: Tensor) -> Tensor:
+        """What the bank as it is says of windows that nothing comes before: features_BTF."""
+        from bit_transformer.experts.streams import ExpertStreams
+
+        streams = ExpertStreams(self.bank, len(bits_BT), self.config.patch_bits)
+        return torch.from_numpy(streams.peek(bits_BT.cpu().numpy())).to(bits_BT.device)
+
+    def nll(self, bits_BT: Tensor, features_BTF: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of every bit, the first included, in nats: (B, T), T a multiple of `patch_bits`.
 
         The training path: it checks the shape, not the values.
+
+        Args:
+            features_BTF: int8, of a model with experts: what they say of each bit. Not given, they are asked as they
+                are, and know nothing of what came before the window.
 
         Raises:
             BitStreamError: a partial last patch, or a longer window than the model's.
@@ -127,8 +188,10 @@ class BitTransformerLM(nn.Module):
                 f"got windows of {T} bits; at most {c.max_seq_len} and a multiple of patch_bits={c.patch_bits} is needed. "
                 f"Try bits[:, :{min(T, c.max_seq_len) // c.patch_bits * c.patch_bits}]"
             )
+        if self.mixer and features_BTF is None:
+            features_BTF = self._features(bits_BT)
         patch_BN = pack_patches(bits_BT, self.config.patch_bits)
-        z_BNP = self.head.bit_logits(self.trunk(self.shift(patch_BN)), patch_BN)
+        z_BNP = self.path_logits(self.trunk(self.shift(patch_BN)), patch_BN, features_BTF)
         target_BT = bits_BT.to(z_BNP.dtype)
         return F.binary_cross_entropy_with_logits(z_BNP.flatten(1), target_BT, reduction="none")
 
@@ -184,6 +247,10 @@ class BitTransformerLM(nn.Module):
         alone = batch == 1 and like.device.type == "cpu" and like.dtype == torch.float32
         single = SingleStream(self.blocks, self.head, self.turn_NK2, layers) if alone else None
         cache = DecodeCache(layers, self._no_history(start_B1), like.new_zeros(batch, c.d_model), single)
+        if self.mixer:
+            from bit_transformer.experts.streams import ExpertStreams
+
+            cache.experts = ExpertStreams(self.bank, batch, c.patch_bits)
         cache.state_BD = self.trunk(start_B1, cache)[:, -1]
         return cache
 
@@ -202,12 +269,17 @@ class BitTransformerLM(nn.Module):
         open_BR = torch.cat((cache.prefix_BR, bits_BT.to(torch.uint8)), dim=1)
         whole = open_BR.shape[1] // P * P
         patch_BN = pack_patches(open_BR[:, :whole], P) if whole else cache.recent_BN[:, :0]
+        padded_BP = F.pad(open_BR[:, whole:], (0, P - (open_BR.shape[1] - whole)))
+        features_BTF = None
+        if cache.experts is not None:
+            read_BT = torch.cat((open_BR[:, :whole], padded_BP), dim=1)
+            features_BTF = torch.from_numpy(cache.experts.peek(read_BT.cpu().numpy())).to(read_BT.device)
         state_BND = cache.state_BD[:, None]
         if whole:
             state_BND = torch.cat((state_BND, self.advance(patch_BN, cache)), dim=1)
         cache.prefix_BR = open_BR[:, whole:]
-        padded_BP = F.pad(cache.prefix_BR, (0, P - cache.prefix_BR.shape[1]))
-        z_BNP = self.head.bit_logits(state_BND, torch.cat((patch_BN, pack_patches(padded_BP, P)), dim=1))
+        known_BN = torch.cat((patch_BN, pack_patches(padded_BP, P)), dim=1)
+        z_BNP = self.path_logits(state_BND, known_BN, features_BTF)
         return as_pair(z_BNP.flatten(1)[:, old + 1 : old + 1 + T])
 
     def advance(self, patch_BN: Tensor, cache: DecodeCache) -> Tensor:
@@ -224,13 +296,20 @@ class BitTransformerLM(nn.Module):
             )
         h_BND = self.trunk(patch_BN, cache)
         cache.state_BD = h_BND[:, -1]
+        if cache.experts is not None:
+            cache.experts.advance(patch_BN.cpu().numpy())
         return h_BND
 
     def node_logits(self, cache: DecodeCache) -> NDArray[np.float32]:
         """Logits at every node of the patch that comes next, for each stream: (B, V)."""
+        state_BD = cache.state_BD.detach()
         if cache.single is not None:
-            return cache.single.node_logits(cache.state_BD[0].detach().numpy())[None]
-        return self.head(cache.state_BD).detach().float().cpu().numpy()
+            z_BV = cache.single.node_logits(state_BD[0].numpy())[None]
+        else:
+            z_BV = self.head(state_BD).detach().float().cpu().numpy()
+        if self.mixer is not None and cache.experts is not None:
+            z_BV = z_BV + self.mixer.node_logits(state_BD.float().cpu().numpy(), cache.experts.nodes())
+        return z_BV
 
     def slide(self, cache: DecodeCache, count: int) -> None:
         """Forget the `count` oldest patches of a cache to make room; what is left is re-used, not computed again."""
@@ -252,14 +331,14 @@ class BitTransformerLM(nn.Module):
         """Floating-point operations a data byte costs in a full window: matrix products, a multiply-add being two.
 
         Counted: the projections, the attention scores and sums that a causal mask leaves (half the square), and all
-        nodes of the head. Not counted: norms, activations, look-ups, all of the order of D. Training costs three times
+        nodes of the head, the mixer's gate. Not counted: norms, activations, look-ups, all of the order of D. Training costs three times
         the forward: one pass and two products in the backward for each in the forward.
         """
         c = self.config
         positions = c.byte_bits / c.patch_bits
         block = 2 * (4 * c.d_model**2 + 2 * c.d_model * c.feedforward_width)
         attention = 2 * 2 * c.d_model * (c.max_patches + 1) / 2
-        head = 2 * c.d_model * (1 << c.patch_bits)
+        head = 2 * c.d_model * (1 << c.patch_bits) + (2 * self.mixer.gate.numel() if self.mixer else 0)
         return positions * (c.num_layers * (block + attention) + head) * (3 if training else 1)
 
     def _check_bits(self, bits_BT: Tensor) -> None:

@@ -16,7 +16,7 @@ def of_depth(num_layers: int, *, patch_bits: int = 8, parity: bool = False) -> M
     """A model of a depth: 64 wide a layer from 128 up, heads of 64, and a window of 256 bytes, 1,024 from 8 layers up.
 
     N-gram embeddings of 2 to 5 patches are on where a patch is a byte or so, those of words where it is just a byte;
-    contexts of single bits say little.
+    contexts of single bits say little. Experts are on; theirs are bytes, or patches that are not parts of bytes.
 
     Raises:
         ConfigError: a depth below 1, or a patch size that cannot be.
@@ -39,6 +39,7 @@ def of_depth(num_layers: int, *, patch_bits: int = 8, parity: bool = False) -> M
             "ngram_orders": orders,
             "ngram_rows": 1 << 15,
             "ngram_words": words,
+            "experts": {},
             "ngram_dropout": dropout + ((0.1, 0.1) if words else ()),
         }
     )

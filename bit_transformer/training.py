@@ -20,14 +20,16 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from bit_transformer.checkpoint import load_weights, read_tensors, write_tensors
+from bit_transformer.checkpoint import load_weights
 from bit_transformer.config import TrainConfig
+from bit_transformer.data.features import Passed, Say, StreamedWindows, corpus_features, feature_bytes, window_features
 from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.data.windows import BitWindows, CorpusWindows, Windows
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol, window_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.optim import Optimizers, clip_gradients, schedule
+from bit_transformer.tensor_file import read_tensors, write_tensors
 
 
 class StopTraining(Exception):
@@ -132,6 +134,7 @@ class Trainer:
         finally:
             self.progress.seconds = self.clock() - began
             self.model.run_blocks = self._run_blocks  # type: ignore[method-assign]
+            self.take_bank()
             self.model.eval()
 
     def update(self) -> Record:
@@ -142,11 +145,14 @@ class Trainer:
         rate = schedule(progress.share, config.optim)
         self.optimizers.set_rate(rate)
         self.optimizers.zero_grad()  # an update that was interrupted may have left some
-        bits_BT = self.windows.draw(config.batch_size).to(self.device, non_blocking=True)
+        batch = self.windows.draw(config.batch_size)
+        bits_BT = batch.bits_BT.to(self.device, non_blocking=True)
+        features_BTF = None if batch.features_BTF is None else batch.features_BTF.to(self.device, non_blocking=True)
         nats = 0.0
-        for micro_BT in bits_BT.chunk(config.accum_steps):
+        for at, micro_BT in enumerate(bits_BT.chunk(config.accum_steps)):
+            said_BTF = None if features_BTF is None else features_BTF.chunk(config.accum_steps)[at]
             with autocast(self.device, config.amp):
-                loss = self.model.nll(micro_BT).mean() * (len(micro_BT) / len(bits_BT))
+                loss = self.model.nll(micro_BT, said_BTF).mean() * (len(micro_BT) / len(bits_BT))
             loss.backward()  # type: ignore[no-untyped-call]
             nats += loss.item()
         norm = clip_gradients(self.model, config.clip_norm)
@@ -180,6 +186,7 @@ class Trainer:
         return p.share
 
     def _validate(self, corpus: Corpus) -> float:
+        self.take_bank()
         bpb = bits_per_byte(self.model, corpus, default_protocol(self.model, overlap=0.0)).bpb
         if not math.isfinite(bpb):
             raise NonFiniteLoss(
@@ -196,6 +203,11 @@ class Trainer:
         if self.config.patience and self.progress.stale >= self.config.patience:
             raise StopTraining(f"no better validation in {self.progress.stale}")
 
+    def take_bank(self) -> None:
+        """Give the model the bank of experts that its windows' features come from, as it stands."""
+        if isinstance(self.windows, StreamedWindows):
+            self.model.bank = self.windows.bank
+
     # ---- stopping and going on ----
 
     def save(self, path: Path) -> None:
@@ -205,6 +217,7 @@ class Trainer:
             CheckpointError: the disk refused; the file that was there before is untouched.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"windows.{name}": tensor for name, tensor in self.windows.tensors().items()}
         optimizers = self.optimizers.state_dict()
         for part, state in optimizers.items():
             for index, values in state["state"].items():
@@ -230,20 +243,22 @@ class Trainer:
                 raise CheckpointError(
                     f"{path}: was written by a training with another {key} config. Try its own config.json"
                 )
-        load_weights(
-            self.model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path
-        )
+        load_weights(self.model, _under("model.", tensors), path)
         state = self.optimizers.state_dict()
         for part, values in state.items():
             values["state"] = _part_state(tensors, part)
         self.optimizers.load_state_dict(state)
-        self.windows.load_state_dict(document["windows"])
+        self.windows.load_state_dict(document["windows"], _under("windows.", tensors))
         self.progress = Progress(**{**document["progress"], "stopped": ""})
 
 
 def _crossed(before: float, now: float, every: float) -> bool:
     """Whether a multiple of `every`, or the end, lies in (before, now]."""
     return now >= 1 or math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _as_tensor(value: Tensor | float) -> Tensor:
@@ -296,8 +311,19 @@ def train_loop(
     return history
 
 
-def build_windows(model: BitTransformerLM, data: Corpus | bytes | Tensor | Windows, config: TrainConfig) -> Windows:
-    """What a model trains on, in windows that fit it.
+def build_windows(
+    model: BitTransformerLM,
+    data: Corpus | bytes | Tensor | Windows,
+    config: TrainConfig,
+    *,
+    say: Say = lambda _: None,
+    passed: Passed = lambda done, total: None,
+) -> Windows:
+    """What a model trains on, in windows that fit it. A model with experts gets the bank that has read the data.
+
+    Args:
+        say: told what should be known of the experts' cache.
+        passed: told how many bytes of how many the experts have read.
 
     Raises:
         ConfigError: a window that is longer than the model's, or holds no whole byte.
@@ -313,12 +339,25 @@ def build_windows(model: BitTransformerLM, data: Corpus | bytes | Tensor | Windo
             )
         if int((data > 1).sum()) or int((data < 0).sum()):
             raise BitStreamError("got other values than 0 and 1 among the bits. Try bytes_to_bits for bytes")
-        return BitWindows(data, byte_bits=shape.byte_bits, seed=config.seed)
+        features_NTF = None
+        if shape.experts and data.ndim == 2:
+            made_NTF, model.bank = window_features(data, shape)
+            features_NTF = torch.from_numpy(made_NTF)
+        return BitWindows(data, byte_bits=shape.byte_bits, seed=config.seed, features_NTF=features_NTF)
     if isinstance(data, bytes):
         data = bytes_corpus(data)
     if isinstance(data, Corpus):
         size = window_bytes(model, config.window)
-        return CorpusWindows(data, size, parity=shape.parity, align=shape.align_bytes, seed=config.seed)
+        data = data.aligned(shape.align_bytes)
+        features = None
+        if shape.experts and len(data) >= size:
+            if feature_bytes(data, shape) > config.feature_cache:
+                return StreamedWindows(data, size, shape, streams=config.batch_size, seed=config.seed)
+            features = corpus_features(data, shape, limit=config.feature_cache, say=say, passed=passed)
+            model.bank = features.bank
+        return CorpusWindows(
+            data, size, parity=shape.parity, align=shape.align_bytes, seed=config.seed, features=features
+        )
     if not hasattr(data, "draw"):
         raise ConfigError(f"data is a {type(data).__name__}; a Corpus, bytes, bit windows or Windows is needed")
     return data

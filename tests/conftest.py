@@ -35,6 +35,12 @@ def no_data_folder_by_accident() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def features_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing from the user's cache, nothing into it."""
+    os.environ["BTLM_CACHE_DIR"] = str(tmp_path_factory.mktemp("features"))
+
+
 def random_model(**fields: object) -> BitTransformerLM:
     """A small model with random weights everywhere, the zero-initialised ones included."""
     shape = {"d_model": 24, "nhead": 2, "num_layers": 2, "dim_feedforward": 40, **fields}

@@ -22,6 +22,13 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint file, or a run's name in the store.")
 ]
 Overlap = Annotated[float, typer.Option("--overlap", help="Share of a window that is only context, in [0, 1).")]
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        help="What learns from the file while it is scored: static, online (experts), online+mixer. Default: online where there are experts.",
+    ),
+]
 
 SECTIONS = ("model", "train", "data")
 

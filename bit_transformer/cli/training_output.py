@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from bit_transformer.cli.output import bpb, console, progress_console, show_comparison
 
 if TYPE_CHECKING:
-    from bit_transformer.service.observers import Update
+    from bit_transformer.service.observers import Notice, Reading, Report, Update
     from bit_transformer.service.training import TrainResult
 
 
 @contextmanager
-def live_progress() -> Iterator[Callable[[Update], None]]:
+def live_progress() -> Iterator[Report]:
     """A live bar on a terminal; elsewhere a line every ten seconds."""
     if not progress_console.is_terminal:
         yield _plain_lines()
@@ -32,21 +32,47 @@ def live_progress() -> Iterator[Callable[[Update], None]]:
     with bar:
         task = bar.add_task("starting", total=1.0)
 
-        def report(update: Update) -> None:
-            bar.update(task, completed=update.share, description=_line(update))
+        def report(update: Update | Reading | Notice) -> None:
+            if _is_update(update):
+                bar.update(task, completed=update.share, description=_line(update))
+            elif _is_reading(update):
+                bar.update(task, completed=update.done / update.total, description=_reading(update))
+            elif _is_notice(update):
+                progress_console.print(f"note: {update.text}", soft_wrap=True)
 
         yield report
 
 
-def _plain_lines(every: float = 10.0) -> Callable[[Update], None]:
+def _plain_lines(every: float = 10.0) -> Report:
     last = [time.monotonic() - every]
 
-    def report(update: Update) -> None:
-        if time.monotonic() - last[0] >= every or update.share >= 1:
+    def report(update: Update | Reading | Notice) -> None:
+        if _is_reading(update):
+            if update.done == update.total:
+                progress_console.print(_reading(update), soft_wrap=True)
+        elif _is_notice(update):
+            progress_console.print(f"note: {update.text}", soft_wrap=True)
+        elif _is_update(update) and (time.monotonic() - last[0] >= every or update.share >= 1):
             last[0] = time.monotonic()
             progress_console.print(f"{update.share:4.0%}  {_line(update)}", soft_wrap=True)
 
     return report
+
+
+def _is_update(update: Update | Reading | Notice) -> TypeGuard[Update]:
+    return hasattr(update, "share")  # the classes themselves would import torch
+
+
+def _is_notice(update: Update | Reading | Notice) -> TypeGuard[Notice]:
+    return hasattr(update, "text")
+
+
+def _is_reading(update: Update | Reading | Notice) -> TypeGuard[Reading]:
+    return hasattr(update, "total")
+
+
+def _reading(update: Reading) -> str:
+    return f"experts: read {update.done / 1e6:.1f} of {update.total / 1e6:.1f} MB"
 
 
 def _line(update: Update) -> str:

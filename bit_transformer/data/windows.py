@@ -5,10 +5,11 @@ permutation of the window numbers, computed number by number, so a corpus of any
 state is two integers.
 """
 
-# Shapes: B windows, T bits, L bytes of a window.
+# Shapes: B windows, T bits, L bytes of a window, F features of a bit.
 from __future__ import annotations
 
-from typing import Protocol, TypedDict
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -27,6 +28,25 @@ class SamplerState(TypedDict):
     drawn: int
 
 
+class Batch(NamedTuple):
+    """Some windows.
+
+    Attributes:
+        bits_BT: uint8.
+        features_BTF: int8: what the experts say of each bit, where there are experts.
+    """
+
+    bits_BT: Tensor
+    features_BTF: Tensor | None = None
+
+
+class FeatureSource(Protocol):
+    """What gives the features of a corpus's bits."""
+
+    def read(self, bit: int, length: int) -> NDArray[np.int8]:
+        """Of `length` bits: (T, F)."""
+
+
 class Windows(Protocol):
     """What a training draws from."""
 
@@ -37,13 +57,16 @@ class Windows(Protocol):
     def __len__(self) -> int:
         """Windows of an epoch."""
 
-    def draw(self, count: int) -> Tensor:
-        """The next `count` windows: bits_BT, uint8."""
+    def draw(self, count: int) -> Batch:
+        """The next `count` windows."""
 
     def state_dict(self) -> SamplerState:
         """Where it stands."""
 
-    def load_state_dict(self, state: SamplerState) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """What more it takes to go on."""
+
+    def load_state_dict(self, state: SamplerState, tensors: Mapping[str, Tensor]) -> None:
         """Go on from there."""
 
 
@@ -59,7 +82,7 @@ class _Epochs:
         while count:
             stop = min(size, self.drawn + count)
             places = np.arange(self.drawn, stop)
-            pieces.append((self.epoch, permuted(places, size, key=_key(self.seed, self.epoch))))
+            pieces.append((self.epoch, permuted(places, size, key=epoch_key(self.seed, self.epoch))))
             count -= stop - self.drawn
             self.drawn = stop
             if self.drawn == size:
@@ -69,7 +92,10 @@ class _Epochs:
     def state_dict(self) -> SamplerState:
         return {"epoch": self.epoch, "drawn": self.drawn}
 
-    def load_state_dict(self, state: SamplerState) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: SamplerState, tensors: Mapping[str, Tensor]) -> None:
         self.epoch, self.drawn = state["epoch"], state["drawn"]
 
 
@@ -82,17 +108,25 @@ class CorpusWindows(_Epochs):
         parity: follow each byte by a parity bit.
         align: windows start at multiples of this many bytes of their file.
         seed: of the order.
+        features: of the corpus's bits, if there are experts.
 
     Raises:
         BitStreamError: the corpus is shorter than a window.
     """
 
     def __init__(
-        self, corpus: Corpus, window_bytes: int, *, parity: bool = False, align: int = 1, seed: int = 0
+        self,
+        corpus: Corpus,
+        window_bytes: int,
+        *,
+        parity: bool = False,
+        align: int = 1,
+        seed: int = 0,
+        features: FeatureSource | None = None,
     ) -> None:
         super().__init__(seed)
         self.corpus = corpus.aligned(align)
-        self.window_bytes, self.parity, self.align = window_bytes, parity, align
+        self.window_bytes, self.parity, self.align, self.features = window_bytes, parity, align, features
         if len(self.corpus) < window_bytes:
             raise BitStreamError(
                 f"got {len(self.corpus)} bytes to train on, after holding out; at least one window of {window_bytes} is needed. "
@@ -103,18 +137,24 @@ class CorpusWindows(_Epochs):
         # One window is given up for the offset, which differs from epoch to epoch.
         return max(1, len(self.corpus) // self.window_bytes - 1)
 
-    def draw(self, count: int) -> Tensor:
-        """The next `count` windows: bits_BT, uint8."""
-        rows = [
-            self.corpus.read(self._offset(epoch) + int(number) * self.window_bytes, self.window_bytes)
+    def draw(self, count: int) -> Batch:
+        """The next `count` windows."""
+        starts = [
+            self._offset(epoch) + int(number) * self.window_bytes
             for epoch, numbers in self.next(count, len(self))
             for number in numbers
         ]
-        return torch.from_numpy(bytes_to_bits(np.stack(rows), parity=self.parity))
+        rows = np.stack([self.corpus.read(start, self.window_bytes) for start in starts])
+        bits_BT = bytes_to_bits(rows, parity=self.parity)
+        if self.features is None:
+            return Batch(torch.from_numpy(bits_BT))
+        width, T = 9 if self.parity else 8, bits_BT.shape[1]
+        features_BTF = np.stack([self.features.read(start * width, T) for start in starts])
+        return Batch(torch.from_numpy(bits_BT), torch.from_numpy(features_BTF))
 
     def _offset(self, epoch: int) -> int:
         room = min(self.window_bytes, len(self.corpus) - len(self) * self.window_bytes) // self.align
-        return _key(self.seed, epoch) % (room + 1) * self.align
+        return epoch_key(self.seed, epoch) % (room + 1) * self.align
 
 
 class BitWindows(_Epochs):
@@ -123,24 +163,27 @@ class BitWindows(_Epochs):
     Args:
         bits_NT: N windows of T zeros and ones.
         byte_bits: bits that make up one data byte; sets the unit of bits per byte.
+        features_NTF: what the experts say of each bit, if there are any.
     """
 
-    def __init__(self, bits_NT: Tensor, *, byte_bits: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, bits_NT: Tensor, *, byte_bits: int = 8, seed: int = 0, features_NTF: Tensor | None = None
+    ) -> None:
         super().__init__(seed)
         if bits_NT.ndim != 2 or not len(bits_NT):
             raise BitStreamError(
                 f"got bits of shape {tuple(bits_NT.shape)}; (windows, bits) is needed. Try bits.view(-1, 1024)"
             )
-        self.bits_NT = bits_NT.to(torch.uint8)
+        self.bits_NT, self.features_NTF = bits_NT.to(torch.uint8), features_NTF
         self.window_bytes = bits_NT.shape[1] / byte_bits
 
     def __len__(self) -> int:
         return len(self.bits_NT)
 
-    def draw(self, count: int) -> Tensor:
-        """The next `count` windows: bits_BT, uint8."""
-        numbers = np.concatenate([numbers for _, numbers in self.next(count, len(self))])
-        return self.bits_NT[torch.from_numpy(numbers)]
+    def draw(self, count: int) -> Batch:
+        """The next `count` windows."""
+        row_B = torch.from_numpy(np.concatenate([numbers for _, numbers in self.next(count, len(self))]))
+        return Batch(self.bits_NT[row_B], None if self.features_NTF is None else self.features_NTF[row_B])
 
 
 def permuted(places: NDArray[np.int64], size: int, *, key: int) -> NDArray[np.int64]:
@@ -176,5 +219,6 @@ def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
         return z ^ (z >> np.uint64(31))
 
 
-def _key(seed: int, epoch: int) -> int:
+def epoch_key(seed: int, epoch: int) -> int:
+    """A pseudo-random number of 64 bits for each epoch."""
     return int(_mix(np.array([seed & _MASK64], dtype=np.uint64), np.uint64(epoch + 1))[0])

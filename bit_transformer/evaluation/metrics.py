@@ -3,6 +3,10 @@
 The file is cut into windows that overlap: each window scores only the bytes that no earlier one scored, so all but the
 first window's bytes have at least `context` bytes before them. More overlap costs more time and gives a lower, truer
 figure; the protocol goes with every number.
+
+What may be learned from the file itself is part of the protocol. `static`: nothing. `online`: the experts' tables learn each bit
+after it was scored, as any compressor's do, on a copy that is dropped in the end. `online+mixer`: so do all weights, by a
+gradient step after every batch of windows (dynamic evaluation, Krause et al. 2018, arXiv:1709.07432).
 """
 
 # Shapes: B batch, T bits, L bytes of a window.
@@ -11,15 +15,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.data.features import FeatureReader
 from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.model import BitTransformerLM
+
+Learning = Literal["static", "online", "online+mixer"]
+_WHAT_LEARNS = {
+    "static": "static weights",
+    "online": "online (weights static, the experts' tables go on learning from what was scored)",
+    "online+mixer": "online+mixer (the experts' tables and all weights go on learning from what was scored)",
+}
+ADAPT_RATE = 1e-3  # of AdamW, with online+mixer
 
 
 @dataclass(frozen=True)
@@ -29,14 +43,16 @@ class Protocol:
     Attributes:
         window: bytes of a window.
         stride: bytes from one window to the next; the overlap is `window - stride`.
+        learning: what goes on learning from what was scored.
     """
 
     window: int
     stride: int
+    learning: Learning = "static"
 
     def __str__(self) -> str:
         return (
-            f"static weights, windows of {self.window} bytes every {self.stride}, every byte scored once with at least "
+            f"{_WHAT_LEARNS[self.learning]}, windows of {self.window} bytes every {self.stride}, every byte scored once with at least "
             f"{self.window - self.stride} bytes of context (the first {self.window} with less)"
         )
 
@@ -73,18 +89,29 @@ def window_bytes(model: BitTransformerLM, window_bits: int | None = None) -> int
     return bits // unit * c.align_bytes
 
 
-def default_protocol(model: BitTransformerLM, overlap: float = 0.5) -> Protocol:
-    """Windows of the model's full length; each after the first scores its last `1 - overlap` share."""
+def default_protocol(model: BitTransformerLM, overlap: float = 0.5, learning: str | None = None) -> Protocol:
+    """Windows of the model's full length; each after the first scores its last `1 - overlap` share.
+
+    Args:
+        learning: not given: `online` for a model with experts, else `static`.
+
+    Raises:
+        ConfigError: no such protocol, or one that learns for a model without experts.
+    """
+    chosen = learning or ("online" if model.config.experts else "static")
+    if chosen not in get_args(Learning):
+        raise ConfigError(f"protocol={chosen!r}; it must be one of {', '.join(get_args(Learning))}. Try online")
+    if chosen != "static" and not model.config.experts:
+        raise ConfigError(f"protocol={chosen!r} needs experts; the model has none. Try static")
     window = window_bytes(model)
     align = model.config.align_bytes
-    return Protocol(window, max(align, round(window * (1 - overlap) / align) * align))
+    return Protocol(window, max(align, round(window * (1 - overlap) / align) * align), chosen)  # type: ignore[arg-type]
 
 
-@torch.inference_mode()
 def byte_costs(
     model: BitTransformerLM, corpus: Corpus, protocol: Protocol, *, batch: int = 32
 ) -> Iterator[NDArray[np.float64]]:
-    """Bits that each byte of a corpus costs, in order, in pieces.
+    """Bits that each byte of a corpus costs, in order, in pieces. The model is afterwards what it was.
 
     Raises:
         BitStreamError: an empty corpus.
@@ -93,18 +120,33 @@ def byte_costs(
         raise BitStreamError("got no bytes to score; at least one is needed. Try another file, or a larger holdout")
     was_training = model.training
     model.eval()
+    reader, adapt, before = None, None, {}
+    if model.config.experts:
+        learn = protocol.learning != "static"
+        reader = FeatureReader(corpus, model.config, model.bank.copy() if learn else model.bank, learn=learn)
+    if protocol.learning == "online+mixer":
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        adapt = torch.optim.AdamW(_dense_parameters(model), lr=ADAPT_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     try:
         starts = _starts(len(corpus), protocol)
         done = 0
         for first in range(0, len(starts), batch):
             group = starts[first : first + batch]
             windows = [corpus.read(start, protocol.window) for start in group]
-            for start, cost in zip(group, _window_costs(model, windows), strict=True):
+            cost_BL = _window_costs(model, windows, group, reader, adapt)
+            for start, cost in zip(group, cost_BL, strict=True):
                 fresh = cost[done - start :]
                 done += len(fresh)
                 yield fresh
     finally:
+        if before:
+            model.load_state_dict(before)
         model.train(was_training)
+
+
+def _dense_parameters(model: BitTransformerLM) -> list[torch.nn.Parameter]:
+    tables = model.ngrams.table.weight if model.ngrams is not None else None
+    return [p for p in model.parameters() if p is not tables]
 
 
 def _starts(size: int, protocol: Protocol) -> range:
@@ -112,19 +154,34 @@ def _starts(size: int, protocol: Protocol) -> range:
     return range(0, -(-beyond_first // protocol.stride) * protocol.stride + 1, protocol.stride)
 
 
-def _window_costs(model: BitTransformerLM, windows: list[NDArray[np.uint8]]) -> list[NDArray[np.float64]]:
+def _window_costs(
+    model: BitTransformerLM,
+    windows: list[NDArray[np.uint8]],
+    starts: range,
+    reader: FeatureReader | None,
+    adapt: torch.optim.Optimizer | None,
+) -> list[NDArray[np.float64]]:
     """Bits of each byte of each window; the last window may be shorter and is padded to whole patches."""
     c = model.config
+    device = model.head.weight.device
     longest = max(len(w) for w in windows)
+    longest += -longest % c.align_bytes
     block = np.zeros((len(windows), longest), dtype=np.uint8)
     for row, window in zip(block, windows, strict=True):
         row[: len(window)] = window
-    bits = bytes_to_bits(block, parity=c.parity)
-    pad = -bits.shape[1] % c.patch_bits
-    bits_BT = torch.from_numpy(np.pad(bits, ((0, 0), (0, pad)))).to(model.head.weight.device)
-    nats_BT = model.nll(bits_BT)[:, : longest * c.byte_bits].double()
-    cost_BL = (nats_BT.view(len(windows), longest, c.byte_bits).sum(-1) / math.log(2)).cpu().numpy()
-    return [row[: len(window)] for row, window in zip(cost_BL, windows, strict=True)]
+    bits_BT = torch.from_numpy(bytes_to_bits(block, parity=c.parity)).to(device)
+    features_BTF = None
+    if reader is not None:
+        features_BTF = torch.from_numpy(np.stack([reader.read(start, longest) for start in starts])).to(device)
+    with torch.inference_mode(adapt is None), torch.set_grad_enabled(adapt is not None):
+        nats_BT = model.nll(bits_BT, features_BTF)
+    cost_BL = nats_BT.detach().double().view(len(windows), longest, c.byte_bits).sum(-1) / math.log(2)
+    if adapt is not None:
+        adapt.zero_grad()
+        scored = [row[: len(w) * c.byte_bits] for row, w in zip(nats_BT, windows, strict=True)]
+        torch.cat(scored).mean().backward()  # type: ignore[no-untyped-call]
+        adapt.step()
+    return [row[: len(window)] for row, window in zip(cost_BL.cpu().numpy(), windows, strict=True)]
 
 
 def bits_per_byte(

@@ -11,6 +11,7 @@ from torch import Tensor
 from bit_transformer.nn.position import rotate
 
 if TYPE_CHECKING:
+    from bit_transformer.experts.streams import ExpertStreams
     from bit_transformer.nn.single import SingleStream
 
 
@@ -53,12 +54,14 @@ class DecodeCache:
         symbols_seen: symbols so far, the start symbol included, whatever the window has forgotten.
         capacity: positions a layer can hold, the start symbol included.
         single: the fast way on for a stream that is alone on a processor, if it is.
+        experts: where the bank of experts stands in each stream, if the model has one.
     """
 
     def __init__(
         self, layers: list[LayerCache], recent_BN: Tensor, state_BD: Tensor, single: SingleStream | None = None
     ) -> None:
         self.layers, self.single = layers, single
+        self.experts: ExpertStreams | None = None
         self.recent_BN = recent_BN
         self.prefix_BR = torch.zeros(len(recent_BN), 0, dtype=torch.uint8, device=recent_BN.device)
         self.state_BD = state_BD

@@ -61,27 +61,33 @@ class Scoring:
     windows: list[Surprise]
 
 
-def compare_on(model: BitTransformerLM, corpus: Corpus, *, overlap: float = 0.5) -> Comparison:
+def compare_on(
+    model: BitTransformerLM, corpus: Corpus, *, overlap: float = 0.5, learning: str | None = None
+) -> Comparison:
     """A model beside zlib, bz2 and xz on the same bytes."""
-    score = bits_per_byte(model, corpus, default_protocol(model, overlap))
+    score = bits_per_byte(model, corpus, default_protocol(model, overlap, learning))
     return Comparison(score.bpb, score.bytes, str(score.protocol), compressors_bpb(corpus))
 
 
-def evaluate(run: str, names: list[str], *, overlap: float = 0.5, store: Path = DEFAULT_STORE) -> Evaluation:
+def evaluate(
+    run: str, names: list[str], *, overlap: float = 0.5, learning: str | None = None, store: Path = DEFAULT_STORE
+) -> Evaluation:
     """Bits per byte of files, folders or named corpora.
 
     Args:
         overlap: share of a window that is only context, in [0, 1).
+        learning: what may be learned from a file while it is scored: `static`, `online`, `online+mixer`; not given:
+            `online` for models with experts. Every file starts from the model as it is.
 
     Raises:
         BitStreamError: an empty or unreadable file.
         CheckpointError: no such run.
-        ConfigError: an overlap that cannot be.
+        ConfigError: an overlap or a protocol that cannot be.
     """
     _check_overlap(overlap)
     files = find_files(names)
     model = load_model(run, store)
-    protocol = default_protocol(model, overlap)
+    protocol = default_protocol(model, overlap, learning)
     scores = {str(path): bits_per_byte(model, _whole(path), protocol) for path in files}
     bits, size = sum(s.bits for s in scores.values()), sum(s.bytes for s in scores.values())
     together = Corpus(Span(path, 0, path.stat().st_size) for path in files)
@@ -95,6 +101,7 @@ def score(
     *,
     window: int = 256,
     overlap: float = 0.5,
+    learning: str | None = None,
     store: Path = DEFAULT_STORE,
     plot: Path | None = None,
 ) -> Scoring:
@@ -102,6 +109,7 @@ def score(
 
     Args:
         window: bytes of a stretch that is reported.
+        learning: as for `evaluate`.
         plot: also draw them, as a PNG.
 
     Raises:
@@ -116,7 +124,7 @@ def score(
     if others:
         raise BitStreamError(f"{name}: got {len(others) + 1} files; score takes one. Try {path}, or btlm evaluate")
     model = load_model(run, store)
-    protocol = default_protocol(model, overlap)
+    protocol = default_protocol(model, overlap, learning)
     windows: list[Surprise] = []
     bits, inside, offset, total = 0.0, 0, 0, 0.0
     for cost in byte_costs(model, _whole(path), protocol):

@@ -39,10 +39,28 @@ class Update:
     eta: float
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Before training: how many bytes of how many the experts have read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that should be known, in one line."""
+
+    text: str
+
+
+Report = Callable[[Update | Reading | Notice], None]
+
+
 class Reporter:
     """Turns records into `Update`s."""
 
-    def __init__(self, report: Callable[[Update], None]) -> None:
+    def __init__(self, report: Report) -> None:
         self.report = report
         self.smooth: float | None = None
         self.val_bpb: float | None = None
@@ -117,6 +135,7 @@ class Checkpoints:
             self._save_model(trainer)
 
     def _save_model(self, trainer: Trainer) -> None:
+        trainer.take_bank()
         p = trainer.progress
         about = {"step": p.step, "bytes_seen": p.bytes_seen, "val_bpb": p.best_bpb if p.best_bpb < math.inf else None}
         save_checkpoint(self.folder / MODEL_FILE, trainer.model, about=about)

@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from bit_transformer.service.models import default_device
 from bit_transformer.service.observers import (
     TRAINING_FILE,
     Checkpoints,
+    Notice,
+    Reading,
     Recorder,
+    Report,
     Reporter,
-    Update,
     interruptible,
 )
 from bit_transformer.service.plots import plot_loss
@@ -81,9 +83,7 @@ class TrainResult:
     comparison: Comparison | None
 
 
-def train(
-    request: TrainRequest, *, overwrite: bool = False, report: Callable[[Update], None] | None = None
-) -> TrainResult:
+def train(request: TrainRequest, *, overwrite: bool = False, report: Report | None = None) -> TrainResult:
     """Train from the start.
 
     Args:
@@ -106,7 +106,9 @@ def train(
     train_part, held_out = _load_data(request)
     torch.manual_seed(request.train.seed)
     model = BitTransformerLM(request.model).to(default_device())
-    trainer = _trainer(model, request, train_part, held_out)
+    began = time.monotonic()
+    trainer = _trainer(model, request, train_part, held_out, report)
+    trainer.progress.seconds = time.monotonic() - began  # the experts' pass over the data is part of the budget
     document = _document(request, train_part, held_out)
     request.out.mkdir(parents=True, exist_ok=True)
     store = RunStore(request.store)
@@ -117,7 +119,7 @@ def train(
     return _run(trainer, request, held_out, store, report)
 
 
-def resume(out: Path, *, report: Callable[[Update], None] | None = None) -> TrainResult:
+def resume(out: Path, *, report: Report | None = None) -> TrainResult:
     """Go on with a training that was stopped, interrupted or killed, from its last checkpoint, in its own store.
 
     Raises:
@@ -133,7 +135,7 @@ def resume(out: Path, *, report: Callable[[Update], None] | None = None) -> Trai
             f"{out}: its training files are not what they were; a resumed run needs the same. Try a new run"
         )
     model = BitTransformerLM(request.model).to(default_device())
-    trainer = _trainer(model, request, train_part, held_out)
+    trainer = _trainer(model, request, train_part, held_out, report)
     trainer.load(out / TRAINING_FILE)
     store.go_on(_name(out), trainer.progress.step)
     return _run(trainer, request, held_out, store, report)
@@ -144,7 +146,7 @@ def _name(out: Path) -> str:
 
 
 def _run(
-    trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, report: Callable[[Update], None] | None
+    trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, report: Report | None
 ) -> TrainResult:
     run, out = _name(request.out), request.out
     recorder = Recorder(store, run)
@@ -193,8 +195,17 @@ def _load_data(request: TrainRequest) -> tuple[Corpus, Corpus]:
     return train_part, held_out.aligned(request.model.align_bytes)
 
 
-def _trainer(model: BitTransformerLM, request: TrainRequest, train_part: Corpus, held_out: Corpus) -> Trainer:
-    windows = build_windows(model, train_part, request.train)
+def _trainer(
+    model: BitTransformerLM, request: TrainRequest, train_part: Corpus, held_out: Corpus, report: Report | None
+) -> Trainer:
+    tell: Report = report or (lambda _: None)
+    windows = build_windows(
+        model,
+        train_part,
+        request.train,
+        say=lambda text: tell(Notice(text)),
+        passed=lambda done, total: tell(Reading(done, total)),
+    )
     sample = held_out.thinned(request.train.eval_bytes, VALIDATION_PIECE, request.model.align_bytes)
     validation = sample if len(sample) else None
     return Trainer(model, windows, request.train, validation)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, Overlap, RunArgument, Store
+from bit_transformer.cli.options import Json, Overlap, Protocol, RunArgument, Store
 from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_comparison, show_json, table
 from bit_transformer.service import DEFAULT_STORE
 
@@ -15,6 +15,7 @@ def run(
     model: RunArgument,
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files, folders, globs or corpora by name.")],
     overlap: Overlap = 0.5,
+    protocol: Protocol = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -22,7 +23,7 @@ def run(
     with errors_in_one_line(as_json):
         from bit_transformer.service import evaluation
 
-        found = evaluation.evaluate(model, files, overlap=overlap, store=store)
+        found = evaluation.evaluate(model, files, overlap=overlap, learning=protocol, store=store)
         if as_json:
             show_json(found)
             return

@@ -23,6 +23,9 @@ def run(
     repetition_penalty: Annotated[float, typer.Option(help="Divides the probability of patches seen recently.")] = 1.0,
     no_repeat_ngram: Annotated[int, typer.Option(help="Complete no n-gram of this many patches twice; 0 is off.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    learn: Annotated[
+        str, typer.Option(help="What experts learn from: nothing, the prompt, or all (what is generated, too).")
+    ] = "nothing",
     seed: Annotated[int | None, typer.Option(help="Of the draws; none: another each time.")] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
@@ -39,6 +42,7 @@ def run(
                 "top_p": top_p,
                 "repetition_penalty": repetition_penalty,
                 "no_repeat_ngram": no_repeat_ngram,
+                "learn": learn,
                 "seed": seed,
             }
         )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, Overlap, RunArgument, Store
+from bit_transformer.cli.options import Json, Overlap, Protocol, RunArgument, Store
 from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_json, table
 from bit_transformer.service import DEFAULT_STORE
 
@@ -22,6 +22,7 @@ def run(
     top: Annotated[int, typer.Option(help="How many of the most surprising stretches to list.")] = 10,
     plot: Annotated[Path | None, typer.Option(help="Also draw bits per byte by offset, as a PNG.")] = None,
     overlap: Overlap = 0.5,
+    protocol: Protocol = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -29,7 +30,7 @@ def run(
     with errors_in_one_line(as_json):
         from bit_transformer.service import evaluation
 
-        found = evaluation.score(model, file, window=window, overlap=overlap, store=store, plot=plot)
+        found = evaluation.score(model, file, window=window, overlap=overlap, learning=protocol, store=store, plot=plot)
         if as_json:
             show_json(found)
             return

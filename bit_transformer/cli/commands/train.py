@@ -38,6 +38,10 @@ def run(
         int | None, typer.Option(help="Bits the trunk sees as one position, 1 to 12. Default: 8.")
     ] = None,
     parity: Annotated[bool, typer.Option("--parity", help="Bytes carry an even-parity ninth bit.")] = False,
+    experts: Annotated[
+        bool | None,
+        typer.Option("--experts/--no-experts", help="Adaptive bit predictors beside the trunk. Default: on."),
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option(help=f"Budget in wall-clock seconds. Default: {SECONDS_DEFAULT:g}.")
     ] = None,
@@ -71,7 +75,7 @@ def run(
         if resume:
             if out is None:
                 raise ConfigError("--resume got no --out; it must name the run to go on with. Try --out runs/NAME")
-            if corpora or recipe or preset or patch_bits or parity or flags or set_ or overwrite:
+            if corpora or recipe or preset or patch_bits or parity or experts is not None or flags or set_ or overwrite:
                 raise ConfigError(
                     "--resume keeps the run's own settings; it must be given with --out alone. Try without the others"
                 )
@@ -81,7 +85,7 @@ def run(
                 result = training.resume(out, report=report)
         else:
             settings = read_settings(recipe, set_ or [])
-            request = _request(settings, corpora, out, preset, patch_bits, parity, flags, eval_bytes, store)
+            request = _request(settings, corpora, out, preset, patch_bits, parity, experts, flags, eval_bytes, store)
             from bit_transformer.service import training
 
             with live_progress() as report:
@@ -101,6 +105,7 @@ def _request(
     preset: str | None,
     patch_bits: int | None,
     parity: bool,
+    experts: bool | None,
     flags: dict[str, Any],
     eval_bytes: int,
     store: Path,
@@ -114,6 +119,8 @@ def _request(
         settings["model"]["patch_bits"] = patch_bits
     if parity:
         settings["model"]["parity"] = True
+    if experts is not None:
+        settings["model"]["experts"] = settings["model"].get("experts", True) if experts else None
     model = model_preset(preset or "small", **settings["model"])
     train = settings["train"]
     if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's

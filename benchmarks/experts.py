@@ -1,0 +1,230 @@
+"""How good with experts? Text after a training on it, beside compressors that were given the same training bytes.
+
+Every row scores the same held-out bytes after the same training bytes. A compressor's row is what the held-out part adds:
+C(training + held out) - C(training). zpaq sizes its tables by its input, in steps of powers of two; where the two inputs would
+fall on either side of a step, both are padded past it with bytes of their own beginning, or the difference reads a false gain.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+
+from bit_transformer.checkpoint import load_checkpoint
+from bit_transformer.cli.options import read_settings
+from bit_transformer.config import DataConfig, ExpertConfig, ModelConfig, TrainConfig
+from bit_transformer.data.features import CACHE_VARIABLE
+from bit_transformer.data.sources import Corpus, find_files, named_file, split
+from bit_transformer.errors import BitTransformerError
+from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
+from bit_transformer.experts.bank import ExpertBank
+from bit_transformer.generation import generate_bytes
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.presets import preset
+from bit_transformer.service.training import TrainRequest, train
+from bit_transformer.training import Trainer, build_windows
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+FILES = ("ooffice", "mr", "xml")
+
+
+def main(quick: bool) -> int:
+    """Measure."""
+    report = harness.Report(
+        "experts",
+        f"recipes/*-experts-cpu.toml on {harness.machine()['threads']} threads, the experts' pass over the data included; first 90 % of "
+        "a file to train, last 10 % to score" + (", a sample of it; short trainings" if quick else ""),
+        {
+            "tinyshakespeare_bpb": "<= 1.88",
+            "dickens_bpb": "<= 1.65",
+            "feature_bytes_per_s": ">= 500000",
+            "step_overhead": "<= 1.176",
+            "generation_ratio": ">= 0.6",
+        },
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE_VARIABLE] = str(Path(folder) / "cache")  # nothing from an earlier run
+        figures = report.figures
+        figures["feature_bytes_per_s"] = feature_speed(report)
+        figures["step_overhead"] = step_overhead(report, quick)
+        figures["generation_ratio"] = generation_ratio(report, quick)
+        for name in ("tinyshakespeare", "dickens"):
+            if (found := on_corpus(report, name, Path(folder), quick)) is None:
+                del report.goals[f"{name}_bpb"]
+                continue
+            figures[f"{name}_bpb"] = found["online"]
+            if name == "tinyshakespeare":
+                figures["static_bpb"] = found["static"]
+        for name in FILES:
+            found = on_corpus(report, name, Path(folder), quick, trunk_alone=True)
+            if found is not None:
+                figures |= {f"{name}_bpb": found["online"], f"{name}_trunk_bpb": found["trunk alone"]}
+    return report.finish()
+
+
+def feature_speed(report: harness.Report) -> float:
+    """Bytes a second of the pass that makes features, on one core: the median of five."""
+    _, training, _ = harness.text_corpus()
+    units = training.read(0, 500_000)
+    rates = []
+    for _ in range(6):
+        bank = ExpertBank.of(ModelConfig(patch_bits=8, experts=ExpertConfig()))
+        began = time.perf_counter()
+        bank.read(units, bank.stream(), learn=True)
+        rates.append(len(units) / (time.perf_counter() - began))
+    rates = sorted(rates[1:])  # the first compiles
+    report.row(
+        "feature pass", f"{rates[2] / 1e3:.0f} kB/s, from {rates[0] / 1e3:.0f} to {rates[-1] / 1e3:.0f}; one core"
+    )
+    return rates[2]
+
+
+def step_overhead(report: harness.Report, quick: bool) -> float:
+    """Time of an update with experts over one without."""
+    _, training, _ = harness.text_corpus()
+    recipe = read_settings(RECIPES / "tinyshakespeare-experts-cpu.toml", [])
+    trainers: dict[str, Trainer] = {}
+    for name, experts in (("without", None), ("with", recipe["model"].get("experts", {}))):
+        model = BitTransformerLM(preset("small", **{**recipe["model"], "experts": experts}))
+        config = TrainConfig.of({**recipe["train"], "seconds": None, "steps": 1000})
+        trainers[name] = Trainer(model, build_windows(model, training, config), config)
+        model.train()
+    seconds = harness.interleaved({name: t.update for name, t in trainers.items()}, 10 if quick else 40)
+    middle, low, high = harness.ratio(seconds["with"], seconds["without"])
+    report.row(
+        "an update with experts", f"{middle:.2f} times one without, half of the rounds within {low:.2f} to {high:.2f}"
+    )
+    return middle
+
+
+def generation_ratio(report: harness.Report, quick: bool) -> float:
+    """Bytes a second of cached generation, one stream, with experts over without."""
+    _, training, _ = harness.text_corpus()
+    recipe = read_settings(RECIPES / "tinyshakespeare-experts-cpu.toml", [])["model"]
+    models = {
+        "without": BitTransformerLM(preset("small", **{**recipe, "experts": None})).eval(),
+        "with": BitTransformerLM(preset("small", **recipe)).eval(),
+    }
+    bank = models["with"].bank
+    bank.read(training.read(0, 1 << 20), bank.stream(), learn=True, wanted=False)
+    prompt = training.read(0, 64).tobytes()
+    seconds = harness.interleaved(
+        {name: lambda m=m: generate_bytes(m, [prompt], 256) for name, m in models.items()}, 5 if quick else 20
+    )
+    middle, low, high = harness.ratio(seconds["without"], seconds["with"])
+    report.row("generation with experts", f"{middle:.2f} of the speed without, half within {low:.2f} to {high:.2f}")
+    return middle
+
+
+def on_corpus(
+    report: harness.Report, name: str, folder: Path, quick: bool, *, trunk_alone: bool = False
+) -> dict[str, float] | None:
+    """Bits per byte of the recipe and of primed compressors; none where the corpus is not to be had."""
+    try:
+        named_file(name)
+    except BitTransformerError as missing:
+        report.row(name, f"left out: {missing}")
+        return None
+    text = name in ("tinyshakespeare", "dickens")
+    recipe = RECIPES / (f"{name}-experts-cpu.toml" if text else "binary-experts-cpu.toml")
+    settings = read_settings(recipe, [])
+    settings["data"]["corpora"] = [name]
+    if quick:
+        settings["train"]["seconds"] = 5
+    bpb: dict[str, float] = {}
+    result = _train(settings, folder / name, quick)
+    model = load_checkpoint(folder / name)
+    _, held_out = split(find_files([name]), "position", settings["data"]["holdout"])
+    scored = held_out.thinned(4096, 4096) if quick else held_out
+    assert result.comparison is not None
+    bpb["online"] = result.comparison.bpb
+    for learning in ("static", "online+mixer"):
+        bpb[learning] = bits_per_byte(model, scored, default_protocol(model, learning=learning)).bpb
+    if trunk_alone:
+        alone = {**settings, "model": {**settings["model"], "experts": False}}
+        comparison = _train(alone, folder / f"{name}-alone", quick).comparison
+        assert comparison is not None
+        bpb["trunk alone"] = comparison.bpb
+    if not quick:
+        bpb |= primed(name)
+    trained = f"{result.seconds:.0f} s, {result.bytes_seen / result.train_bytes:.2f} epochs"
+    for row, value in bpb.items():
+        what = f"model, {row} ({trained})" if row in ("online", "static", "online+mixer") else row
+        report.row(f"{name}: {what}", f"{value:.3f} bpb")
+    return bpb
+
+
+def _train(settings: dict[str, dict[str, Any]], out: Path, quick: bool) -> Any:
+    torch.manual_seed(0)
+    request = TrainRequest(
+        out,
+        out.parent / "runs.sqlite",
+        preset("small", **settings["model"]),
+        TrainConfig.of(settings["train"]),
+        DataConfig.of(settings["data"]),
+        eval_bytes=4096 if quick else 1 << 30,
+    )
+    return train(request, overwrite=True)
+
+
+# ---- compressors, primed ----
+
+
+def primed(name: str) -> dict[str, float]:
+    """Bits per held-out byte of compressors that were given the training bytes first."""
+    training, held_out = split(find_files([name]), "position", 0.1)
+    before, after = _all(training), _all(held_out)
+    rows = {
+        "xz -9e, primed": lambda data: len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+        "bzip2 -9, primed": lambda data: len(bz2.compress(data)),
+    }
+    try:
+        import pyppmd
+    except ImportError:
+        print("pyppmd is not installed (pip install '.[bench]'): no row for PPMd")
+    else:
+        for order in (6, 8):
+            rows[f"PPMd order {order}, primed"] = lambda data, o=order: len(
+                pyppmd.compress(data, max_order=o, mem_size=1 << 28)
+            )
+    found = {row: 8 * (size(before + after) - size(before)) / len(after) for row, size in rows.items()}
+    if shutil.which("zpaq"):
+        pad = _padding(len(before), len(after), before)
+        found["zpaq -m5, primed"] = 8 * (_zpaq(pad + before + after) - _zpaq(pad + before)) / len(after)
+    else:
+        print("zpaq is not installed: no row for it")
+    return found
+
+
+def _all(corpus: Corpus) -> bytes:
+    return np.ascontiguousarray(corpus.read(0, len(corpus))).tobytes()
+
+
+def _padding(before: int, after: int, data: bytes) -> bytes:
+    """Bytes that bring both inputs into one size class: none, where no power of two lies between them."""
+    step = 1 << (before + after - 1).bit_length() - 1
+    return data[: step - before + 1] if before <= step else b""
+
+
+def _zpaq(data: bytes) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "data").write_bytes(data)
+        subprocess.run(
+            ["zpaq", "a", "out.zpaq", "data", "-m5", "-threads", "1"], cwd=folder, check=True, capture_output=True
+        )
+        return (Path(folder) / "out.zpaq").stat().st_size
+
+
+if __name__ == "__main__":
+    harness.run(main, __doc__)

@@ -1,0 +1,325 @@
+"""What the experts say of every bit of a corpus, made in one pass in order, so that windows may be drawn in any.
+
+The features of a position come from what was before it alone: the bank reads the corpus once from its start, predicts each bit
+and then learns from it. They are kept on disk, one byte each, with the bank as it stands at the end; a pass that was stopped goes
+on where it last saved. A cache is used again only for the very bytes it was made from. For corpora whose features would not
+fit, `StreamedWindows` makes them as training goes.
+"""
+
+# Shapes: B windows, T bits, L bytes, N units, U bits of a unit, F features.
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.config import ModelConfig
+from bit_transformer.data.sources import Corpus
+from bit_transformer.data.windows import Batch, SamplerState, epoch_key
+from bit_transformer.errors import BitStreamError, CheckpointError
+from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, feature_count, pack_units
+from bit_transformer.experts.kernels import Stream
+from bit_transformer.tensor_file import read_tensors, write_tensors
+
+CACHE_VARIABLE = "BTLM_CACHE_DIR"
+PIECE = 3 << 18  # bytes read at a time: whole units, whatever their size
+SAVE_SECONDS = 30.0
+
+Say = Callable[[str], None]
+Passed = Callable[[int, int], None]
+
+
+def cache_folder() -> Path:
+    """Where features are kept: `BTLM_CACHE_DIR`, else the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bit-transformer" / "features"
+
+
+def corpus_units(corpus: Corpus, offset: int, length: int, model: ModelConfig) -> NDArray[Any]:
+    """Bytes of a corpus as the units that a model's experts read; `offset` is at the start of one."""
+    data = corpus.read(offset, length)
+    if model.unit_bits == model.byte_bits and not model.parity:
+        return data
+    return pack_units(bytes_to_bits(data, parity=model.parity), model.unit_bits)
+
+
+def feature_bytes(corpus: Corpus, model: ModelConfig) -> int:
+    """How large a corpus's features are."""
+    return len(corpus) * model.byte_bits * feature_count(model)
+
+
+class CorpusFeatures:
+    """Features of all bits of a corpus, on disk.
+
+    Attributes:
+        bank: as it stands after the corpus.
+        made: whether a pass was needed.
+    """
+
+    def __init__(self, path: Path, bank: ExpertBank, bits: int, made: bool) -> None:
+        self.bank, self.made = bank, made
+        self._mapped: Features = np.memmap(path, dtype=np.int8, mode="r", shape=(bits, bank.features))
+
+    def read(self, bit: int, length: int) -> Features:
+        """Features of `length` bits: (T, F)."""
+        return self._mapped[bit : bit + length]
+
+
+def corpus_features(
+    corpus: Corpus,
+    model: ModelConfig,
+    *,
+    limit: int,
+    folder: Path | None = None,
+    say: Say = lambda _: None,
+    passed: Passed = lambda done, total: None,
+) -> CorpusFeatures:
+    """The features of a corpus: from the cache where they are there for these very bytes, else made now.
+
+    Args:
+        limit: bytes that the cache folder may hold; those used longest ago go.
+        folder: the cache; the user's if not given.
+        say: told when a cache that is there cannot be used.
+        passed: told how many bytes of how many are done.
+
+    Raises:
+        BitStreamError: the disk refused.
+        ConfigError: the bank needs more memory than there is.
+    """
+    folder = folder or cache_folder()
+    stem = hashlib.sha256(f"{STATE_VERSION} {_key(model)} {corpus.digest()}".encode()).hexdigest()[:24]
+    path, state = folder / f"{stem}.features", folder / f"{stem}.safetensors"
+    bits = len(corpus) * model.byte_bits
+    content = _content(corpus)
+    bank, stream = ExpertBank.of(model), None
+    document: dict[str, Any] = {"content": content, "done": 0, "sums": []}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if state.exists():
+            stream, document = _found(state, path, bank, document, say)
+        if document["done"] < len(corpus):
+            _make_room(folder, limit - feature_bytes(corpus, model), keep=stem)
+            _pass(corpus, model, bank, stream or bank.stream(), document, path, state, passed)
+            return CorpusFeatures(path, bank, bits, made=True)
+        for file in (path, state):
+            os.utime(file)
+    except OSError as refused:
+        raise BitStreamError(
+            f"{folder}: the experts' features could not be written ({refused.strerror or refused}). Try another folder in "
+            f"{CACHE_VARIABLE}, or train.feature_cache=0 to make them while training"
+        ) from refused
+    return CorpusFeatures(path, bank, bits, made=False)
+
+
+def _key(model: ModelConfig) -> str:
+    assert model.experts is not None
+    return f"{model.experts.model_dump_json()} {model.unit_bits} {model.parity} {model.expert_words}"
+
+
+def _content(corpus: Corpus) -> str:
+    digest = hashlib.sha256()
+    for offset in range(0, len(corpus), PIECE):
+        digest.update(np.ascontiguousarray(corpus.read(offset, PIECE)).data)
+    return digest.hexdigest()
+
+
+def _found(
+    state: Path, path: Path, bank: ExpertBank, fresh: dict[str, Any], say: Say
+) -> tuple[Stream | None, dict[str, Any]]:
+    """What an earlier pass left, if it can be trusted: where its stream stands, and how far it came."""
+    try:
+        tensors, document = read_tensors(state)
+        if document["content"] != fresh["content"]:
+            say("the cached features are of other data than is there now; they are made again")
+            return None, fresh
+        with path.open("rb") as file:
+            for size, expected in document["sums"]:
+                if zlib.crc32(file.read(size)) != expected:
+                    say("the cached features do not fit their checksum; they are made again")
+                    return None, fresh
+        bank.load_state_dict({n.removeprefix("bank."): t.numpy() for n, t in tensors.items() if n.startswith("bank.")})
+        parts = {n.removeprefix("stream."): t.numpy().copy() for n, t in tensors.items() if n.startswith("stream.")}
+    except (CheckpointError, OSError, KeyError) as damaged:
+        say(f"the cached features cannot be used ({damaged}); they are made again")
+        return None, fresh
+    return Stream(**parts), document
+
+
+def _pass(
+    corpus: Corpus,
+    model: ModelConfig,
+    bank: ExpertBank,
+    stream: Stream,
+    document: dict[str, Any],
+    path: Path,
+    state: Path,
+    passed: Passed,
+) -> None:
+    """Read on from where the document says, saving now and then."""
+    saved = time.monotonic()
+    with path.open("r+b" if document["done"] else "wb") as file:
+        file.seek(sum(size for size, _ in document["sums"]))
+        file.truncate()
+        while document["done"] < len(corpus):
+            units = corpus_units(corpus, document["done"], PIECE, model)
+            made = bank.read(units, stream, learn=True).data.cast("B")
+            file.write(made)
+            document["sums"].append((len(made), zlib.crc32(made)))
+            document["done"] = min(len(corpus), document["done"] + PIECE)
+            passed(document["done"], len(corpus))
+            if time.monotonic() - saved > SAVE_SECONDS or document["done"] == len(corpus):
+                file.flush()
+                os.fsync(file.fileno())
+                _save(state, bank, stream, document)
+                saved = time.monotonic()
+
+
+def _save(state: Path, bank: ExpertBank, stream: Stream, document: dict[str, Any]) -> None:
+    tensors = {f"bank.{name}": torch.from_numpy(table) for name, table in bank.state_dict().items()}
+    tensors |= {f"stream.{name}": torch.from_numpy(part) for name, part in stream._asdict().items()}
+    write_tensors(state, tensors, document)
+
+
+def _make_room(folder: Path, room: int, *, keep: str) -> None:
+    """Remove the features that were used longest ago, until the rest fit."""
+    found = sorted(folder.glob("*.features"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found:
+        room -= path.stat().st_size
+        if room < 0 and path.stem != keep:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+class FeatureReader:
+    """Features of a corpus from its start on, for windows that come in order and overlap; memory is constant.
+
+    Args:
+        bank: what is known before the corpus; taught if `learn`.
+    """
+
+    def __init__(self, corpus: Corpus, model: ModelConfig, bank: ExpertBank, *, learn: bool) -> None:
+        self.corpus, self.model, self.bank, self.learn = corpus, model, bank, learn
+        self._stream = bank.stream()
+        self._begin, self._done = 0, 0  # bytes: what is kept, and what was read
+        self._kept: Features = np.empty((0, bank.features), dtype=np.int8)
+
+    def read(self, offset: int, length: int) -> Features:
+        """Features of the bits of bytes [offset, offset + length), zeros beyond the end: (T, F). Offsets never fall."""
+        width = self.model.byte_bits
+        stop = min(offset + length, len(self.corpus))
+        parts = [self._kept[(offset - self._begin) * width :]]
+        while self._done < stop:
+            units = corpus_units(self.corpus, self._done, PIECE // 12, self.model)
+            made = self.bank.read(units, self._stream, learn=self.learn)
+            parts.append(made.reshape(-1, self.bank.features))
+            self._done = min(len(self.corpus), self._done + PIECE // 12)
+        self._kept, self._begin = np.concatenate(parts), offset
+        wanted = self._kept[: length * width]
+        return np.pad(wanted, ((0, length * width - len(wanted)), (0, 0)))
+
+
+class StreamedWindows:
+    """Windows whose features are made as they are drawn: for corpora whose features no disk should hold.
+
+    The corpus is cut into as many regions as a batch has windows. Every draw takes the next window of each region, so each
+    row of the batches is one stream, read in order; all teach one bank. An epoch starts with an empty bank, so that no byte is
+    predicted by what was learned from it.
+
+    Args:
+        streams: windows of every draw.
+    """
+
+    def __init__(self, corpus: Corpus, window_bytes: int, model: ModelConfig, *, streams: int, seed: int = 0) -> None:
+        self.corpus, self.window_bytes, self.model = corpus.aligned(model.align_bytes), window_bytes, model
+        self.count, self.seed = streams, seed
+        self.per_stream = len(self.corpus) // streams // window_bytes
+        if not self.per_stream:
+            raise BitStreamError(
+                f"got {len(self.corpus)} bytes to train on as {streams} streams; at least {streams * window_bytes} are needed. "
+                f"Try a smaller train.batch_size, or a larger train.feature_cache"
+            )
+        self.epoch, self.drawn = 0, 0
+        self._finished: ExpertBank | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._bank = ExpertBank.of(self.model)
+        self._streams = [self._bank.stream() for _ in range(self.count)]
+
+    @property
+    def bank(self) -> ExpertBank:
+        """The one that has learned more: this epoch's, or that of the epoch before."""
+        if self._finished is not None and self._finished.count > self._bank.count:
+            return self._finished
+        return self._bank
+
+    def __len__(self) -> int:
+        return self.per_stream * self.count
+
+    def draw(self, count: int) -> Batch:
+        """The next window of every stream."""
+        assert count == self.count
+        if self.drawn == self.per_stream:
+            self.epoch, self.drawn, self._finished = self.epoch + 1, 0, self._bank
+            self._begin()
+        room = len(self.corpus) - self.count * self.per_stream * self.window_bytes
+        shift = epoch_key(self.seed, self.epoch) % (room // self.model.align_bytes + 1) * self.model.align_bytes
+        rows, features = [], []
+        for index, stream in enumerate(self._streams):
+            offset = shift + (index * self.per_stream + self.drawn) * self.window_bytes
+            units = corpus_units(self.corpus, offset, self.window_bytes, self.model)
+            made = self._bank.read(units, stream, learn=True)
+            rows.append(bytes_to_bits(self.corpus.read(offset, self.window_bytes), parity=self.model.parity))
+            features.append(made.reshape(-1, self._bank.features))
+        self.drawn += 1
+        return Batch(torch.from_numpy(np.stack(rows)), torch.from_numpy(np.stack(features)))
+
+    def state_dict(self) -> SamplerState:
+        """Where it stands, but for what `tensors` gives."""
+        return {"epoch": self.epoch, "drawn": self.drawn}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the bank has learned, and where its streams stand."""
+        kept = {f"bank.{name}": torch.from_numpy(table) for name, table in self._bank.state_dict().items()}
+        for index, stream in enumerate(self._streams):
+            kept |= {f"stream.{index}.{name}": torch.from_numpy(part) for name, part in stream._asdict().items()}
+        return kept
+
+    def load_state_dict(self, state: SamplerState, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self.epoch, self.drawn = state["epoch"], state["drawn"]
+        self._begin()
+        tables = {n.removeprefix("bank."): t.cpu().numpy() for n, t in tensors.items() if n.startswith("bank.")}
+        self._bank.load_state_dict(tables)
+        for index, stream in enumerate(self._streams):
+            for name, part in stream._asdict().items():
+                part[...] = tensors[f"stream.{index}.{name}"].cpu().numpy()
+
+
+def window_features(bits_NT: Tensor, model: ModelConfig) -> tuple[Features, ExpertBank]:
+    """Features of windows that are given as bits, every row a stream of its own, in order: features_NTF and the bank.
+
+    Raises:
+        BitStreamError: rows that are no whole units.
+    """
+    N, T = bits_NT.shape
+    if T % model.unit_bits:
+        raise BitStreamError(
+            f"got windows of {T} bits; with experts a multiple of their unit of {model.unit_bits} bits is needed. "
+            f"Try bits[:, :{T // model.unit_bits * model.unit_bits}]"
+        )
+    bank = ExpertBank.of(model)
+    made = [bank.read(unit_N, bank.stream(), learn=True) for unit_N in pack_units(bits_NT.numpy(), model.unit_bits)]
+    return np.stack(made).reshape(N, T, bank.features), bank

@@ -1,0 +1,1 @@
+"""Adaptive predictors of bits, which the transformer mixes."""

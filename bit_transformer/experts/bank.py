@@ -1,0 +1,330 @@
+"""The expert bank: many small adaptive predictors of the next bit, as one object with a state.
+
+A bank reads streams of *units*, the bytes of a file (9 bits with parity, or any words of up to 12 bits), and gives for each bit
+a row of features: the logit of every expert, of the match, and of the bank's own mixture, each made from what came before that
+bit alone. The transformer's mixer (`nn/mixer.py`) weighs them. The loops are in `kernels.py`; here is what surrounds them:
+sizes, streams, copies, saving, merging.
+"""
+
+# Shapes: N units, U bits of a unit, K experts, F = K + 2 features, V = 2^P nodes of a patch.
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bit_transformer.config import ExpertConfig, ModelConfig
+from bit_transformer.errors import CheckpointError, ConfigError
+from bit_transformer.experts import kernels
+from bit_transformer.experts.histories import histories, sums
+from bit_transformer.experts.kernels import Curves, Shape, Stream, Tables
+
+Features = NDArray[np.int8]
+Units = NDArray[np.uint16]
+
+FEATURE_ONE = kernels.FEATURE_ONE
+STATE_VERSION = 1  # of the arithmetic: a cache or a checkpoint of another one is not used
+_MAP_ROWS = 1 << 12
+_HEADS_SHARE = 4  # one hash head for so many units of history
+_LONGEST_RATE = 1023  # a chance moves by at least 1 / so much
+
+
+class ExpertBank:
+    """Adaptive predictors of bits.
+
+    Args:
+        config: which contexts, and how much memory.
+        unit_bits: bits of a unit, 1 to 12.
+        text_bits: bits after the byte in a unit (1 with parity, else 0), where words are contexts.
+
+    Raises:
+        ConfigError: more memory than there is.
+    """
+
+    def __init__(self, config: ExpertConfig, unit_bits: int, text_bits: int | None = None) -> None:
+        self.config, self.unit_bits, self.text_bits = config, unit_bits, text_bits
+        spec = _spec(config, text_bits is not None)
+        self.experts = len(spec)
+        _check_memory(config, self.experts, unit_bits)
+        heads = max(1 << 10, config.history // _HEADS_SHARE)
+        self._shape = Shape(
+            spec,
+            unit_bits,
+            config.buckets.bit_length() - 1,
+            config.match_order,
+            -1 if text_bits is None else text_bits,
+            64 - (heads.bit_length() - 1),
+        )
+        self.tables = _new_tables(config, self.experts, unit_bits, heads)
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> ExpertBank:
+        """The bank of a model, with nothing learned.
+
+        Raises:
+            ConfigError: the model has no experts, or they need more memory than there is.
+        """
+        if model.experts is None:
+            raise ConfigError("got a model without experts. Try experts={}")
+        return cls(model.experts, model.unit_bits, model.unit_bits - 8 if model.expert_words else None)
+
+    @property
+    def features(self) -> int:
+        """F: experts, the match, the bank's own mixture."""
+        return self.experts + 2
+
+    @property
+    def count(self) -> int:
+        """Units learned."""
+        return int(self.tables.learned[0])
+
+    def stream(self) -> Stream:
+        """A stream before its first unit."""
+        K = self.experts
+        reach = max((max(row[1:]) for row in self._shape.spec.tolist() if row[0] != kernels.BITS), default=1)
+        recent = 1 << max(6, int(reach).bit_length())
+        return Stream(
+            place=np.zeros(8, dtype=np.int64),
+            recent=np.zeros(recent, dtype=np.uint16),
+            hashes=np.zeros(K, dtype=np.uint64),
+            buckets=np.zeros(K, dtype=np.int64),
+            inputs=np.zeros(self.tables.weights.shape[1], dtype=np.int32),
+            known=np.zeros(K, dtype=np.int64),
+        )
+
+    def read(self, units: NDArray[Any], stream: Stream, *, learn: bool, wanted: bool = True) -> Features:
+        """Move a stream past N units, learning from each bit after its features were made, or from none.
+
+        Args:
+            wanted: whether features are; else none come back.
+
+        Returns:
+            (N, U, F), in 1 / FEATURE_ONE: the logit of P(bit = 1) as each expert sees it.
+        """
+        made = np.empty((len(units) if wanted else 0, self.unit_bits, self.features), dtype=np.int8)
+        kernels.read(self._shape, self.tables, stream, _curves(), units.astype(np.uint16), learn, 0, made)
+        return made
+
+    def nodes(self, stream: Stream, node: int, patch_bits: int) -> Features:
+        """Features at all nodes of the patch that comes next: (V, F), row 0 unused.
+
+        Args:
+            node: `(1 << j) | prefix`, the j bits of the unit that came before the patch; 1 at a unit's start.
+        """
+        made = np.zeros((1, 1 << patch_bits, self.features), dtype=np.int8)
+        start = np.array([node], dtype=np.uint16)
+        kernels.read(self._shape, self.tables, stream, _curves(), start, False, patch_bits, made)
+        return made[0]
+
+    # ---- state ----
+
+    def copy(self) -> ExpertBank:
+        """Another bank that has learned the same."""
+        other = ExpertBank.__new__(ExpertBank)
+        other.__dict__.update(self.__dict__)
+        other.tables = Tables(*(_aligned_copy(table) for table in self.tables))
+        return other
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """All that was learned, by name; views, not copies."""
+        return dict(self.tables._asdict())
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take what another bank of the same configuration has learned.
+
+        Raises:
+            CheckpointError: a bank of another patch size, alignment or configuration.
+        """
+        for name, table in self.tables._asdict().items():
+            given = state.get(name)
+            if given is None or given.shape != table.shape or given.dtype != table.dtype:
+                got = "nothing" if given is None else f"{given.shape} of {given.dtype}"
+                raise CheckpointError(
+                    f"got {got} for the bank's {name}; {table.shape} of {table.dtype} is needed: units of {self.unit_bits} "
+                    f"bits, {self.experts} contexts, {self.config.buckets} buckets. Try the bank it was saved with"
+                )
+        for name, table in self.tables._asdict().items():
+            table[...] = state[name]
+
+    def digest(self) -> str:
+        """SHA-256 over all that was learned."""
+        found = hashlib.sha256()
+        for table in self.tables:
+            found.update(table.data)
+        return found.hexdigest()
+
+    def merge(self, other: ExpertBank) -> None:
+        """Take in what a bank of the same configuration learned from other data, as if after this one's.
+
+        Histories of one context add up, tables of chances are averaged by their use, mixers by units learned. Of the other's
+        units those that its history still holds are added to this one's.
+
+        Raises:
+            CheckpointError: a bank of another configuration.
+        """
+        if (self.config, self.unit_bits, self.text_bits) != (other.config, other.unit_bits, other.text_bits):
+            raise CheckpointError("got a bank of another configuration; both must be equal to merge. Try one config")
+        mine, theirs = self.tables, other.tables
+        kernels.merge_slots(mine.slots, theirs.slots, sums())
+        mine.chance[...] = _merged_chances(mine.chance, theirs.chance)
+        total = self.count + other.count
+        if total:
+            share = other.count / total
+            for name in ("first", "match", "weights", "last", "maps"):
+                a, b = getattr(mine, name), getattr(theirs, name)
+                a[...] = np.rint(a + (b.astype(np.float64) - a) * share)
+        ring = len(theirs.history)
+        first = max(0, other.count - ring)
+        units = theirs.history[np.arange(first, other.count) % ring]
+        kernels.remember(self._shape, mine, units)
+
+
+def feature_count(model: ModelConfig) -> int:
+    """F of a model's bank, without making it; 0 without experts."""
+    return len(_spec(model.experts, model.expert_words)) + 2 if model.experts else 0
+
+
+def unit_count(bits: int, unit_bits: int) -> int:
+    """Units that hold some bits, the last one perhaps not full."""
+    return -(-bits // unit_bits)
+
+
+def pack_units(bits: NDArray[Any], unit_bits: int) -> Units:
+    """Bits to units, first bit most significant; the last unit is filled with zeros.
+
+    Args:
+        bits: (..., T) zeros and ones.
+
+    Returns:
+        (..., N).
+    """
+    T = bits.shape[-1]
+    N = unit_count(T, unit_bits)
+    padded = np.zeros((*bits.shape[:-1], N * unit_bits), dtype=np.uint16)
+    padded[..., :T] = bits
+    place = (1 << np.arange(unit_bits - 1, -1, -1)).astype(np.uint16)
+    return (padded.reshape(*bits.shape[:-1], N, unit_bits) * place).sum(-1, dtype=np.uint16)
+
+
+def memory_bytes(model: ModelConfig) -> int:
+    """What a model's bank takes, before it is made; 0 without experts."""
+    if model.experts is None:
+        return 0
+    return _memory(model.experts, len(_spec(model.experts, model.expert_words)), model.unit_bits)
+
+
+def _memory(config: ExpertConfig, experts: int, unit_bits: int) -> int:
+    slots = (experts * config.buckets + 1) * kernels.BUCKET
+    match = config.history * 2 + max(1 << 10, config.history // _HEADS_SHARE) * 8
+    mixers = _sets(unit_bits) * _padded(experts) * 4
+    return slots + match + mixers + experts * 1024 + 2 * _MAP_ROWS * kernels.MAP_KNOTS * 2
+
+
+def _check_memory(config: ExpertConfig, experts: int, unit_bits: int) -> None:
+    needed, free = _memory(config, experts, unit_bits), _free_memory()
+    if free is not None and needed > free:
+        fits = config.buckets
+        while fits > 1 << 10 and experts * fits * kernels.BUCKET > free // 2:
+            fits //= 2
+        raise ConfigError(
+            f"experts.buckets={config.buckets} makes a bank of {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free. "
+            f"Try experts.buckets={fits}, experts.history={min(config.history, 1 << 22)}"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that a process may still take, where the system says."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+def _spec(config: ExpertConfig, words: bool) -> NDArray[np.int64]:
+    rows: list[tuple[int, ...]] = [(kernels.ORDER, order) for order in config.orders]
+    if words:
+        rows += [(kernels.TEXT, kind) for kind in (kernels.TEXT_WORD, kernels.TEXT_PAIR, kernels.TEXT_SKIP)]
+    rows += [(kernels.BITS, bits) for bits in config.bit_orders]
+    rows += [(kernels.SPARSE, *ages) for ages in config.sparse]
+    rows += [(kernels.COLUMN, width) for width in config.columns]
+    spec = np.zeros((len(rows), 1 + kernels.MAX_ARGUMENTS), dtype=np.int64)
+    for line, row in zip(spec, rows, strict=True):
+        line[: len(row)] = row
+    return spec
+
+
+def _padded(experts: int) -> int:
+    """Mixer inputs: experts, match, order 0, a constant; padded to whole vectors."""
+    return -(-(experts + 3) // 8) * 8
+
+
+def _sets(unit_bits: int) -> int:
+    return (1 << unit_bits) + 512
+
+
+def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) -> Tables:
+    counts = histories().counts
+    guess = (counts[:, 1] + 0.4) / (counts.sum(1) + 0.8)
+    chance = (np.rint(guess * ((1 << 22) - 1)).astype(np.uint32) << 10)[None].repeat(experts, 0)
+    nodes = 1 << unit_bits
+    weights = np.zeros((_sets(unit_bits), _padded(experts)), dtype=np.int32)
+    weights[:, :experts] = 3 * (1 << 16) // (experts or 1)
+    weights[:, experts] = 1 << 14
+    last = np.zeros((nodes, 4), dtype=np.int32)
+    last[:, :3] = (1 << 16) // 3
+    knots = (np.arange(kernels.MAP_KNOTS) - (kernels.MAP_KNOTS - 1) / 2) * kernels.MAP_STEP / kernels.LOGIT_ONE
+    maps = np.empty((2, _MAP_ROWS, kernels.MAP_KNOTS), dtype=np.uint16)
+    maps[...] = np.rint(65536 / (1 + np.exp(-knots)))
+    return Tables(
+        slots=_aligned_zeros((experts * config.buckets + 1) * kernels.BUCKET),
+        chance=np.ascontiguousarray(chance),
+        first=np.full(nodes, 1 << 15, dtype=np.uint16),
+        match=np.full(kernels.MATCH_MAX + 1, 3 << 14, dtype=np.uint16),
+        weights=weights,
+        last=last,
+        maps=_aligned_copy(maps),
+        history=np.zeros(config.history, dtype=np.uint16),
+        heads=np.zeros(heads, dtype=np.int64),
+        learned=np.zeros(1, dtype=np.int64),
+    )
+
+
+def _aligned_zeros(size: int) -> NDArray[np.uint8]:
+    """Bytes that begin where a cache line does, so that four buckets share one."""
+    whole = np.zeros(size + 64, dtype=np.uint8)
+    begin = -whole.ctypes.data % 64
+    return whole[begin : begin + size]
+
+
+def _aligned_copy(table: NDArray[Any]) -> NDArray[Any]:
+    copy = _aligned_zeros(table.nbytes).view(table.dtype).reshape(table.shape)
+    copy[...] = table
+    return copy
+
+
+def _merged_chances(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint32]:
+    p, n = (mine >> 10).astype(np.float64), (mine & 1023).astype(np.float64)
+    q, m = (theirs >> 10).astype(np.float64), (theirs & 1023).astype(np.float64)
+    total = np.maximum(n + m, 1)
+    both = np.where(n + m > 0, (p * n + q * m) / total, p)
+    return np.rint(both).astype(np.uint32) << np.uint32(10) | np.minimum(n + m, 1023).astype(np.uint32)
+
+
+@lru_cache(maxsize=1)
+def _curves() -> Curves:
+    chance = (np.arange(4096) + 0.5) / 4096
+    stretch = np.rint(kernels.LOGIT_ONE * np.log(chance / (1 - chance))).astype(np.int32)
+    logit = np.arange(-kernels.LOGIT_MAX - 1, kernels.LOGIT_MAX + 1) / kernels.LOGIT_ONE
+    squash = np.clip(np.rint(65536 / (1 + np.exp(-logit))), 1, 65535).astype(np.int32)
+    uses = np.minimum(np.arange(1024), _LONGEST_RATE)
+    share = np.rint(65536 / (uses + 1.6)).astype(np.int32)
+    return Curves(stretch, squash, histories().after, share)

@@ -1,0 +1,90 @@
+"""Bit histories: what a context has seen, in one byte.
+
+A history is (zeros, ones, latest bit), counts bounded so that all fit a byte. When a bit contradicts many of the other kind,
+half of those are forgotten: data changes, and recent bits say more. What a history is worth as a chance is not
+written here; every expert learns it (`Tables.chance`).
+
+Source: Mahoney 2005 (bit history states of PAQ6 and later); the bounds below are our own.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The larger count may reach this, by the smaller count: long runs are kept, mixed histories are short.
+BOUNDS = (40, 24, 12, 8, 6, 5)
+
+
+class Histories(NamedTuple):
+    """The automaton.
+
+    Attributes:
+        after: (256, 2): the history that follows each, after a 0 and after a 1.
+        counts: (256, 2): zeros and ones of each; history 0 has seen nothing, longer ones come later.
+    """
+
+    after: NDArray[np.uint8]
+    counts: NDArray[np.int64]
+
+
+def _fits(zeros: int, ones: int) -> bool:
+    few, many = sorted((zeros, ones))
+    return few < len(BOUNDS) and many <= BOUNDS[few]
+
+
+def step(zeros: int, ones: int, bit: int) -> tuple[int, int]:
+    """Counts after one more bit."""
+    count = [zeros, ones]
+    count[bit] += 1
+    if count[1 - bit] > 2:
+        count[1 - bit] = count[1 - bit] // 2 + 1
+    while not _fits(*count):
+        if count[bit] >= count[1 - bit]:
+            count[int(count[1] >= count[0])] -= 1
+        else:
+            count[1 - bit] -= 1
+    return count[0], count[1]
+
+
+@lru_cache(maxsize=1)
+def _numbers() -> dict[tuple[int, int, int], int]:
+    """Of every (zeros, ones, latest bit), by length. A run says its latest bit itself; a mixed history has two forms."""
+    pairs = [(a, b) for a in range(BOUNDS[0] + 1) for b in range(BOUNDS[0] + 1) if _fits(a, b)]
+    number: dict[tuple[int, int, int], int] = {}
+    for zeros, ones in sorted(pairs, key=lambda pair: (sum(pair), pair)):
+        for latest in (0, 1) if zeros and ones else (int(ones > 0),):
+            number[zeros, ones, latest] = len(number)
+    assert len(number) <= 256
+    return number
+
+
+@lru_cache(maxsize=1)
+def histories() -> Histories:
+    """All histories, numbered by length."""
+    number = _numbers()
+    after, counts = np.zeros((256, 2), dtype=np.uint8), np.zeros((256, 2), dtype=np.int64)
+    for (zeros, ones, _), index in number.items():
+        counts[index] = zeros, ones
+        for bit in (0, 1):
+            a, b = step(zeros, ones, bit)
+            after[index, bit] = number[a, b, bit if a and b else int(b > 0)]
+    return Histories(after, counts)
+
+
+@lru_cache(maxsize=1)
+def sums() -> NDArray[np.uint8]:
+    """(256, 256): the history of two streams together, the second one after the first; counts beyond bounds are scaled."""
+    number = _numbers()
+    table = np.zeros((256, 256), dtype=np.uint8)
+    for (a0, a1, a_latest), i in number.items():
+        for (b0, b1, b_latest), j in number.items():
+            zeros, ones = a0 + b0, a1 + b1
+            while not _fits(zeros, ones):
+                zeros, ones = (zeros - 1, ones) if zeros >= ones else (zeros, ones - 1)
+            latest = b_latest if j else a_latest
+            table[i, j] = number[zeros, ones, latest if zeros and ones else int(ones > 0)]
+    return table

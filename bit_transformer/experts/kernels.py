@@ -1,0 +1,448 @@
+"""The expert bank's inner loops: one pass over a stream of units, bit by bit, in integers only.
+
+Integers make the bank exact: the same bits give the same features on every machine, in pieces of any size, one stream or
+many. Logits are in 1/256, chances in 1/65536 (1/2^22 where they are learned), weights in 1/65536.
+
+For each bit of a unit every expert k looks up one byte: the *bit history* (`histories.py`) of this context followed by these
+bits of the unit. A table of the expert's own turns histories into chances, and learns what they are worth; that is how a
+context seen once and always right differs, for order 2, from the same for order 6. A match expert follows the
+longest repeat; an order-0 expert needs no hash. Their logits are summed by three small online mixers, each with weights
+chosen by something small (the bits so far, the unit before, how many experts know their context); a fourth weighs these, and
+two adaptive maps correct what is left. The result is one more expert for the transformer: "the bank's own mixture".
+
+Sources: Mahoney 2005, "Adaptive weighing of context models for lossless data compression" (logistic mixing, bit
+histories, buckets of a nibble); Mahoney 2013, "Data Compression Explained", sections 4.3 and 4.4 (indirect models, SSE).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Ints = NDArray[Any]
+
+LOGIT_ONE = 256  # logits are in 1/256 ...
+LOGIT_MAX = 3071  # ... and cut at +-12
+FEATURE_ONE = 12  # features are in 1/12
+PAGE = 255  # buckets
+BUCKET = 16  # bytes: a check, then the histories of the 15 nodes of up to four bits
+MATCH_MAX = 31
+MAP_STEP = 128  # an adaptive map has a knot every 1/2 ...
+MAP_KNOTS = 32  # ... from -7.75 to 7.75: one cache line
+MAP_REACH = MAP_STEP * (MAP_KNOTS - 1) // 2
+
+# Rows of `Stream.place`.
+PLACE, WORD, WORD_1, WORD_2, MATCH, LENGTH, TOUCHED, SHIFTED = range(8)
+
+# Kinds of context, and what their arguments are.
+ORDER, BITS, TEXT, SPARSE, COLUMN = range(5)  # units back; bits back; 0, 1, 2 as below; distances; width
+TEXT_WORD, TEXT_PAIR, TEXT_SKIP = range(3)  # the word so far; with the word before; with the word before that
+MAX_ARGUMENTS = 4
+
+
+class Tables(NamedTuple):
+    """All that a bank has learned. K experts, M weights of a mixer (padded), U bits of a unit.
+
+    Attributes:
+        slots: (K * buckets + 1) * 16 bytes, flat: check, histories; the last bucket is that of unknown contexts.
+        chance: (K, 256): of a one after each history, 22 bits, and how often it was used, 10 bits.
+        first: (2^U): chance of a one at each node, whatever came before; 16 bits.
+        match: (MATCH_MAX + 1): chance that a match of a length goes on; 16 bits.
+        weights: (sets, M): of the three mixers, one set after the other.
+        last: (2^U, 4): weights of the mixers' own logits.
+        maps: (2, rows, MAP_KNOTS): final adaptive maps, by unit before and node, and by a hash of two units and node.
+        history: the latest units, a ring; `heads`: by a hash of some units, where what followed them stands.
+        learned: how many units, in all.
+    """
+
+    slots: Ints
+    chance: Ints
+    first: Ints
+    match: Ints
+    weights: Ints
+    last: Ints
+    maps: Ints
+    history: Ints
+    heads: Ints
+    learned: Ints
+
+
+class Stream(NamedTuple):
+    """Where one stream of units stands.
+
+    Attributes:
+        place: see the names above.
+        recent: the latest units, a ring.
+        hashes: (K): of the contexts of the unit in progress.
+        buckets: (K): where their histories are, for the up to four bits in progress.
+        inputs: (M): what the mixers see; `known`: histories in use.
+    """
+
+    place: Ints
+    recent: Ints
+    hashes: Ints
+    buckets: Ints
+    inputs: Ints
+    known: Ints
+
+
+class Shape(NamedTuple):
+    """What does not change. `spec` is (K, 1 + MAX_ARGUMENTS): a kind and its arguments."""
+
+    spec: Ints
+    unit_bits: int
+    bucket_bits: int
+    match_order: int
+    text_shift: int
+    heads_shift: int
+
+
+class Curves(NamedTuple):
+    """Look-up tables: `stretch` (4096, of a chance's 12 high bits), `squash` (6144), `after` (256, 2), `share` (1024)."""
+
+    stretch: Ints
+    squash: Ints
+    after: Ints
+    share: Ints
+
+
+# Nothing here allocates, so nothing needs counted references (_nrt): counting those of the arrays in the tuples took half of
+# the time.
+_jit: Any = njit
+_compiled = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False)
+_inline = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False, inline="always")
+
+
+@_inline
+def _mixed(x):
+    x = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15)
+    return x ^ (x >> np.uint64(29))
+
+
+@_inline
+def _age(stream, distance):
+    """The unit at a distance back, plus one; 0 before the stream's first."""
+    n = stream.place[PLACE]
+    if distance > n:
+        return np.uint64(0)
+    return np.uint64(stream.recent[(n - distance) & (len(stream.recent) - 1)]) + np.uint64(1)
+
+
+@_inline
+def _begin_unit(shape, tables, stream, learn):
+    """Hash the contexts of the next unit, and find the match that predicts it."""
+    spec, place, hashes, recent = shape.spec, stream.place, stream.hashes, stream.recent
+    n, ring = place[PLACE], len(recent) - 1
+    last = _age(stream, 1)
+    word = np.uint64(place[WORD])
+    if word == 0:
+        word = last * np.uint64(0xD6E8FEB86659FD93)
+    pair = np.uint64(place[WORD_1]) * np.uint64(0xBF58476D1CE4E5B9)
+    skip = np.uint64(place[WORD_2]) * np.uint64(0x94D049BB133111EB)
+    chain = np.uint64(0)
+    match_hash = np.uint64(0)
+    done = 0
+    for k in range(len(spec)):
+        kind, first = spec[k, 0], spec[k, 1]
+        value = np.uint64(0)
+        if kind == ORDER:  # ascending, so that each goes on from the one before
+            while done < first:
+                done += 1
+                unit = np.uint64(recent[(n - done) & ring]) + np.uint64(1)
+                chain = _mixed((chain ^ unit) * np.uint64(0xBF58476D1CE4E5B9))
+            value = chain
+        elif kind == TEXT:
+            value = word
+            if first == TEXT_PAIR:
+                value ^= pair
+            elif first == TEXT_SKIP:
+                value ^= skip
+        elif kind == BITS:
+            value = np.uint64(place[SHIFTED]) & ((np.uint64(1) << np.uint64(first)) - np.uint64(1))
+        elif kind == COLUMN:
+            value = np.uint64(n % first) * np.uint64(0x100000001B3) ^ _mixed(_age(stream, first))
+        else:
+            for a in range(1, MAX_ARGUMENTS + 1):
+                if spec[k, a]:
+                    value = _mixed((value ^ _age(stream, spec[k, a])) * np.uint64(0xBF58476D1CE4E5B9))
+        hashes[k] = _mixed(_mixed(value + np.uint64(k + 1) * np.uint64(0xD1B54A32D192ED03)))
+    if n >= shape.match_order:
+        match_hash = np.uint64(0)
+        for a in range(1, shape.match_order + 1):
+            match_hash = (match_hash + np.uint64(recent[(n - a) & ring])) * np.uint64(0x9E3779B97F4A7C15)
+        slot = np.int64(match_hash >> np.uint64(shape.heads_shift))
+        if place[LENGTH] == 0:
+            _find_match(shape, tables, stream, np.int64(tables.heads[slot]))
+        if learn:
+            tables.heads[slot] = tables.learned[0]
+    if place[LENGTH] and place[MATCH] >= tables.learned[0]:
+        place[LENGTH] = 0  # the end of what was learned: nothing follows
+
+
+@_compiled
+def _find_match(shape, tables, stream, found):
+    """Whether the units before `found` in the history are those before here."""
+    place, history, recent = stream.place, tables.history, stream.recent
+    ring, near, n = len(history) - 1, len(recent) - 1, place[PLACE]
+    oldest = max(0, tables.learned[0] - ring)
+    if found <= oldest:
+        return
+    length = 0
+    while (
+        length < MATCH_MAX
+        and found - 1 - length >= oldest
+        and length < n
+        and history[(found - 1 - length) & ring] == recent[(n - 1 - length) & near]
+    ):
+        length += 1
+    if length >= shape.match_order:
+        place[LENGTH], place[MATCH] = length, found
+
+
+@_inline
+def _find_buckets(shape, tables, stream, node, learn):
+    """Where every expert keeps the histories of the next up to four bits; learning makes room where there is none."""
+    slots, buckets, hashes = tables.slots, stream.buckets, stream.hashes
+    mask = np.int64((1 << shape.bucket_bits) - 1)
+    unknown = len(slots) - BUCKET
+    salt = np.uint64(node - 1) * np.uint64(0xE7037ED1A0B428DB)
+    known = stream.known
+    for k in range(len(hashes)):  # no branches yet: the tables are large, and these reads shall overlap
+        # The buckets of one unit share a page of 4 KiB, as far as they can: half the misses of the address cache.
+        h = hashes[k]
+        near = (h ^ salt) * np.uint64(0x9E3779B97F4A7C15)
+        index = (np.int64(h >> np.uint64(20)) & mask & ~PAGE) | (np.int64(near >> np.uint64(40)) & mask & PAGE)
+        a = ((np.int64(k) << shape.bucket_bits) + index) * BUCKET
+        buckets[k] = a
+        known[k] = np.int64(slots[a]) ^ np.int64(near >> np.uint64(56))
+    for k in range(len(hashes)):
+        if known[k]:
+            a = buckets[k]
+            check = np.uint8(known[k] ^ np.int64(slots[a]))
+            b, c = a ^ BUCKET, a ^ (2 * BUCKET)
+            if slots[b] == check:
+                a = b
+            elif slots[c] == check:
+                a = c
+            elif learn:  # the least used of the three gives way; histories are numbered by length
+                if slots[b + 1] < slots[a + 1]:
+                    a = b
+                if slots[c + 1] < slots[a + 1]:
+                    a = c
+                slots[a] = check
+                for i in range(1, BUCKET):
+                    slots[a + i] = 0
+            else:
+                a = unknown
+            buckets[k] = a
+
+
+@_inline
+def _end_unit(shape, tables, stream, unit, learn):
+    """Move the stream past a complete unit."""
+    place = stream.place
+    n = place[PLACE]
+    if place[LENGTH]:
+        if np.int64(tables.history[place[MATCH] & (len(tables.history) - 1)]) == unit:
+            place[LENGTH] += 1
+            place[MATCH] += 1
+        else:
+            place[LENGTH] = 0
+    stream.recent[n & (len(stream.recent) - 1)] = unit
+    place[PLACE] = n + 1
+    place[SHIFTED] = place[SHIFTED] << shape.unit_bits | unit
+    if shape.text_shift >= 0:
+        c = unit >> shape.text_shift
+        if 65 <= c <= 90:
+            c += 32
+        if 97 <= c <= 122 or c >= 128:
+            place[WORD] = np.int64(_mixed((np.uint64(place[WORD]) + np.uint64(c)) * np.uint64(0x2545F4914F6CDD1D)))
+        elif place[WORD]:
+            place[WORD_2], place[WORD_1], place[WORD] = place[WORD_1], place[WORD], 0
+    if learn:
+        tables.history[tables.learned[0] & (len(tables.history) - 1)] = unit
+        tables.learned[0] += 1
+
+
+@_inline
+def _feature(logit):
+    return np.int8((logit * 3 + 32) >> 6)
+
+
+@_compiled
+def read(shape, tables, stream, curves, units, learn, tree, features):
+    """Features of the bits of some units, or of all nodes of a patch that may come next.
+
+    Args:
+        units: (N): to move past, bit by bit.
+        learn: whether the tables learn each bit after it was predicted.
+        tree: 0; or the bits of a patch: then `units` holds one element, the node to start from, nothing moves and
+            nothing is learned.
+        features: int8, (N, U, K + 2), or (1, 2^tree, K + 2) with node numbers relative to the start, 0 unused: K
+            experts, the match, the bank's own mixture. Of length 0: not wanted.
+    """
+    # Arrays by their own names: looked up in a tuple, they would be reference-counted in the innermost loop.
+    slots, chance, first, match, weights = tables.slots, tables.chance, tables.first, tables.match, tables.weights
+    last, maps, history = tables.last, tables.maps, tables.history
+    place, buckets, inputs, known = stream.place, stream.buckets, stream.inputs, stream.known
+    stretch, squash, after, share = curves.stretch, curves.squash, curves.after, curves.share
+    K, U, M = len(shape.spec), shape.unit_bits, len(inputs)
+    map_rows = maps.shape[1] - 1
+    wanted = len(features) > 0
+    visits = (1 << tree) - 1 if tree else U
+    for i in range(len(units)):
+        unit = np.int64(units[i])
+        node, depth = 1, 0
+        if tree:
+            node = unit
+            while node >> (depth + 1):
+                depth += 1
+        _begin_unit(shape, tables, stream, learn and not tree)
+        symbol = np.int64(-1)
+        if place[LENGTH]:
+            symbol = np.int64(history[place[MATCH] & (len(history) - 1)]) | (1 << U)
+        before = np.int64(_age(stream, 1))  # 0 .. 2^U
+        two = np.int64(_mixed(before * 4099 + np.int64(_age(stream, 2))) >> np.uint64(30))
+        row1 = (1 << U) + ((before >> max(0, U - 8)) & 255)
+        root = np.int64(0)
+        for visit in range(visits):
+            if tree:  # level by level
+                level = 0
+                while (visit + 1) >> (level + 1):
+                    level += 1
+                node = (unit << level) | (visit + 1 - (1 << level))
+                depth = 0
+                while node >> (depth + 1):
+                    depth += 1
+            inside = depth & 3
+            if node >> inside != root:
+                root = node >> inside
+                _find_buckets(shape, tables, stream, root, learn)
+
+            # Predict.
+            m0 = (before << U | node) & map_rows
+            m1 = (two ^ node * 40503) & map_rows
+            place[TOUCHED] = np.int64(maps[0, m0, 0]) + np.int64(maps[1, m1, 0])  # far away: ask for them early
+            slot = (1 << inside) | (node & ((1 << inside) - 1))
+            informed = 0
+            for k in range(K):
+                s = np.int64(slots[buckets[k] + slot])
+                known[k] = s
+                inputs[k] = stretch[chance[k, s] >> 20]
+                informed += s != 0
+            expected, length = -1, np.int64(0)
+            inputs[K] = 0
+            if symbol >> (U - depth) == node:
+                expected = (symbol >> (U - 1 - depth)) & 1
+                length = min(place[LENGTH], MATCH_MAX)
+                z = stretch[match[length] >> 4]
+                inputs[K] = z if expected else -z
+            inputs[K + 1] = stretch[first[node] >> 4]
+            inputs[K + 2] = LOGIT_ONE
+            row2 = (1 << U) + 256 + min(length, 15) * 16 + min(informed, 15)
+            a0, a1, a2 = np.int64(0), np.int64(0), np.int64(0)
+            for m in range(M):
+                z = np.int64(inputs[m])
+                a0 += np.int64(weights[node, m]) * z
+                a1 += np.int64(weights[row1, m]) * z
+                a2 += np.int64(weights[row2, m]) * z
+            a0 = min(max(a0 >> 16, -LOGIT_MAX), LOGIT_MAX)
+            a1 = min(max(a1 >> 16, -LOGIT_MAX), LOGIT_MAX)
+            a2 = min(max(a2 >> 16, -LOGIT_MAX), LOGIT_MAX)
+            mixed = (last[node, 0] * a0 + last[node, 1] * a1 + last[node, 2] * a2) >> 16
+            mixed = min(max(mixed, -LOGIT_MAX), LOGIT_MAX)
+            p = np.int64(squash[mixed + LOGIT_MAX + 1])
+            cut = min(max(mixed, -MAP_REACH), MAP_REACH - 1) + MAP_REACH
+            low, part = cut >> 7, cut & (MAP_STEP - 1)
+            p0 = maps[0, m0, low] * (MAP_STEP - part) + maps[0, m0, low + 1] * part
+            p1 = maps[1, m1, low] * (MAP_STEP - part) + maps[1, m1, low + 1] * part
+            if wanted:
+                for k in range(K + 1):
+                    features[i, visit + (tree > 0), k] = _feature(inputs[k])
+                features[i, visit + (tree > 0), K + 1] = _feature(stretch[(2 * p + ((p0 + p1) >> 7)) >> 6])
+            if tree:
+                continue
+
+            # Learn.
+            y = (unit >> (U - 1 - depth)) & 1
+            if learn:
+                goal = y << 16
+                e0 = np.int64(np.int32(goal - squash[a0 + LOGIT_MAX + 1]))
+                e1 = np.int64(np.int32(goal - squash[a1 + LOGIT_MAX + 1]))
+                e2 = np.int64(np.int32(goal - squash[a2 + LOGIT_MAX + 1]))
+                for m in range(M):
+                    weights[node, m] += (np.int64(inputs[m]) * e0 + 32768) >> 16
+                for m in range(M):
+                    weights[row1, m] += (np.int64(inputs[m]) * e1 + 32768) >> 16
+                for m in range(M):
+                    weights[row2, m] += (np.int64(inputs[m]) * e2 + 32768) >> 16
+                e3 = goal - p
+                last[node, 0] += (a0 * e3 + 65536) >> 17
+                last[node, 1] += (a1 * e3 + 65536) >> 17
+                last[node, 2] += (a2 * e3 + 65536) >> 17
+                aim = y * 65535
+                old = np.int64(maps[0, m0, low])
+                maps[0, m0, low] = old + (((aim - old) * (MAP_STEP - part)) >> 13)
+                old = np.int64(maps[0, m0, low + 1])
+                maps[0, m0, low + 1] = old + (((aim - old) * part) >> 13)
+                old = np.int64(maps[1, m1, low])
+                maps[1, m1, low] = old + (((aim - old) * (MAP_STEP - part)) >> 13)
+                old = np.int64(maps[1, m1, low + 1])
+                maps[1, m1, low + 1] = old + (((aim - old) * part) >> 13)
+                old = np.int64(first[node])
+                first[node] = old + ((aim - old) >> 7)
+                if expected >= 0:
+                    old = np.int64(match[length])
+                    match[length] = old + (((65535 if expected == y else 0) - old) >> 8)
+                for k in range(K):
+                    s = known[k]
+                    entry = np.int64(chance[k, s])
+                    p22, n = entry >> 10, entry & 1023
+                    p22 += ((((y << 22) - y - p22) * share[n]) >> 16) * np.int64(s != 0)  # nothing seen says nothing
+                    chance[k, s] = p22 << 10 | min(n + 1, 1023)
+                    slots[buckets[k] + slot] = after[s, y]
+            node = node << 1 | y
+            depth += 1
+        if not tree:
+            _end_unit(shape, tables, stream, unit, learn)
+
+
+@_compiled
+def merge_slots(mine, theirs, sums):
+    """Add another bank's histories; where there is no room, the less used bucket of the two stays."""
+    for b in range(0, len(theirs) - BUCKET, BUCKET):
+        if theirs[b + 1] == 0:
+            continue
+        # A bucket stands at its index, or at one that differs in one of the two lowest bits.
+        base = b // (4 * BUCKET) * (4 * BUCKET)
+        found = b
+        same = False
+        for other in range(4):
+            at = base + other * BUCKET
+            if mine[at] == theirs[b] and mine[at + 1] != 0:
+                found = at
+                same = True
+        if same:
+            for i in range(1, BUCKET):
+                mine[found + i] = sums[mine[found + i], theirs[b + i]]
+        elif mine[b + 1] < theirs[b + 1]:
+            for i in range(BUCKET):
+                mine[b + i] = theirs[b + i]
+
+
+@_compiled
+def remember(shape, tables, units):
+    """Append units to the history that matches are looked for in."""
+    history, heads, learned = tables.history, tables.heads, tables.learned
+    ring = len(history) - 1
+    for i in range(len(units)):
+        if i >= shape.match_order:
+            value = np.uint64(0)
+            for a in range(1, shape.match_order + 1):
+                value = (value + np.uint64(units[i - a])) * np.uint64(0x9E3779B97F4A7C15)
+            heads[np.int64(value >> np.uint64(shape.heads_shift))] = learned[0]
+        history[learned[0] & ring] = units[i]
+        learned[0] += 1

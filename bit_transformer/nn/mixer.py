@@ -1,0 +1,51 @@
+"""The mixer: what the experts say of a bit, weighed by what the trunk knows.
+
+    logit(bit j of the next patch) = h . E[node] + sum_f w_f(h, j, node) * feature_f
+
+The first term is the prefix-tree head's; this is the second. Features are logits of adaptive predictors (`experts/`); the
+weight of each is one that the node has learned plus one that the trunk's state h gives for bit j. It is the gated mixing of
+PAQ with a transformer for the gate, trained by back-propagation with all the rest. It starts as the last feature, the
+bank's own mixture, alone.
+
+Sources: Mahoney 2005 (logistic mixing); Mattern 2013, "Linear and geometric mixtures" (why logits add).
+"""
+
+# Shapes: B batch, N patches, P bits of a patch, D model width, V = 2^P nodes, F features.
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ExpertMixer(nn.Module):
+    """Weights for the experts' logits.
+
+    Args:
+        features: F.
+        scale: what a feature of 1 stands for.
+    """
+
+    def __init__(self, d_model: int, patch_bits: int, features: int, scale: float) -> None:
+        super().__init__()
+        self.patch_bits, self.features, self.scale = patch_bits, features, scale
+        by_node = torch.zeros(1 << patch_bits, features)
+        by_node[:, -1] = 1.0
+        self.by_node = nn.Parameter(by_node)
+        self.gate = nn.Parameter(torch.zeros(patch_bits * features, d_model))
+
+    def forward(self, h_BND: Tensor, features_BNPF: Tensor, node_BNP: Tensor) -> Tensor:
+        """What the experts add to the logits on the way to the given patches: z_BNP."""
+        feature_BNPF = features_BNPF.to(self.by_node.dtype) * self.scale
+        weight_BNPF = F.linear(h_BND, self.gate).view(feature_BNPF.shape) + F.embedding(node_BNP, self.by_node)
+        return (weight_BNPF * feature_BNPF).sum(-1)
+
+    def node_logits(self, h_BD: NDArray[np.float32], features_BVF: NDArray[np.int8]) -> NDArray[np.float32]:
+        """The same at every node of one patch, in NumPy: z_BV."""
+        gate_BPF = (h_BD @ self.gate.detach().cpu().numpy().T).reshape(len(h_BD), self.patch_bits, self.features)
+        depth_V = np.frexp(np.arange(features_BVF.shape[1]))[1] - 1  # of node 0, which is none: whatever
+        weight_BVF = gate_BPF[:, depth_V] + self.by_node.detach().cpu().numpy()
+        mixed_BV: NDArray[np.float32] = np.einsum("bvf,bvf->bv", weight_BVF, features_BVF.astype(np.float32))
+        return mixed_BV * np.float32(self.scale)
