@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -53,6 +53,7 @@ def _one_line(invalid: ValidationError, cls: type[Config]) -> str:
     first = invalid.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
+        cls = _holder(cls, first["loc"][:-1])
         known = {name: name for name in cls.model_fields}
         if cls is TrainConfig:
             known |= {name: f"optim.{name}" for name in OptimConfig.model_fields}
@@ -64,6 +65,15 @@ def _one_line(invalid: ValidationError, cls: type[Config]) -> str:
     bound = bounds.get("ge", bounds.get("le"))
     hint = f" Try {bound}" if bound is not None else " Try leaving it out, for the default"
     return f"{key}={first['input']!r}: {message}.{hint}" if key else message
+
+
+def _holder(cls: type[Config], path: tuple[int | str, ...]) -> type[Config]:
+    """The config that a path into another leads to."""
+    for name in path:
+        if name in cls.model_fields:
+            choices = get_args(cls.model_fields[str(name)].annotation) or (cls.model_fields[str(name)].annotation,)
+            cls = next((c for c in choices if isinstance(c, type) and issubclass(c, Config)), cls)
+    return cls
 
 
 class ExpertConfig(Config):

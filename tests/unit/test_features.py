@@ -1,0 +1,259 @@
+"""The cache of features: used for the very data it was made from, made again otherwise, gone on with where it stopped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bit_transformer.config import ExpertConfig, ModelConfig, Sampling, TrainConfig
+from bit_transformer.data import features as features_module
+from bit_transformer.data import sources
+from bit_transformer.data.features import StreamedWindows, corpus_features, feature_bytes
+from bit_transformer.data.sources import Corpus, Span, bytes_corpus
+from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
+from bit_transformer.evaluation.metrics import bits_per_byte
+from bit_transformer.experts.bank import ExpertBank, memory_bytes
+from bit_transformer.generation import generate_bytes
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.training import Record, StopTraining, Trainer, build_windows, train_loop
+from tests.conftest import TEXT
+
+SHAPE = ModelConfig(
+    d_model=16, nhead=2, num_layers=1, max_seq_len=256, experts=ExpertConfig(buckets=1024, history=4096)
+)
+
+
+def corpus_of(path: Path, data: bytes) -> Corpus:
+    path.write_bytes(data)
+    sources._mapped.cache_clear()  # the file changed under its name
+    return Corpus([Span(path, 0, len(data))])
+
+
+def made(corpus: Corpus, folder: Path, said: list[str]) -> tuple[np.ndarray, bool, str]:
+    found = corpus_features(corpus, SHAPE, limit=1 << 30, folder=folder, say=said.append)
+    return found.read(0, len(corpus) * 8).copy(), found.made, found.bank.digest()
+
+
+def test_the_same_data_is_read_once(tmp_path: Path) -> None:
+    corpus, said = corpus_of(tmp_path / "text", TEXT[:6000]), []
+    first = made(corpus, tmp_path / "cache", said)
+    second = made(corpus, tmp_path / "cache", said)
+    assert (first[1], second[1], said) == (True, False, [])
+    np.testing.assert_array_equal(first[0], second[0])
+    assert first[2] == second[2]
+    bank = ExpertBank.of(SHAPE)
+    expected = bank.read(np.frombuffer(TEXT[:6000], np.uint8), bank.stream(), learn=True)
+    np.testing.assert_array_equal(first[0].reshape(expected.shape), expected)
+    assert first[0].nbytes == feature_bytes(corpus, SHAPE)
+
+
+def test_changed_data_and_a_damaged_cache_are_made_again_and_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    made(corpus_of(tmp_path / "text", TEXT[:6000]), tmp_path / "cache", said)
+    changed = TEXT[:5999] + b"!"
+    corpus = corpus_of(tmp_path / "text", changed)
+    again = made(corpus, tmp_path / "cache", said)
+    assert again[1] and "other data" in said.pop()
+    (file,) = (tmp_path / "cache").glob("*.features")
+    damaged = bytearray(file.read_bytes())
+    damaged[777] ^= 1
+    file.write_bytes(damaged)
+    repaired = made(corpus, tmp_path / "cache", said)
+    assert repaired[1] and "checksum" in said.pop()
+    np.testing.assert_array_equal(repaired[0], again[0])
+    (state,) = (tmp_path / "cache").glob("*.safetensors")
+    state.write_bytes(b"nonsense")
+    assert made(corpus, tmp_path / "cache", said)[1] and "cannot be used" in said.pop()
+    assert not said
+
+
+def test_a_stopped_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "PIECE", 768)
+    monkeypatch.setattr(features_module, "SAVE_SECONDS", 0.0)
+    corpus, said = corpus_of(tmp_path / "text", TEXT[:6000]), []
+    whole = made(corpus, tmp_path / "whole", said)
+    calls = []
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        corpus_features(corpus, SHAPE, limit=1 << 30, folder=tmp_path / "cache", passed=stop)
+    assert calls == [768, 1536, 2304, 3072]
+    rest: list[int] = []
+    found = corpus_features(
+        corpus, SHAPE, limit=1 << 30, folder=tmp_path / "cache", passed=lambda done, _: rest.append(done)
+    )
+    assert rest[0] in (3072, 3840) and rest[-1] == 6000  # the last piece was perhaps not saved
+    np.testing.assert_array_equal(found.read(0, 48_000), whole[0])
+    assert found.bank.digest() == whole[2]
+
+
+def test_old_caches_make_room(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    for index, name in enumerate(("a", "b", "c")):
+        corpus = corpus_of(tmp_path / name, TEXT[:2000])
+        corpus_features(corpus, SHAPE, limit=int(2.5 * feature_bytes(corpus, SHAPE)), folder=folder)
+        newest = max(folder.glob("*.features"), key=lambda p: p.stat().st_mtime_ns)
+        os.utime(newest, (index, index))
+    assert len(list(folder.glob("*.features"))) == len(list(folder.glob("*.safetensors"))) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(BitStreamError, match=r"could not be written.*BTLM_CACHE_DIR"):
+        corpus_features(bytes_corpus(TEXT[:500]), SHAPE, limit=1 << 30, folder=tmp_path / "file")
+
+
+def test_streamed_windows_learn_in_order_and_go_on_where_they_stood() -> None:
+    corpus = bytes_corpus(TEXT[:4100])
+    windows = StreamedWindows(corpus, 32, SHAPE, streams=4, seed=1)
+    assert len(windows) == 4100 // 4 // 32 * 4
+    drawn = [windows.draw(4) for _ in range(5)]
+    kept_state, kept = windows.state_dict(), {name: t.clone() for name, t in windows.tensors().items()}
+    # The same by hand: one bank, four streams in turn.
+    bank = ExpertBank.of(SHAPE)
+    streams = [bank.stream() for _ in range(4)]
+    for batch in drawn:
+        for row, said, stream in zip(batch.bits_BT, batch.features_BTF, streams, strict=True):
+            expected = bank.read(np.packbits(row.numpy()), stream, learn=True)
+            np.testing.assert_array_equal(said.numpy().reshape(expected.shape), expected)
+    assert bank.digest() == windows.bank.digest()
+    goes_on = StreamedWindows(corpus, 32, SHAPE, streams=4, seed=1)
+    goes_on.load_state_dict(kept_state, kept)
+    for _ in range(60):  # over the end of an epoch, where the bank starts again
+        one, other = windows.draw(4), goes_on.draw(4)
+        assert torch.equal(one.bits_BT, other.bits_BT) and torch.equal(one.features_BTF, other.features_BTF)
+    assert windows.epoch == 2
+    with pytest.raises(BitStreamError, match=r"as 400 streams.*batch_size"):
+        StreamedWindows(corpus, 32, SHAPE, streams=400)
+
+
+def test_training_from_streams_and_from_the_cache_both_beat_the_trunk_alone() -> None:
+    held = bytes_corpus(TEXT[20_000:22_000])
+    bpb = {}
+    for name, cache, experts in (
+        ("cached", 1 << 30, SHAPE.experts),
+        ("streamed", 0, SHAPE.experts),
+        ("alone", 0, None),
+    ):
+        torch.manual_seed(0)
+        model = BitTransformerLM(SHAPE, experts=experts)
+        train_loop(model, TEXT[:20_000], steps=15, batch_size=4, feature_cache=cache)
+        bpb[name] = bits_per_byte(model, held).bpb
+    assert max(bpb["cached"], bpb["streamed"]) < 0.5 * bpb["alone"]
+
+
+@pytest.mark.parametrize("cache", [1 << 30, 0])
+def test_a_resumed_training_is_bit_equal(tmp_path: Path, cache: int) -> None:
+    config = TrainConfig.of({"steps": 12, "batch_size": 4, "feature_cache": cache})
+
+    def trainer() -> Trainer:
+        torch.manual_seed(0)
+        model = BitTransformerLM(SHAPE, dropout=0.1)
+        return Trainer(model, build_windows(model, TEXT[:8000], config), config)
+
+    whole = trainer()
+    whole.run()
+    first = trainer()
+
+    def stop(trainer: Trainer, record: Record) -> None:
+        if record["step"] == 5:
+            raise StopTraining
+
+    first.observers = [stop]
+    first.run()
+    first.save(tmp_path / "t.safetensors")
+    second = trainer()
+    second.load(tmp_path / "t.safetensors")
+    second.run()
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+    assert whole.model.bank.digest() == second.model.bank.digest()
+
+
+def test_windows_of_bits_are_streams_of_their_own() -> None:
+    bits = torch.randint(0, 2, (6, 64), generator=torch.Generator().manual_seed(0))
+    model = BitTransformerLM(SHAPE)
+    windows = build_windows(model, bits, TrainConfig(steps=1))
+    batch = windows.draw(6)
+    assert batch.features_BTF is not None and batch.features_BTF.shape == (6, 64, model.bank.features)
+    assert model.bank.count == 48
+    with pytest.raises(BitStreamError, match=r"unit of 8 bits.*bits\[:, :56\]"):
+        build_windows(BitTransformerLM(SHAPE, patch_bits=4), bits[:, :60], TrainConfig(steps=1))
+
+
+def test_generation_learns_from_what_it_is_told_to() -> None:
+    model = BitTransformerLM(SHAPE)  # untrained: the bank's own mixture
+    prompt = b"xylophones are quiet; " * 12
+    before = model.bank.digest()
+    said = {
+        learn: generate_bytes(model, [prompt, b"ab"], 22, Sampling(temperature=0, learn=learn))
+        for learn in ("nothing", "prompt", "all")
+    }
+    assert model.bank.digest() == before
+    assert said["prompt"][0] == said["all"][0] == prompt[:22]
+    assert said["nothing"][0] != prompt[:22]
+    assert said["prompt"][1] != prompt[:22]  # streams do not teach one another
+    alone = generate_bytes(model, [prompt], 22, Sampling(temperature=0, learn="prompt"))
+    assert alone[0] == said["prompt"][0]
+
+
+def test_a_stream_shorter_than_the_longest_context_is_read() -> None:
+    bank = ExpertBank.of(SHAPE)
+    assert bank.read(np.array([65]), bank.stream(), learn=True).shape == (1, 8, bank.features)
+    model = BitTransformerLM(SHAPE)
+    assert bits_per_byte(model, bytes_corpus(b"a")).bpb == pytest.approx(8, abs=0.1)
+
+
+def test_more_memory_than_there_is_is_refused_before_it_is_taken() -> None:
+    huge = ModelConfig(patch_bits=8, experts=ExpertConfig(buckets=1 << 40))
+    assert memory_bytes(huge) > 1 << 47
+    with pytest.raises(ConfigError, match=r"GB are free. Try experts.buckets=\d+"):
+        ExpertBank.of(huge)
+    small = memory_bytes(SHAPE)
+    taken = sum(table.nbytes for table in ExpertBank.of(SHAPE).tables)
+    assert abs(small - taken) < 0.1 * taken
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"experts": {"buckets": 1000}}, r"buckets=1000 must be a power of two, 1,024 or more. Try 1024"),
+        ({"experts": {"history": 5000}}, r"history=5000 must be a power of two.* Try 4096"),
+        ({"experts": {"orders": (2, 1)}}, r"must ascend without repeats.* Try \(1, 2\)"),
+        ({"experts": {"order": 3}}, r"Did you mean 'orders'"),
+        ({"experts": {"orders": ()}}, r"no contexts.*Try"),
+        ({"experts": {"sparse": ((),)}}, r"groups of one to four"),
+        ({"experts": {"bit_orders": (64,)}}, r"must not exceed 63"),
+        ({"experts": {"unit_bits": 9}}, r"unit_bits=9 must be a multiple of patch_bits=8.* Try experts.unit_bits=8"),
+        (
+            {"experts": {"words": True}, "patch_bits": 12, "max_seq_len": 1200},
+            r"words=True goes with units of one byte",
+        ),
+        ({"experts": {}, "causal": False}, r"causal=False"),
+    ],
+)
+def test_experts_that_cannot_be_are_one_line(fields: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        ModelConfig.of({"patch_bits": 8, **fields})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_carries_the_bank(tmp_path: Path) -> None:
+    from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
+
+    model = BitTransformerLM(SHAPE)
+    model.bank.read(np.frombuffer(TEXT[:999], np.uint8), model.bank.stream(), learn=True, wanted=False)
+    save_checkpoint(tmp_path / "m.safetensors", model)
+    loaded = load_checkpoint(tmp_path / "m.safetensors")
+    assert loaded.bank.digest() == model.bank.digest()
+    other = BitTransformerLM(SHAPE, patch_bits=4)
+    with pytest.raises(CheckpointError, match="patch_bits=8 is not 4"):
+        load_checkpoint(tmp_path / "m.safetensors", config=other.config)
