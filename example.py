@@ -19,8 +19,8 @@ from bit_transformer.evaluation.baselines import compressors_bpb
 bits = text_to_bits("Hi")
 print("Hi =", "".join(map(str, bits.tolist())), "=", bits_to_text(bits))
 
-# 2. A model that sees eight of them as one position, and predicts them one by one.
-model = BitTransformerLM(d_model=128, nhead=2, num_layers=2, max_seq_len=1024, ngram_orders=(2, 3, 4))
+# 2. A model that sees eight of them as one position and predicts them one by one, with adaptive predictors beside it.
+model = BitTransformerLM(d_model=128, nhead=2, num_layers=2, max_seq_len=1024, ngram_orders=(2, 3, 4), experts={})
 print(f"{model.num_parameters().total:,} parameters, {model.num_parameters().active:,} of them active")
 
 # 3. Real bytes: the source of Python's own standard library, some files held out.

@@ -89,7 +89,7 @@ class ExpertBank:
         reach = max((max(row[1:]) for row in self._shape.spec.tolist() if row[0] != kernels.BITS), default=1)
         recent = 1 << max(6, int(reach).bit_length())
         return Stream(
-            place=np.zeros(8, dtype=np.int64),
+            place=np.zeros(7, dtype=np.int64),
             recent=np.zeros(recent, dtype=np.uint16),
             hashes=np.zeros(K, dtype=np.uint64),
             buckets=np.zeros(K, dtype=np.int64),
@@ -220,7 +220,7 @@ def memory_bytes(model: ModelConfig) -> int:
 
 def _memory(config: ExpertConfig, experts: int, unit_bits: int) -> int:
     slots = (experts * config.buckets + 1) * kernels.BUCKET
-    match = config.history * 2 + max(1 << 10, config.history // _HEADS_SHARE) * 8
+    match = config.history * 2 + max(1 << 10, config.history // _HEADS_SHARE) * 4
     mixers = _sets(unit_bits) * _padded(experts) * 4
     return slots + match + mixers + experts * 1024 + 2 * _MAP_ROWS * kernels.MAP_KNOTS * 2
 
@@ -293,7 +293,7 @@ def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) 
         last=last,
         maps=_aligned_copy(maps),
         history=np.zeros(config.history, dtype=np.uint16),
-        heads=np.zeros(heads, dtype=np.int64),
+        heads=np.zeros(heads, dtype=np.int32),
         learned=np.zeros(1, dtype=np.int64),
     )
 

@@ -19,7 +19,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Ints = NDArray[Any]
@@ -35,7 +37,7 @@ MAP_KNOTS = 32  # ... from -7.75 to 7.75: one cache line
 MAP_REACH = MAP_STEP * (MAP_KNOTS - 1) // 2
 
 # Rows of `Stream.place`.
-PLACE, WORD, WORD_1, WORD_2, MATCH, LENGTH, TOUCHED, SHIFTED = range(8)
+PLACE, WORD, WORD_1, WORD_2, MATCH, LENGTH, SHIFTED = range(7)
 
 # Kinds of context, and what their arguments are.
 ORDER, BITS, TEXT, SPARSE, COLUMN = range(5)  # units back; bits back; 0, 1, 2 as below; distances; width
@@ -116,6 +118,23 @@ _compiled = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False,
 _inline = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False, inline="always")
 
 
+@intrinsic
+def _fetch(_context, array, index):
+    """Ask for the cache line of a flat array's element, without waiting for it: most of a pass would be such waiting."""
+
+    def generate(context, builder, signature, arguments):
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.bitcast(builder.gep(view.data, [arguments[1]]), ir.IntType(8).as_pointer())
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), i32, i32, i32])
+        name = "llvm.prefetch.p0i8"
+        call = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(call, [address, i32(1), i32(3), i32(1)])  # to write, keep it near, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
 @_inline
 def _mixed(x):
     x = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15)
@@ -142,8 +161,15 @@ def _begin_unit(shape, tables, stream, learn):
         word = last * np.uint64(0xD6E8FEB86659FD93)
     pair = np.uint64(place[WORD_1]) * np.uint64(0xBF58476D1CE4E5B9)
     skip = np.uint64(place[WORD_2]) * np.uint64(0x94D049BB133111EB)
+    matching = n >= shape.match_order
+    slot = np.int64(0)
+    if matching:
+        match_hash = np.uint64(0)
+        for a in range(1, shape.match_order + 1):
+            match_hash = (match_hash + np.uint64(recent[(n - a) & ring])) * np.uint64(0x9E3779B97F4A7C15)
+        slot = np.int64(match_hash >> np.uint64(shape.heads_shift))
+        _fetch(tables.heads, slot)
     chain = np.uint64(0)
-    match_hash = np.uint64(0)
     done = 0
     for k in range(len(spec)):
         kind, first = spec[k, 0], spec[k, 1]
@@ -169,11 +195,8 @@ def _begin_unit(shape, tables, stream, learn):
                 if spec[k, a]:
                     value = _mixed((value ^ _age(stream, spec[k, a])) * np.uint64(0xBF58476D1CE4E5B9))
         hashes[k] = _mixed(_mixed(value + np.uint64(k + 1) * np.uint64(0xD1B54A32D192ED03)))
-    if n >= shape.match_order:
-        match_hash = np.uint64(0)
-        for a in range(1, shape.match_order + 1):
-            match_hash = (match_hash + np.uint64(recent[(n - a) & ring])) * np.uint64(0x9E3779B97F4A7C15)
-        slot = np.int64(match_hash >> np.uint64(shape.heads_shift))
+    _fetch_buckets(shape, tables, stream, 0)
+    if matching:
         if place[LENGTH] == 0:
             _find_match(shape, tables, stream, np.int64(tables.heads[slot]))
         if learn:
@@ -203,19 +226,30 @@ def _find_match(shape, tables, stream, found):
 
 
 @_inline
+def _line(shape, h, k, above):
+    """The hash of a context followed by all but the last bit of a root, and the cache line of buckets that it leads to."""
+    near = (h ^ np.uint64(above) * np.uint64(0xE7037ED1A0B428DB)) * np.uint64(0x9E3779B97F4A7C15)
+    mask = np.int64((1 << shape.bucket_bits) - 1)
+    index = (np.int64(h >> np.uint64(20)) & ~PAGE) | (np.int64(near >> np.uint64(40)) & PAGE)
+    return near, ((np.int64(k) << shape.bucket_bits) + (index & mask & ~3)) * BUCKET
+
+
+@_inline
+def _fetch_buckets(shape, tables, stream, above):
+    """Ask early for the lines that `_find_buckets` will read; the last bit of its node only chooses within them."""
+    for k in range(len(stream.hashes)):
+        _fetch(tables.slots, _line(shape, stream.hashes[k], k, above)[1])
+
+
+@_inline
 def _find_buckets(shape, tables, stream, node, learn):
     """Where every expert keeps the histories of the next up to four bits; learning makes room where there is none."""
-    slots, buckets, hashes = tables.slots, stream.buckets, stream.hashes
-    mask = np.int64((1 << shape.bucket_bits) - 1)
+    slots, buckets, hashes, known = tables.slots, stream.buckets, stream.hashes, stream.known
     unknown = len(slots) - BUCKET
-    salt = np.uint64(node - 1) * np.uint64(0xE7037ED1A0B428DB)
-    known = stream.known
-    for k in range(len(hashes)):  # no branches yet: the tables are large, and these reads shall overlap
-        # The buckets of one unit share a page of 4 KiB, as far as they can: half the misses of the address cache.
-        h = hashes[k]
-        near = (h ^ salt) * np.uint64(0x9E3779B97F4A7C15)
-        index = (np.int64(h >> np.uint64(20)) & mask & ~PAGE) | (np.int64(near >> np.uint64(40)) & mask & PAGE)
-        a = ((np.int64(k) << shape.bucket_bits) + index) * BUCKET
+    for k in range(len(hashes)):
+        near, line = _line(shape, hashes[k], k, node >> 1)
+        near += np.uint64(node & 1) * np.uint64(0xE7037ED1A0B428DB)
+        a = line + (np.int64(near >> np.uint64(40)) & 3) * BUCKET
         buckets[k] = a
         known[k] = np.int64(slots[a]) ^ np.int64(near >> np.uint64(56))
     for k in range(len(hashes)):
@@ -290,7 +324,7 @@ def read(shape, tables, stream, curves, units, learn, tree, features):
     place, buckets, inputs, known = stream.place, stream.buckets, stream.inputs, stream.known
     stretch, squash, after, share = curves.stretch, curves.squash, curves.after, curves.share
     K, U, M = len(shape.spec), shape.unit_bits, len(inputs)
-    map_rows = maps.shape[1] - 1
+    map_rows, flat_maps = maps.shape[1] - 1, maps.reshape(-1)
     wanted = len(features) > 0
     visits = (1 << tree) - 1 if tree else U
     for i in range(len(units)):
@@ -325,7 +359,10 @@ def read(shape, tables, stream, curves, units, learn, tree, features):
             # Predict.
             m0 = (before << U | node) & map_rows
             m1 = (two ^ node * 40503) & map_rows
-            place[TOUCHED] = np.int64(maps[0, m0, 0]) + np.int64(maps[1, m1, 0])  # far away: ask for them early
+            _fetch(flat_maps, m0 * MAP_KNOTS)
+            _fetch(flat_maps, (map_rows + 1 + m1) * MAP_KNOTS)
+            if inside == 3 and not tree:
+                _fetch_buckets(shape, tables, stream, node)
             slot = (1 << inside) | (node & ((1 << inside) - 1))
             informed = 0
             for k in range(K):

@@ -123,10 +123,12 @@ class SlowBank:
         return out
 
     def bucket(self, k: int, h: int, root: int) -> list:
-        near = (h ^ (root - 1) * 0xE7037ED1A0B428DB & MASK) * GOLDEN & MASK
-        mask = self.buckets - 1
-        index = (h >> 20 & mask & ~255) | (near >> 40 & mask & 255)
-        check = near >> 56
+        salt = 0xE7037ED1A0B428DB
+        near = (h ^ (root >> 1) * salt & MASK) * GOLDEN & MASK
+        line = (h >> 20 & ~255 | near >> 40 & 255) & self.buckets - 1 & ~3
+        last = near + (root & 1) * salt & MASK
+        index = line + (last >> 40 & 3)
+        check = last >> 56
         places = [index, index ^ 1, index ^ 2]
         for place in places:
             there = self.tables[k].get(place)
