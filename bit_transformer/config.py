@@ -166,6 +166,10 @@ class ModelConfig(Config):
     def _say_what_comes_later(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
+        if values.get("causal") is False and values.get("experts"):
+            raise ValueError(
+                "experts predict from what came before, so they go with causal=True; got causal=False. Try experts=None for diffusion"
+            )
         for key, off in _LATER.items():
             if key in values and values[key] != off:
                 raise ValueError(f"{key}={values[key]!r} is not in this version; it must be {off!r}. Leave {key} out")

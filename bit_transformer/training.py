@@ -22,7 +22,15 @@ from torch import Tensor
 
 from bit_transformer.checkpoint import load_weights
 from bit_transformer.config import TrainConfig
-from bit_transformer.data.features import Passed, Say, StreamedWindows, corpus_features, feature_bytes, window_features
+from bit_transformer.data.features import (
+    PASS_RATE,
+    Passed,
+    Say,
+    StreamedWindows,
+    corpus_features,
+    feature_bytes,
+    window_features,
+)
 from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.data.windows import BitWindows, CorpusWindows, Windows
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
@@ -351,7 +359,7 @@ def build_windows(
         data = data.aligned(shape.align_bytes)
         features = None
         if shape.experts and len(data) >= size:
-            if feature_bytes(data, shape) > config.feature_cache:
+            if feature_bytes(data, shape) > config.feature_cache or _pass_is_too_long(len(data), config):
                 return StreamedWindows(data, size, shape, streams=config.batch_size, seed=config.seed)
             features = corpus_features(data, shape, limit=config.feature_cache, say=say, passed=passed)
             model.bank = features.bank
@@ -361,6 +369,11 @@ def build_windows(
     if not hasattr(data, "draw"):
         raise ConfigError(f"data is a {type(data).__name__}; a Corpus, bytes, bit windows or Windows is needed")
     return data
+
+
+def _pass_is_too_long(size: int, config: TrainConfig) -> bool:
+    """Whether reading all data first would take more than half of a budget in seconds."""
+    return config.seconds is not None and size / PASS_RATE > config.seconds / 2
 
 
 def cpu_autocast(enabled: bool | None = None) -> contextlib.AbstractContextManager[object]:

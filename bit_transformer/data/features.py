@@ -9,11 +9,12 @@ fit, `StreamedWindows` makes them as training goes.
 # Shapes: B windows, T bits, L bytes, N units, U bits of a unit, F features.
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from bit_transformer.config import ModelConfig
 from bit_transformer.data.sources import Corpus
 from bit_transformer.data.windows import Batch, SamplerState, epoch_key
 from bit_transformer.errors import BitStreamError, CheckpointError
-from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, feature_count, pack_units
+from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, feature_count, memory_bytes, pack_units
 from bit_transformer.experts.kernels import Stream
 from bit_transformer.tensor_file import read_tensors, write_tensors
 
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
 PIECE = 3 << 18  # bytes read at a time: whole units, whatever their size
+MEMORY = 1 << 28  # features of this many bytes or less are not worth a file: some seconds make them
 SAVE_SECONDS = 30.0
+PASS_RATE = 400_000  # bytes a second that a pass makes at least; for deciding, not for measuring
 
 Say = Callable[[str], None]
 Passed = Callable[[int, int], None]
@@ -61,20 +64,20 @@ def feature_bytes(corpus: Corpus, model: ModelConfig) -> int:
 
 
 class CorpusFeatures:
-    """Features of all bits of a corpus, on disk.
+    """Features of all bits of a corpus, in memory or mapped.
 
     Attributes:
         bank: as it stands after the corpus.
         made: whether a pass was needed.
     """
 
-    def __init__(self, path: Path, bank: ExpertBank, bits: int, made: bool) -> None:
+    def __init__(self, features_TF: Features, bank: ExpertBank, made: bool) -> None:
         self.bank, self.made = bank, made
-        self._mapped: Features = np.memmap(path, dtype=np.int8, mode="r", shape=(bits, bank.features))
+        self._features_TF = features_TF
 
     def read(self, bit: int, length: int) -> Features:
         """Features of `length` bits: (T, F)."""
-        return self._mapped[bit : bit + length]
+        return self._features_TF[bit : bit + length]
 
 
 def corpus_features(
@@ -83,6 +86,7 @@ def corpus_features(
     *,
     limit: int,
     folder: Path | None = None,
+    memory: int = MEMORY,
     say: Say = lambda _: None,
     passed: Passed = lambda done, total: None,
 ) -> CorpusFeatures:
@@ -91,6 +95,7 @@ def corpus_features(
     Args:
         limit: bytes that the cache folder may hold; those used longest ago go.
         folder: the cache; the user's if not given.
+        memory: features of so many bytes or less are made in memory, without the cache.
         say: told when a cache that is there cannot be used.
         passed: told how many bytes of how many are done.
 
@@ -98,29 +103,57 @@ def corpus_features(
         BitStreamError: the disk refused.
         ConfigError: the bank needs more memory than there is.
     """
+    bank = ExpertBank.of(model)
+    if feature_bytes(corpus, model) <= memory:
+        stream, parts = bank.stream(), []
+        for offset in range(0, len(corpus), PIECE):
+            parts.append(bank.read(corpus_units(corpus, offset, PIECE, model), stream, learn=True))
+            passed(min(len(corpus), offset + PIECE), len(corpus))
+        return CorpusFeatures(np.concatenate(parts).reshape(-1, bank.features), bank, made=True)
     folder = folder or cache_folder()
     stem = hashlib.sha256(f"{STATE_VERSION} {_key(model)} {corpus.digest()}".encode()).hexdigest()[:24]
-    path, state = folder / f"{stem}.features", folder / f"{stem}.safetensors"
-    bits = len(corpus) * model.byte_bits
-    content = _content(corpus)
-    bank, stream = ExpertBank.of(model), None
-    document: dict[str, Any] = {"content": content, "done": 0, "sums": []}
+    path = folder / f"{stem}.features"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if state.exists():
-            stream, document = _found(state, path, bank, document, say)
-        if document["done"] < len(corpus):
-            _make_room(folder, limit - feature_bytes(corpus, model), keep=stem)
-            _pass(corpus, model, bank, stream or bank.stream(), document, path, state, passed)
-            return CorpusFeatures(path, bank, bits, made=True)
-        for file in (path, state):
-            os.utime(file)
+        with _locked(folder / f"{stem}.lock"):
+            made = _complete(corpus, model, bank, path, limit, say, passed)
+        os.utime(path)
+        features_TF = np.memmap(path, dtype=np.int8, mode="r", shape=(len(corpus) * model.byte_bits, bank.features))
     except OSError as refused:
         raise BitStreamError(
             f"{folder}: the experts' features could not be written ({refused.strerror or refused}). Try another folder in "
             f"{CACHE_VARIABLE}, or train.feature_cache=0 to make them while training"
         ) from refused
-    return CorpusFeatures(path, bank, bits, made=False)
+    return CorpusFeatures(features_TF, bank, made)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; another waits, and then finds the work done."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock; there two trainings that begin together may make a cache twice
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _complete(
+    corpus: Corpus, model: ModelConfig, bank: ExpertBank, path: Path, limit: int, say: Say, passed: Passed
+) -> bool:
+    """Make what is missing of a cache; whether anything was."""
+    state = path.with_suffix(".safetensors")
+    document: dict[str, Any] = {"content": _content(corpus), "done": 0, "sums": []}
+    stream = None
+    if state.exists():
+        stream, document = _found(state, path, bank, document, say)
+    if document["done"] == len(corpus):
+        return False
+    _make_room(path.parent, limit - feature_bytes(corpus, model) - memory_bytes(model), keep=path)
+    _pass(corpus, model, bank, stream or bank.stream(), document, path, state, passed)
+    return True
 
 
 def _key(model: ModelConfig) -> str:
@@ -192,14 +225,14 @@ def _save(state: Path, bank: ExpertBank, stream: Stream, document: dict[str, Any
     write_tensors(state, tensors, document)
 
 
-def _make_room(folder: Path, room: int, *, keep: str) -> None:
-    """Remove the features that were used longest ago, until the rest fit."""
-    found = sorted(folder.glob("*.features"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
-        room -= path.stat().st_size
-        if room < 0 and path.stem != keep:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
+def _make_room(folder: Path, room: int, *, keep: Path) -> None:
+    """Remove the features that were used longest ago, until the rest fit. Who has them open keeps them."""
+    for path in sorted(folder.glob("*.features"), key=lambda path: path.stat().st_mtime, reverse=True):
+        state = path.with_suffix(".safetensors")
+        room -= sum(file.stat().st_size for file in (path, state) if file.exists())
+        if room < 0 and path != keep:
+            for file in (path, state, path.with_suffix(".lock")):
+                file.unlink(missing_ok=True)
 
 
 class FeatureReader:

@@ -34,7 +34,7 @@ def corpus_of(path: Path, data: bytes) -> Corpus:
 
 
 def made(corpus: Corpus, folder: Path, said: list[str]) -> tuple[np.ndarray, bool, str]:
-    found = corpus_features(corpus, SHAPE, limit=1 << 30, folder=folder, say=said.append)
+    found = corpus_features(corpus, SHAPE, limit=1 << 30, memory=0, folder=folder, say=said.append)
     return found.read(0, len(corpus) * 8).copy(), found.made, found.bank.digest()
 
 
@@ -84,11 +84,11 @@ def test_a_stopped_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        corpus_features(corpus, SHAPE, limit=1 << 30, folder=tmp_path / "cache", passed=stop)
+        corpus_features(corpus, SHAPE, limit=1 << 30, memory=0, folder=tmp_path / "cache", passed=stop)
     assert calls == [768, 1536, 2304, 3072]
     rest: list[int] = []
     found = corpus_features(
-        corpus, SHAPE, limit=1 << 30, folder=tmp_path / "cache", passed=lambda done, _: rest.append(done)
+        corpus, SHAPE, limit=1 << 30, memory=0, folder=tmp_path / "cache", passed=lambda done, _: rest.append(done)
     )
     assert rest[0] in (3072, 3840) and rest[-1] == 6000  # the last piece was perhaps not saved
     np.testing.assert_array_equal(found.read(0, 48_000), whole[0])
@@ -97,9 +97,13 @@ def test_a_stopped_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_old_caches_make_room(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
+    corpus = corpus_of(tmp_path / "first", TEXT[:2000])
+    corpus_features(corpus, SHAPE, limit=1 << 30, memory=0, folder=folder)
+    each = sum(file.stat().st_size for file in folder.iterdir())
+    limit = int(2.2 * each)
     for index, name in enumerate(("a", "b", "c")):
         corpus = corpus_of(tmp_path / name, TEXT[:2000])
-        corpus_features(corpus, SHAPE, limit=int(2.5 * feature_bytes(corpus, SHAPE)), folder=folder)
+        corpus_features(corpus, SHAPE, limit=limit, memory=0, folder=folder)
         newest = max(folder.glob("*.features"), key=lambda p: p.stat().st_mtime_ns)
         os.utime(newest, (index, index))
     assert len(list(folder.glob("*.features"))) == len(list(folder.glob("*.safetensors"))) == 2
@@ -108,7 +112,7 @@ def test_old_caches_make_room(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(BitStreamError, match=r"could not be written.*BTLM_CACHE_DIR"):
-        corpus_features(bytes_corpus(TEXT[:500]), SHAPE, limit=1 << 30, folder=tmp_path / "file")
+        corpus_features(bytes_corpus(TEXT[:500]), SHAPE, limit=1 << 30, memory=0, folder=tmp_path / "file")
 
 
 def test_streamed_windows_learn_in_order_and_go_on_where_they_stood() -> None:
@@ -237,7 +241,7 @@ def test_more_memory_than_there_is_is_refused_before_it_is_taken() -> None:
             {"experts": {"words": True}, "patch_bits": 12, "max_seq_len": 1200},
             r"words=True goes with units of one byte",
         ),
-        ({"experts": {}, "causal": False}, r"causal=False"),
+        ({"experts": True, "causal": False}, r"go with causal=True; got causal=False. Try experts=None"),
     ],
 )
 def test_experts_that_cannot_be_are_one_line(fields: dict, message: str) -> None:
