@@ -37,6 +37,14 @@ from bit_transformer.training import Trainer, build_windows
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = ("ooffice", "mr", "xml")
+# What is known of a file's form: mr is images of 512 pixels a row, two bytes each.
+FORM: dict[str, dict[str, Any]] = {
+    "mr": {
+        "orders": (1, 2, 3, 4),
+        "words": False,
+        "sparse": ((2,), (2, 4), (1, 2, 1024), (1024, 2), (1024,), (2, 1024, 1022), (1024, 2048)),
+    }
+}
 
 
 def main(quick: bool) -> int:
@@ -140,6 +148,7 @@ def on_corpus(
     recipe = RECIPES / (f"{name}-experts-cpu.toml" if text else "binary-experts-cpu.toml")
     settings = read_settings(recipe, [])
     settings["data"]["corpora"] = [name]
+    settings["model"]["experts"] |= FORM.get(name, {})
     if quick:
         settings["train"]["seconds"] = 5
     bpb: dict[str, float] = {}
