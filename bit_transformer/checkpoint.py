@@ -18,6 +18,9 @@ from bit_transformer.model import BitTransformerLM
 from bit_transformer.tensor_file import read_tensors, write_tensors
 
 MODEL_FILE = "model.safetensors"
+BANK_VERSION = (
+    1  # of the experts' arithmetic: a test holds it to `experts.bank.STATE_VERSION`, without loading numba here
+)
 BANK = "bank."  # before the names of its tables
 
 
@@ -35,7 +38,8 @@ def save_checkpoint(path: str | Path, model: BitTransformerLM, *, about: Mapping
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.has_bank:
         tensors |= {f"{BANK}{name}": torch.from_numpy(table) for name, table in model.bank.state_dict().items()}
-    write_tensors(target, tensors, {"model": model.config.model_dump(mode="json"), "about": dict(about or {})})
+    document = {"model": model.config.model_dump(mode="json"), "bank": BANK_VERSION, "about": dict(about or {})}
+    write_tensors(target, tensors, document)
     return target
 
 
@@ -70,6 +74,10 @@ def load_checkpoint(
         )
     model = BitTransformerLM(stored)
     bank = {name: weights.pop(name).numpy() for name in list(weights) if name.startswith(BANK)}
+    if bank and document.get("bank") != BANK_VERSION:
+        raise CheckpointError(
+            f"{source}: its experts learned by arithmetic {document.get('bank')}, this version has {BANK_VERSION}. Try the version that wrote it"
+        )
     if bank:
         model.bank.load_state_dict({name.removeprefix(BANK): table for name, table in bank.items()})
     load_weights(model, weights, source)

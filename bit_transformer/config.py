@@ -96,9 +96,9 @@ class ExpertConfig(Config):
         (), description="Contexts of up to four single units, by their distances back: ((2,), (2, 3))."
     )
     columns: tuple[PositiveInt, ...] = Field(
-        (), description="Row widths of tables and images, in units: the unit above, and the place in the row."
+        (), description="Row widths of tables and images, in units: the unit above, alone and with the one before."
     )
-    match_order: PositiveInt = Field(7, description="Shortest repeat that is followed, in units; up to 32.")
+    match_order: PositiveInt = Field(7, description="Shortest repeat that is followed, in units; up to 31.")
     buckets: PositiveInt = Field(1 << 18, description="Buckets of 16 bytes for each context's memory; a power of two.")
     history: PositiveInt = Field(1 << 22, description="Units back in which repeats are looked for; a power of two.")
     unit_bits: int | None = Field(
@@ -123,8 +123,8 @@ class ExpertConfig(Config):
             )
         if max(self.columns, default=1) > 65_536:
             raise ValueError(f"columns={self.columns} must not exceed 65536. Try (512,)")
-        if self.match_order > 32:
-            raise ValueError(f"match_order={self.match_order} must not exceed 32. Try 7")
+        if self.match_order > 31:
+            raise ValueError(f"match_order={self.match_order} must not exceed 31. Try 7")
         if not (self.orders or self.bit_orders or self.sparse or self.columns):
             raise ValueError("got no contexts; at least one is needed. Try orders=(1, 2, 3), or experts=None")
         return self
@@ -253,8 +253,9 @@ class ModelConfig(Config):
 
     @property
     def align_bytes(self) -> int:
-        """Windows start at multiples of this many bytes, where patch and byte boundaries meet."""
-        return self.patch_bits // math.gcd(self.patch_bits, self.byte_bits)
+        """Windows start at multiples of this many bytes, where boundaries of bytes, patches and experts' units meet."""
+        whole = self.unit_bits if self.experts is not None else self.patch_bits
+        return whole // math.gcd(whole, self.byte_bits)
 
     @property
     def feedforward_width(self) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bit_transformer.bit_io import Bits, ParityPolicy, as_bits, bits_to_bytes, bytes_to_bits, find_parity_errors
 from bit_transformer.config import Sampling
-from bit_transformer.errors import ParityError
+from bit_transformer.errors import ConfigError, ParityError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.cache import DecodeCache
 from bit_transformer.nn.patching import leaf_log_probs, pack_patches
@@ -165,7 +165,9 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
     known = min(len(bits) for bits in prompts) // c.patch_bits
     head = torch.from_numpy(np.stack([bits[: known * c.patch_bits] for bits in prompts])).to(cache.recent_BN.device)
     history_BN = pack_patches(head, c.patch_bits) if known else head.long()
-    if cache.experts is not None and how.learn != "nothing":
+    if how.learn != "nothing":
+        if cache.experts is None:
+            raise ConfigError(f"learn={how.learn!r} needs experts; the model has none. Try learn='nothing'")
         cache.experts.learn()
     _feed(model, cache, history_BN, long)
     pick = _Picker(model, prompts, how, history_BN.tolist())

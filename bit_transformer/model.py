@@ -107,7 +107,8 @@ class BitTransformerLM(nn.Module):
     @bank.setter
     def bank(self, bank: ExpertBank) -> None:
         c = self.config
-        if c.experts is None or (bank.config, bank.unit_bits) != (c.experts, c.unit_bits):
+        text_bits = c.unit_bits - 8 if c.expert_words else None
+        if (bank.config, bank.unit_bits, bank.text_bits) != (c.experts, c.unit_bits, text_bits):
             raise CheckpointError(
                 f"got a bank for units of {bank.unit_bits} bits and {bank.experts} contexts; the model's patches and its "
                 f"experts={c.experts and c.experts.model_dump()} need another. Try ExpertBank.of(model.config)"

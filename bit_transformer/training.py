@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bit_transformer.checkpoint import load_weights
-from bit_transformer.config import TrainConfig
+from bit_transformer.config import Config, TrainConfig
 from bit_transformer.data.features import (
     PASS_RATE,
     Passed,
@@ -246,8 +246,7 @@ class Trainer:
         """
         tensors, document = read_tensors(path, device=self.device)
         for key, mine in (("model", self.model.config), ("train", self.config)):
-            theirs = document.get(key)
-            if theirs != mine.model_dump(mode="json"):
+            if _config_of(type(mine), document.get(key)) != mine:
                 raise CheckpointError(
                     f"{path}: was written by a training with another {key} config. Try its own config.json"
                 )
@@ -263,6 +262,14 @@ class Trainer:
 def _crossed(before: float, now: float, every: float) -> bool:
     """Whether a multiple of `every`, or the end, lies in (before, now]."""
     return now >= 1 or math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)
+
+
+def _config_of(kind: type[Config], stored: Any) -> Config | None:
+    """A config as it was stored, with what has been added since at its default; none where it cannot be."""
+    try:
+        return kind.of(stored)
+    except (ConfigError, TypeError, ValueError):
+        return None
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -314,8 +321,10 @@ def train_loop(
         history.append(record)
 
     held = bytes_corpus(validation) if isinstance(validation, bytes) else validation
+    began = time.monotonic()
     windows = build_windows(model, data, chosen)
-    Trainer(model, windows, chosen, held, (keep, *observers)).run()
+    read = Progress(seconds=time.monotonic() - began)  # the experts' pass over the data is part of the budget
+    Trainer(model, windows, chosen, held, (keep, *observers), progress=read).run()
     return history
 
 
@@ -360,6 +369,9 @@ def build_windows(
         features = None
         if shape.experts and len(data) >= size:
             if feature_bytes(data, shape) > config.feature_cache or _pass_is_too_long(len(data), config):
+                say(
+                    "the experts read the data while training: their features are too large to keep, or reading first too long"
+                )
                 return StreamedWindows(data, size, shape, streams=config.batch_size, seed=config.seed)
             features = corpus_features(data, shape, limit=config.feature_cache, say=say, passed=passed)
             model.bank = features.bank

@@ -1,9 +1,9 @@
 """What the experts say of every bit of a corpus, made in one pass in order, so that windows may be drawn in any.
 
 The features of a position come from what was before it alone: the bank reads the corpus once from its start, predicts each bit
-and then learns from it. They are kept on disk, one byte each, with the bank as it stands at the end; a pass that was stopped goes
-on where it last saved. A cache is used again only for the very bytes it was made from. For corpora whose features would not
-fit, `StreamedWindows` makes them as training goes.
+and then learns from it. They are kept on disk, a byte each, with the bank as it stands at the end; a pass that was stopped goes
+on where it last saved. A cache is used again only for the very bytes it was made from. Of small corpora they stay in memory. For corpora whose features would not fit, or whose
+pass would take most of the time, `StreamedWindows` makes them as training goes.
 """
 
 # Shapes: B windows, T bits, L bytes, N units, U bits of a unit, F features.
@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ from bit_transformer.experts.kernels import Stream
 from bit_transformer.tensor_file import read_tensors, write_tensors
 
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
-PIECE = 3 << 18  # bytes read at a time: whole units, whatever their size
+WHOLE = 27_720  # bytes that are whole units of any size: the least common multiple of 1 .. 12
+PIECE = 28 * WHOLE  # bytes read at a time
 MEMORY = 1 << 28  # features of this many bytes or less are not worth a file: some seconds make them
 SAVE_SECONDS = 30.0
 PASS_RATE = 400_000  # bytes a second that a pass makes at least; for deciding, not for measuring
@@ -86,7 +87,7 @@ def corpus_features(
     *,
     limit: int,
     folder: Path | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     say: Say = lambda _: None,
     passed: Passed = lambda done, total: None,
 ) -> CorpusFeatures:
@@ -95,7 +96,7 @@ def corpus_features(
     Args:
         limit: bytes that the cache folder may hold; those used longest ago go.
         folder: the cache; the user's if not given.
-        memory: features of so many bytes or less are made in memory, without the cache.
+        memory: features of so many bytes or less are made in memory, without the cache; `MEMORY` if not given.
         say: told when a cache that is there cannot be used.
         passed: told how many bytes of how many are done.
 
@@ -104,40 +105,53 @@ def corpus_features(
         ConfigError: the bank needs more memory than there is.
     """
     bank = ExpertBank.of(model)
-    if feature_bytes(corpus, model) <= memory:
+    if feature_bytes(corpus, model) <= (MEMORY if memory is None else memory):
         stream, parts = bank.stream(), []
         for offset in range(0, len(corpus), PIECE):
             parts.append(bank.read(corpus_units(corpus, offset, PIECE, model), stream, learn=True))
             passed(min(len(corpus), offset + PIECE), len(corpus))
         return CorpusFeatures(np.concatenate(parts).reshape(-1, bank.features), bank, made=True)
     folder = folder or cache_folder()
-    stem = hashlib.sha256(f"{STATE_VERSION} {_key(model)} {corpus.digest()}".encode()).hexdigest()[:24]
+    content = _content(corpus)
+    stem = hashlib.sha256(f"{STATE_VERSION} {_key(model)} {content}".encode()).hexdigest()[:24]
     path = folder / f"{stem}.features"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{stem}.lock"):
+        with _locked(path, say):
             made = _complete(corpus, model, bank, path, limit, say, passed)
-        os.utime(path)
-        features_TF = np.memmap(path, dtype=np.int8, mode="r", shape=(len(corpus) * model.byte_bits, bank.features))
-    except OSError as refused:
+            os.utime(path)
+            shape = (len(corpus) * model.byte_bits, bank.features)
+            features_TF = np.memmap(path, dtype=np.int8, mode="r", shape=shape)
+    except (OSError, CheckpointError) as refused:
+        reason = refused.strerror if isinstance(refused, OSError) and refused.strerror else str(refused)
         raise BitStreamError(
-            f"{folder}: the experts' features could not be written ({refused.strerror or refused}). Try another folder in "
-            f"{CACHE_VARIABLE}, or train.feature_cache=0 to make them while training"
+            f"{folder}: the experts' features could not be written ({reason}). Try another folder in {CACHE_VARIABLE}, or "
+            f"train.feature_cache=0 to make them while training"
         ) from refused
     return CorpusFeatures(features_TF, bank, made)
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, say: Say) -> Iterator[None]:
     """One process at a time; another waits, and then finds the work done."""
+    with path.with_suffix(".lock").open("w") as file:
+        if not _lock(file, wait=False):
+            say("another training is making the same features; this one waits for them")
+            _lock(file, wait=True)
+        yield
+
+
+def _lock(file: IO[str], *, wait: bool) -> bool:
+    """Whether the lock could be had; it goes when the file is closed."""
     try:
         import fcntl
-    except ImportError:  # Windows has no such lock; there two trainings that begin together may make a cache twice
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    except ImportError:  # Windows has no such lock: trainings that begin together there may write one cache twice
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _complete(
@@ -145,7 +159,7 @@ def _complete(
 ) -> bool:
     """Make what is missing of a cache; whether anything was."""
     state = path.with_suffix(".safetensors")
-    document: dict[str, Any] = {"content": _content(corpus), "done": 0, "sums": []}
+    document: dict[str, Any] = {"done": 0, "sums": []}
     stream = None
     if state.exists():
         stream, document = _found(state, path, bank, document, say)
@@ -174,20 +188,21 @@ def _found(
     """What an earlier pass left, if it can be trusted: where its stream stands, and how far it came."""
     try:
         tensors, document = read_tensors(state)
-        if document["content"] != fresh["content"]:
-            say("the cached features are of other data than is there now; they are made again")
-            return None, fresh
         with path.open("rb") as file:
             for size, expected in document["sums"]:
                 if zlib.crc32(file.read(size)) != expected:
-                    say("the cached features do not fit their checksum; they are made again")
+                    say("the cached features do not match their data (checksum); they are made again")
                     return None, fresh
-        bank.load_state_dict({n.removeprefix("bank."): t.numpy() for n, t in tensors.items() if n.startswith("bank.")})
-        parts = {n.removeprefix("stream."): t.numpy().copy() for n, t in tensors.items() if n.startswith("stream.")}
+        bank.load_state_dict(_tables("bank.", tensors))
+        parts = {name: part.copy() for name, part in _tables("stream.", tensors).items()}
     except (CheckpointError, OSError, KeyError) as damaged:
         say(f"the cached features cannot be used ({damaged}); they are made again")
         return None, fresh
     return Stream(**parts), document
+
+
+def _tables(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {n.removeprefix(prefix): t.cpu().numpy() for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _pass(
@@ -202,6 +217,8 @@ def _pass(
 ) -> None:
     """Read on from where the document says, saving now and then."""
     saved = time.monotonic()
+    if not document["done"]:
+        path.unlink(missing_ok=True)  # who has an old file of this name open keeps it
     with path.open("r+b" if document["done"] else "wb") as file:
         file.seek(sum(size for size, _ in document["sums"]))
         file.truncate()
@@ -230,9 +247,12 @@ def _make_room(folder: Path, room: int, *, keep: Path) -> None:
     for path in sorted(folder.glob("*.features"), key=lambda path: path.stat().st_mtime, reverse=True):
         state = path.with_suffix(".safetensors")
         room -= sum(file.stat().st_size for file in (path, state) if file.exists())
-        if room < 0 and path != keep:
-            for file in (path, state, path.with_suffix(".lock")):
-                file.unlink(missing_ok=True)
+        if room >= 0 or path == keep:
+            continue
+        with path.with_suffix(".lock").open("w") as file:
+            if _lock(file, wait=False):  # else it is being made
+                path.unlink(missing_ok=True)
+                state.unlink(missing_ok=True)
 
 
 class FeatureReader:
@@ -252,13 +272,13 @@ class FeatureReader:
         """Features of the bits of bytes [offset, offset + length), zeros beyond the end: (T, F). Offsets never fall."""
         width = self.model.byte_bits
         stop = min(offset + length, len(self.corpus))
-        parts = [self._kept[(offset - self._begin) * width :]]
+        parts = [self._kept[(offset - self._begin) * width :]]  # what no later window needs goes
         while self._done < stop:
-            units = corpus_units(self.corpus, self._done, PIECE // 12, self.model)
+            units = corpus_units(self.corpus, self._done, 2 * WHOLE, self.model)
             made = self.bank.read(units, self._stream, learn=self.learn)
             parts.append(made.reshape(-1, self.bank.features))
-            self._done = min(len(self.corpus), self._done + PIECE // 12)
-        self._kept, self._begin = np.concatenate(parts), offset
+            self._done = min(len(self.corpus), self._done + 2 * WHOLE)
+        self._kept, self._begin = np.concatenate(parts) if len(parts) > 1 else parts[0], offset
         wanted = self._kept[: length * width]
         return np.pad(wanted, ((0, length * width - len(wanted)), (0, 0)))
 
@@ -326,6 +346,8 @@ class StreamedWindows:
     def tensors(self) -> dict[str, Tensor]:
         """What the bank has learned, and where its streams stand."""
         kept = {f"bank.{name}": torch.from_numpy(table) for name, table in self._bank.state_dict().items()}
+        if self._finished is not None:
+            kept |= {f"finished.{name}": torch.from_numpy(table) for name, table in self._finished.state_dict().items()}
         for index, stream in enumerate(self._streams):
             kept |= {f"stream.{index}.{name}": torch.from_numpy(part) for name, part in stream._asdict().items()}
         return kept
@@ -334,8 +356,11 @@ class StreamedWindows:
         """Go on from there."""
         self.epoch, self.drawn = state["epoch"], state["drawn"]
         self._begin()
-        tables = {n.removeprefix("bank."): t.cpu().numpy() for n, t in tensors.items() if n.startswith("bank.")}
-        self._bank.load_state_dict(tables)
+        self._bank.load_state_dict(_tables("bank.", tensors))
+        self._finished = None
+        if finished := _tables("finished.", tensors):
+            self._finished = ExpertBank.of(self.model)
+            self._finished.load_state_dict(finished)
         for index, stream in enumerate(self._streams):
             for name, part in stream._asdict().items():
                 part[...] = tensors[f"stream.{index}.{name}"].cpu().numpy()
@@ -354,5 +379,7 @@ def window_features(bits_NT: Tensor, model: ModelConfig) -> tuple[Features, Expe
             f"Try bits[:, :{T // model.unit_bits * model.unit_bits}]"
         )
     bank = ExpertBank.of(model)
-    made = [bank.read(unit_N, bank.stream(), learn=True) for unit_N in pack_units(bits_NT.numpy(), model.unit_bits)]
+    made = [
+        bank.read(unit_N, bank.stream(), learn=True) for unit_N in pack_units(bits_NT.cpu().numpy(), model.unit_bits)
+    ]
     return np.stack(made).reshape(N, T, bank.features), bank

@@ -5,8 +5,8 @@ first window's bytes have at least `context` bytes before them. More overlap cos
 figure; the protocol goes with every number.
 
 What may be learned from the file itself is part of the protocol. `static`: nothing. `online`: the experts' tables learn each bit
-after it was scored, as any compressor's do, on a copy that is dropped in the end. `online+mixer`: so do all weights, by a
-gradient step after every batch of windows (dynamic evaluation, Krause et al. 2018, arXiv:1709.07432).
+after it was scored, as any compressor's do, on a copy that is dropped in the end. `online+mixer`: so do all weights but the
+n-gram tables, by a gradient step after some windows (dynamic evaluation, Krause et al. 2018, arXiv:1709.07432).
 """
 
 # Shapes: B batch, T bits, L bytes of a window.
@@ -28,12 +28,12 @@ from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.model import BitTransformerLM
 
 Learning = Literal["static", "online", "online+mixer"]
+ADAPT_RATE, ADAPT_WINDOWS = 1e-4, 8  # of online+mixer: AdamW's rate, and windows to a step
 _WHAT_LEARNS = {
     "static": "static weights",
     "online": "online (weights static, the experts' tables go on learning from what was scored)",
-    "online+mixer": "online+mixer (the experts' tables and all weights go on learning from what was scored)",
+    "online+mixer": f"online+mixer (so do all weights but n-gram tables: AdamW, rate {ADAPT_RATE}, every {ADAPT_WINDOWS} windows)",
 }
-ADAPT_RATE = 1e-3  # of AdamW, with online+mixer
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def byte_costs(
         learn = protocol.learning != "static"
         reader = FeatureReader(corpus, model.config, model.bank.copy() if learn else model.bank, learn=learn)
     if protocol.learning == "online+mixer":
+        batch = ADAPT_WINDOWS
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         adapt = torch.optim.AdamW(_dense_parameters(model), lr=ADAPT_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     try:
@@ -141,6 +142,7 @@ def byte_costs(
     finally:
         if before:
             model.load_state_dict(before)
+            model.zero_grad()
         model.train(was_training)
 
 
@@ -177,7 +179,7 @@ def _window_costs(
         nats_BT = model.nll(bits_BT, features_BTF)
     cost_BL = nats_BT.detach().double().view(len(windows), longest, c.byte_bits).sum(-1) / math.log(2)
     if adapt is not None:
-        adapt.zero_grad()
+        model.zero_grad()
         scored = [row[: len(w) * c.byte_bits] for row, w in zip(nats_BT, windows, strict=True)]
         torch.cat(scored).mean().backward()  # type: ignore[no-untyped-call]
         adapt.step()

@@ -28,7 +28,7 @@ Features = NDArray[np.int8]
 Units = NDArray[np.uint16]
 
 FEATURE_ONE = kernels.FEATURE_ONE
-STATE_VERSION = 1  # of the arithmetic: a cache or a checkpoint of another one is not used
+STATE_VERSION = 1  # of the arithmetic: a cache or a bank of another one is not used
 _MAP_ROWS = 1 << 12
 _HEADS_SHARE = 4  # one hash head for so many units of history
 _LONGEST_RATE = 1023  # a chance moves by at least 1 / so much
@@ -50,7 +50,8 @@ class ExpertBank:
         self.config, self.unit_bits, self.text_bits = config, unit_bits, text_bits
         spec = _spec(config, text_bits is not None)
         self.experts = len(spec)
-        _check_memory(config, self.experts, unit_bits)
+        self.memory = _memory(config, self.experts, unit_bits)
+        check_memory(self.memory, config, self.experts)
         heads = max(1 << 10, config.history // _HEADS_SHARE)
         self._shape = Shape(
             spec,
@@ -161,8 +162,7 @@ class ExpertBank:
     def merge(self, other: ExpertBank) -> None:
         """Take in what a bank of the same configuration learned from other data, as if after this one's.
 
-        Histories of one context add up, tables of chances are averaged by their use, mixers by units learned. Of the other's
-        units those that its history still holds are added to this one's.
+        Histories of one context add up, tables of chances are averaged by their use, mixers by units learned.
 
         Raises:
             CheckpointError: a bank of another configuration.
@@ -180,6 +180,7 @@ class ExpertBank:
                 a[...] = np.rint(a + (b.astype(np.float64) - a) * share)
         ring = len(theirs.history)
         first = max(0, other.count - ring)
+        mine.learned[0] += first
         units = theirs.history[np.arange(first, other.count) % ring]
         kernels.remember(self._shape, mine, units)
 
@@ -225,14 +226,19 @@ def _memory(config: ExpertConfig, experts: int, unit_bits: int) -> int:
     return slots + match + mixers + experts * 1024 + 2 * _MAP_ROWS * kernels.MAP_KNOTS * 2
 
 
-def _check_memory(config: ExpertConfig, experts: int, unit_bits: int) -> None:
-    needed, free = _memory(config, experts, unit_bits), _free_memory()
+def check_memory(needed: int, config: ExpertConfig, experts: int) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        ConfigError: more bytes than are free.
+    """
+    free = _free_memory()
     if free is not None and needed > free:
         fits = config.buckets
         while fits > 1 << 10 and experts * fits * kernels.BUCKET > free // 2:
             fits //= 2
         raise ConfigError(
-            f"experts.buckets={config.buckets} makes a bank of {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free. "
+            f"experts.buckets={config.buckets} makes banks of {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free. "
             f"Try experts.buckets={fits}, experts.history={min(config.history, 1 << 22)}"
         )
 
@@ -255,7 +261,7 @@ def _spec(config: ExpertConfig, words: bool) -> NDArray[np.int64]:
         rows += [(kernels.TEXT, kind) for kind in (kernels.TEXT_WORD, kernels.TEXT_PAIR, kernels.TEXT_SKIP)]
     rows += [(kernels.BITS, bits) for bits in config.bit_orders]
     rows += [(kernels.SPARSE, *ages) for ages in config.sparse]
-    rows += [(kernels.COLUMN, width) for width in config.columns]
+    rows += [(kernels.SPARSE, *ages) for width in config.columns for ages in ((width,), (1, width))]
     spec = np.zeros((len(rows), 1 + kernels.MAX_ARGUMENTS), dtype=np.int64)
     for line, row in zip(spec, rows, strict=True):
         line[: len(row)] = row

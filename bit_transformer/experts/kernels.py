@@ -40,7 +40,7 @@ MAP_REACH = MAP_STEP * (MAP_KNOTS - 1) // 2
 PLACE, WORD, WORD_1, WORD_2, MATCH, LENGTH, SHIFTED = range(7)
 
 # Kinds of context, and what their arguments are.
-ORDER, BITS, TEXT, SPARSE, COLUMN = range(5)  # units back; bits back; 0, 1, 2 as below; distances; width
+ORDER, BITS, TEXT, SPARSE = range(4)  # units back; bits back; 0, 1, 2 as below; distances
 TEXT_WORD, TEXT_PAIR, TEXT_SKIP = range(3)  # the word so far; with the word before; with the word before that
 MAX_ARGUMENTS = 4
 
@@ -188,8 +188,6 @@ def _begin_unit(shape, tables, stream, learn):
                 value ^= skip
         elif kind == BITS:
             value = np.uint64(place[SHIFTED]) & ((np.uint64(1) << np.uint64(first)) - np.uint64(1))
-        elif kind == COLUMN:
-            value = np.uint64(n % first) * np.uint64(0x100000001B3) ^ _mixed(_age(stream, first))
         else:
             for a in range(1, MAX_ARGUMENTS + 1):
                 if spec[k, a]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.experts.bank import ExpertBank, Features, pack_units
+from bit_transformer.experts.bank import ExpertBank, Features, check_memory, pack_units
 from bit_transformer.experts.kernels import Stream
 
 
@@ -30,7 +30,13 @@ class ExpertStreams:
         self.learning = [False] * batch
 
     def learn(self) -> None:
-        """Give every stream a bank of its own, to learn in."""
+        """Give every stream a bank of its own, to learn in.
+
+        Raises:
+            ConfigError: they need more memory than there is.
+        """
+        bank = self.banks[0]
+        check_memory(len(self.banks) * bank.memory, bank.config, bank.experts * len(self.banks))
         self.banks = [bank.copy() for bank in self.banks]
         self.learning = [True] * len(self.banks)
 

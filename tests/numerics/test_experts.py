@@ -50,7 +50,16 @@ def test_every_history_follows_the_rule() -> None:
         (
             {"orders": (1, 2, 3, 6), "sparse": ((2,), (2, 3)), "columns": (7,), "bit_orders": (12,), "match_order": 4},
             [("order", n) for n in (1, 2, 3, 6)]
-            + [("word",), ("pair",), ("skip",), ("bits", 12), ("sparse", (2,)), ("sparse", (2, 3)), ("column", 7)],
+            + [
+                ("word",),
+                ("pair",),
+                ("skip",),
+                ("bits", 12),
+                ("sparse", (2,)),
+                ("sparse", (2, 3)),
+                ("sparse", (7,)),
+                ("sparse", (1, 7)),
+            ],
             np.frombuffer(TEXT, np.uint8),
         ),
         (
@@ -63,8 +72,13 @@ def test_every_history_follows_the_rule() -> None:
             [("order", 1), ("order", 2), ("order", 9)],
             np.unpackbits(np.frombuffer(TEXT[:90], np.uint8)),
         ),
+        (
+            {"orders": (2, 3), "text_bits": None, "match_order": 4},
+            [("order", 2), ("order", 3)],
+            np.frombuffer((TEXT[:400] + bytes(range(200)) + TEXT[:300]) * 2, np.uint8),
+        ),
     ],
-    ids=["bytes", "12-bit words", "single bits"],
+    ids=["bytes", "12-bit words", "single bits", "more units than the history holds"],
 )
 def test_features_are_the_slow_twins(fields: dict, contexts: list, units: np.ndarray) -> None:
     fields = dict(fields)

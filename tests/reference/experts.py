@@ -58,7 +58,7 @@ class SlowBank:
     """As `ExpertBank`, learning always.
 
     Args:
-        contexts: ("order", n), ("word",), ("pair",), ("skip",), ("bits", n), ("sparse", ages), ("column", width).
+        contexts: ("order", n), ("word",), ("pair",), ("skip",), ("bits", n), ("sparse", ages).
     """
 
     def __init__(self, contexts: list[tuple], unit_bits: int, buckets: int, history: int, match_order: int, text: int):
@@ -113,12 +113,10 @@ class SlowBank:
                 for unit in self.units:
                     shifted = (shifted << self.U | unit) & MASK
                 value = shifted & ((1 << rest[0]) - 1)
-            elif kind == "sparse":
+            else:
                 value = 0
                 for a in rest[0]:
                     value = mixed((value ^ self.age(a)) * SECOND & MASK)
-            else:
-                value = (len(self.units) % rest[0] * 0x100000001B3 & MASK) ^ mixed(self.age(rest[0]))
             out.append(mixed(mixed(value + (k + 1) * 0xD1B54A32D192ED03 & MASK)))
         return out
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bit_transformer import checkpoint
+from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
 from bit_transformer.config import ExpertConfig, ModelConfig, Sampling, TrainConfig
 from bit_transformer.data import features as features_module
 from bit_transformer.data import sources
-from bit_transformer.data.features import StreamedWindows, corpus_features, feature_bytes
+from bit_transformer.data.features import FeatureReader, StreamedWindows, corpus_features, feature_bytes
 from bit_transformer.data.sources import Corpus, Span, bytes_corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
 from bit_transformer.evaluation.metrics import bits_per_byte
-from bit_transformer.experts.bank import ExpertBank, memory_bytes
+from bit_transformer.experts import bank as bank_module
+from bit_transformer.experts.bank import ExpertBank, memory_bytes, pack_units
 from bit_transformer.generation import generate_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.training import Record, StopTraining, Trainer, build_windows, train_loop
@@ -57,15 +62,15 @@ def test_changed_data_and_a_damaged_cache_are_made_again_and_said(tmp_path: Path
     changed = TEXT[:5999] + b"!"
     corpus = corpus_of(tmp_path / "text", changed)
     again = made(corpus, tmp_path / "cache", said)
-    assert again[1] and "other data" in said.pop()
-    (file,) = (tmp_path / "cache").glob("*.features")
+    assert again[1] and not said  # kept by content: other data is another file
+    file = max((tmp_path / "cache").glob("*.features"), key=lambda path: path.stat().st_mtime_ns)
     damaged = bytearray(file.read_bytes())
     damaged[777] ^= 1
     file.write_bytes(damaged)
     repaired = made(corpus, tmp_path / "cache", said)
-    assert repaired[1] and "checksum" in said.pop()
+    assert repaired[1] and "do not match their data (checksum); they are made again" in said.pop()
     np.testing.assert_array_equal(repaired[0], again[0])
-    (state,) = (tmp_path / "cache").glob("*.safetensors")
+    state = file.with_suffix(".safetensors")
     state.write_bytes(b"nonsense")
     assert made(corpus, tmp_path / "cache", said)[1] and "cannot be used" in said.pop()
     assert not said
@@ -100,12 +105,14 @@ def test_old_caches_make_room(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path / "first", TEXT[:2000])
     corpus_features(corpus, SHAPE, limit=1 << 30, memory=0, folder=folder)
     each = sum(file.stat().st_size for file in folder.iterdir())
-    limit = int(2.2 * each)
+    limit, made = int(2.2 * each), []
     for index, name in enumerate(("a", "b", "c")):
-        corpus = corpus_of(tmp_path / name, TEXT[:2000])
+        corpus = corpus_of(tmp_path / name, TEXT[index:2000])
         corpus_features(corpus, SHAPE, limit=limit, memory=0, folder=folder)
         newest = max(folder.glob("*.features"), key=lambda p: p.stat().st_mtime_ns)
         os.utime(newest, (index, index))
+        made.append(newest)
+    assert set(folder.glob("*.features")) == set(made[-2:])
     assert len(list(folder.glob("*.features"))) == len(list(folder.glob("*.safetensors"))) == 2
 
 
@@ -131,9 +138,14 @@ def test_streamed_windows_learn_in_order_and_go_on_where_they_stood() -> None:
     assert bank.digest() == windows.bank.digest()
     goes_on = StreamedWindows(corpus, 32, SHAPE, streams=4, seed=1)
     goes_on.load_state_dict(kept_state, kept)
-    for _ in range(60):  # over the end of an epoch, where the bank starts again
+    for turn in range(60):  # over the end of an epoch, where the bank starts again
         one, other = windows.draw(4), goes_on.draw(4)
         assert torch.equal(one.bits_BT, other.bits_BT) and torch.equal(one.features_BTF, other.features_BTF)
+        if turn == 30:  # early in an epoch, when the bank of the one before knows more
+            state, tensors = windows.state_dict(), {name: t.clone() for name, t in windows.tensors().items()}
+            goes_on = StreamedWindows(corpus, 32, SHAPE, streams=4, seed=1)
+            goes_on.load_state_dict(state, tensors)
+            assert windows.drawn < windows.per_stream // 2 and goes_on.bank.digest() == windows.bank.digest()
     assert windows.epoch == 2
     with pytest.raises(BitStreamError, match=r"as 400 streams.*batch_size"):
         StreamedWindows(corpus, 32, SHAPE, streams=400)
@@ -154,9 +166,63 @@ def test_training_from_streams_and_from_the_cache_both_beat_the_trunk_alone() ->
     assert max(bpb["cached"], bpb["streamed"]) < 0.5 * bpb["alone"]
 
 
-@pytest.mark.parametrize("cache", [1 << 30, 0])
-def test_a_resumed_training_is_bit_equal(tmp_path: Path, cache: int) -> None:
-    config = TrainConfig.of({"steps": 12, "batch_size": 4, "feature_cache": cache})
+def test_one_cache_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path / "text", TEXT[:3000])
+    corpus_features(corpus, SHAPE, limit=1 << 30, memory=0, folder=tmp_path / "cache")
+    (lock,) = (tmp_path / "cache").glob("*.lock")
+    said: list[str] = []
+    with lock.open("w") as file:
+        assert features_module._lock(file, wait=False)
+        waiting = threading.Thread(target=lambda: made(corpus, tmp_path / "cache", said))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and "waits" in said[0]
+        features_module._make_room(tmp_path / "cache", 0, keep=tmp_path / "another")
+        assert list((tmp_path / "cache").glob("*.features"))  # not under the hands of who makes it
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("patch_bits", [5, 8, 10, 12])
+def test_units_of_any_size_go_on_from_piece_to_piece(patch_bits: int, tmp_path: Path) -> None:
+    """Pieces of a pass, and of a reader, hold whole units."""
+    shape = ModelConfig(
+        patch_bits=patch_bits,
+        max_seq_len=60 * patch_bits,
+        experts=ExpertConfig(buckets=1024, history=4096, orders=(1, 2), match_order=20),
+    )
+    data = bytes_corpus(np.random.default_rng(0).integers(0, 7, 820_000, dtype=np.uint8).tobytes()).aligned(
+        shape.align_bytes
+    )
+    assert len(data) > features_module.PIECE
+    bank = ExpertBank.of(shape)
+    units = pack_units(np.unpackbits(data.read(0, len(data))), shape.unit_bits)
+    whole = bank.read(units, bank.stream(), learn=True).reshape(-1, bank.features)
+    for memory in (0, 1 << 40):
+        found = corpus_features(data, shape, limit=1 << 40, memory=memory, folder=tmp_path)
+        np.testing.assert_array_equal(found.read(0, len(data) * 8), whole)
+        assert found.bank.digest() == bank.digest()
+    reader = FeatureReader(data, shape, ExpertBank.of(shape), learn=True)
+    for offset in range(0, 150_000, 750):
+        np.testing.assert_array_equal(reader.read(offset, 1500), whole[offset * 8 : (offset + 1500) * 8])
+
+
+def test_windows_start_where_units_do() -> None:
+    shape = ModelConfig(patch_bits=4, experts=ExpertConfig(buckets=1024, history=4096, unit_bits=12))
+    assert shape.align_bytes == 3
+    model = BitTransformerLM(shape, max_seq_len=240, d_model=16, nhead=2, num_layers=1)
+    for cache in (0, 1 << 30):
+        train_loop(model, TEXT[:5000], steps=2, batch_size=4, feature_cache=cache)
+    assert bits_per_byte(model, bytes_corpus(TEXT[:1000])).bpb < 16
+
+
+@pytest.mark.parametrize("cache", ["file", "memory", "streams"])
+def test_a_resumed_training_is_bit_equal(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if cache == "file":
+        monkeypatch.setattr(features_module, "MEMORY", 0)
+        monkeypatch.setenv("BTLM_CACHE_DIR", str(tmp_path / "cache"))
+    limit = 0 if cache == "streams" else 1 << 30
+    config = TrainConfig.of({"steps": 12, "batch_size": 4, "feature_cache": limit})
 
     def trainer() -> Trainer:
         torch.manual_seed(0)
@@ -174,6 +240,9 @@ def test_a_resumed_training_is_bit_equal(tmp_path: Path, cache: int) -> None:
     first.observers = [stop]
     first.run()
     first.save(tmp_path / "t.safetensors")
+    if cache == "file":
+        assert list((tmp_path / "cache").glob("*.features"))
+        shutil.rmtree(tmp_path / "cache")  # others needed the room
     second = trainer()
     second.load(tmp_path / "t.safetensors")
     second.run()
@@ -250,8 +319,7 @@ def test_experts_that_cannot_be_are_one_line(fields: dict, message: str) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_carries_the_bank(tmp_path: Path) -> None:
-    from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
+def test_a_checkpoint_carries_the_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = BitTransformerLM(SHAPE)
     model.bank.read(np.frombuffer(TEXT[:999], np.uint8), model.bank.stream(), learn=True, wanted=False)
@@ -261,3 +329,7 @@ def test_a_checkpoint_carries_the_bank(tmp_path: Path) -> None:
     other = BitTransformerLM(SHAPE, patch_bits=4)
     with pytest.raises(CheckpointError, match="patch_bits=8 is not 4"):
         load_checkpoint(tmp_path / "m.safetensors", config=other.config)
+    assert checkpoint.BANK_VERSION == bank_module.STATE_VERSION
+    monkeypatch.setattr(checkpoint, "BANK_VERSION", 0)
+    with pytest.raises(CheckpointError, match="learned by arithmetic 1, this version has 0"):
+        load_checkpoint(tmp_path / "m.safetensors")

@@ -120,7 +120,7 @@ def _request(
     if parity:
         settings["model"]["parity"] = True
     if experts is not None:
-        settings["model"]["experts"] = settings["model"].get("experts", True) if experts else None
+        settings["model"]["experts"] = (settings["model"].get("experts") or True) if experts else None
     model = model_preset(preset or "small", **settings["model"])
     train = settings["train"]
     if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's
