@@ -5,8 +5,8 @@ first window's bytes have at least `context` bytes before them. More overlap cos
 figure; the protocol goes with every number.
 
 What may be learned from the file itself is part of the protocol. `static`: nothing. `online`: the experts' tables learn each bit
-after it was scored, as any compressor's do, on a copy that is dropped in the end. `online+mixer`: so do all weights but the
-n-gram tables, by a gradient step after some windows (dynamic evaluation, Krause et al. 2018, arXiv:1709.07432).
+after it was scored, as any compressor's do, on a copy that is dropped in the end. `online+mixer`: so do the weights of mixer
+and head, by a gradient step after some windows (dynamic evaluation, Krause et al. 2018, arXiv:1709.07432).
 """
 
 # Shapes: B batch, T bits, L bytes of a window.
@@ -32,7 +32,7 @@ ADAPT_RATE, ADAPT_WINDOWS = 1e-4, 8  # of online+mixer: AdamW's rate, and window
 _WHAT_LEARNS = {
     "static": "static weights",
     "online": "online (weights static, the experts' tables go on learning from what was scored)",
-    "online+mixer": f"online+mixer (so do all weights but n-gram tables: AdamW, rate {ADAPT_RATE}, every {ADAPT_WINDOWS} windows)",
+    "online+mixer": f"online+mixer (so do the weights of mixer and head: AdamW, rate {ADAPT_RATE}, every {ADAPT_WINDOWS} windows)",
 }
 
 
@@ -127,7 +127,9 @@ def byte_costs(
     if protocol.learning == "online+mixer":
         batch = ADAPT_WINDOWS
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        adapt = torch.optim.AdamW(_dense_parameters(model), lr=ADAPT_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+        assert model.mixer is not None
+        learners = [*model.mixer.parameters(), *model.head.parameters()]
+        adapt = torch.optim.AdamW(learners, lr=ADAPT_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     try:
         starts = _starts(len(corpus), protocol)
         done = 0
@@ -144,11 +146,6 @@ def byte_costs(
             model.load_state_dict(before)
             model.zero_grad()
         model.train(was_training)
-
-
-def _dense_parameters(model: BitTransformerLM) -> list[torch.nn.Parameter]:
-    tables = model.ngrams.table.weight if model.ngrams is not None else None
-    return [p for p in model.parameters() if p is not tables]
 
 
 def _starts(size: int, protocol: Protocol) -> range:
