@@ -2,7 +2,7 @@
 
 Every row scores the same held-out bytes after the same training bytes. A compressor's row is what the held-out part adds:
 C(training + held out) - C(training). zpaq sizes its tables by its input, in steps of powers of two; where the two inputs would
-fall on either side of a step, both are padded past it with bytes of their own beginning, or the difference reads a false gain.
+fall on either side of a step, both begin with random bytes that bring them past it, or the difference reads a false gain.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def primed(name: str) -> dict[str, float]:
             )
     found = {row: 8 * (size(before + after) - size(before)) / len(after) for row, size in rows.items()}
     if shutil.which("zpaq"):
-        pad = _padding(len(before), len(after), before)
+        pad = _padding(len(before), len(after))
         found["zpaq -m5, primed"] = 8 * (_zpaq(pad + before + after) - _zpaq(pad + before)) / len(after)
     else:
         print("zpaq is not installed: no row for it")
@@ -222,10 +222,13 @@ def _all(corpus: Corpus) -> bytes:
     return np.ascontiguousarray(corpus.read(0, len(corpus))).tobytes()
 
 
-def _padding(before: int, after: int, data: bytes) -> bytes:
-    """Bytes that bring both inputs into one size class: none, where no power of two lies between them."""
+def _padding(before: int, after: int) -> bytes:
+    """Bytes that bring both inputs into one size class: none, where no power of two lies between them.
+
+    They are random, for zpaq stores what it has seen before only once.
+    """
     step = 1 << (before + after - 1).bit_length() - 1
-    return data[: step - before + 1] if before <= step else b""
+    return np.random.default_rng(0).bytes(step - before + (1 << 16)) if before <= step else b""
 
 
 def _zpaq(data: bytes) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -165,7 +166,13 @@ def _complete(
         stream, document = _found(state, path, bank, document, say)
     if document["done"] == len(corpus):
         return False
-    _make_room(path.parent, limit - feature_bytes(corpus, model) - memory_bytes(model), keep=path)
+    needed = feature_bytes(corpus, model) + memory_bytes(model)
+    _make_room(path.parent, limit - needed, keep=path)
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+    if not document["done"]:
+        say(f"what the experts say of these {len(corpus) / 1e6:.1f} MB takes {needed / 1e9:.1f} GB in {path.parent}")
     _pass(corpus, model, bank, stream or bank.stream(), document, path, state, passed)
     return True
 

@@ -151,6 +151,13 @@ BAD = [
     (["train", "TEXT", "--seed", "4294967296"], "seed=4294967296"),
     (["train", "TEXT", "--eval-bytes", "0"], "at least 1"),
     (["score", "RUN", "TEXT", "--plot", "nodir/x.png"], "Try another path"),
+    (["train", "TEXT", "--set", "model.experts.buckets=1000"], "must be a power of two, 1,024 or more. Try 1024"),
+    (["train", "TEXT", "--set", "model.experts.buckets=1099511627776"], "GB are free. Try experts.buckets="),
+    (["train", "TEXT", "--set", "model.experts.order=3"], "Did you mean 'orders'"),
+    (["train", "TEXT", "--set", "model.experts.unit_bits=9"], "Try experts.unit_bits=8"),
+    (["train", "TEXT", "--set", "model.experts.words=true", "--patch-bits", "12"], "Try experts.words=false"),
+    (["evaluate", "RUN", "TEXT", "--protocol", "sometimes"], "static, online, online+mixer"),
+    (["generate", "RUN", "--learn", "sometimes"], "learn="),
 ]
 
 
@@ -165,6 +172,34 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(btlm, trained, te
         lines = done.stderr.strip().splitlines()
         assert len(lines) == 1 and lines[0].startswith("btlm: ") and text in lines[0], (args, done.stderr)
         assert sorted(tmp_path.rglob("*")) == before, args
+
+
+def test_experts_learn_what_they_are_told_to(btlm, trained, text_file, tmp_path):
+    (tmp_path / "other").write_bytes(b"unheard-of words, again and again; " * 40)
+    bpb = {
+        how: json.loads(btlm("evaluate", trained, "other", "--protocol", how, "--json").stdout)["total"]
+        for how in ("static", "online", "online+mixer")
+    }
+    assert bpb["online"]["bpb"] < 0.7 * bpb["static"]["bpb"] and bpb["online+mixer"]["bpb"] < bpb["static"]["bpb"]
+    assert bpb["static"]["protocol"].startswith("static weights")
+    assert all(bpb[how]["protocol"].startswith(f"{how} (") for how in ("online", "online+mixer"))
+    prompt = "zebras zoom; " * 20
+    said = btlm("generate", trained, "--prompt", prompt, "--learn", "prompt", "--bytes", 13, "--temperature", 0)
+    assert said.stdout == prompt + "zebras zoom; "
+
+    alone = btlm("train", text_file, *SMALL[:-6], "--no-experts", "--batch-size", 4, "--steps", 3, "--out", "alone")
+    assert alone.returncode == 0, alone.stderr
+    assert not any(name.startswith("bank.") for name in read_tensors(tmp_path / "alone" / "model.safetensors")[0])
+    for refused in (
+        btlm("evaluate", "alone", "other", "--protocol", "online"),
+        btlm("generate", "alone", "--learn", "all"),
+    ):
+        assert refused.returncode == 2 and "needs experts; the model has none" in refused.stderr
+
+
+def test_a_short_budget_does_not_wait_for_the_experts(btlm, text_file):
+    done = btlm("train", text_file, *SMALL, "--seconds", 0.1, "--out", "short")
+    assert done.returncode == 0 and "read the data while training" in done.stderr
 
 
 def test_a_run_is_not_replaced_by_accident(btlm, trained, text_file):

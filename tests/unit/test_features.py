@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ def made(corpus: Corpus, folder: Path, said: list[str]) -> tuple[np.ndarray, boo
 def test_the_same_data_is_read_once(tmp_path: Path) -> None:
     corpus, said = corpus_of(tmp_path / "text", TEXT[:6000]), []
     first = made(corpus, tmp_path / "cache", said)
+    assert "0.0 MB takes 0.0 GB in" in said.pop()
     second = made(corpus, tmp_path / "cache", said)
     assert (first[1], second[1], said) == (True, False, [])
     np.testing.assert_array_equal(first[0], second[0])
@@ -62,18 +64,24 @@ def test_changed_data_and_a_damaged_cache_are_made_again_and_said(tmp_path: Path
     changed = TEXT[:5999] + b"!"
     corpus = corpus_of(tmp_path / "text", changed)
     again = made(corpus, tmp_path / "cache", said)
-    assert again[1] and not said  # kept by content: other data is another file
+    assert again[1] and len(said) == 2  # kept by content: other data is another file
     file = max((tmp_path / "cache").glob("*.features"), key=lambda path: path.stat().st_mtime_ns)
     damaged = bytearray(file.read_bytes())
     damaged[777] ^= 1
     file.write_bytes(damaged)
     repaired = made(corpus, tmp_path / "cache", said)
-    assert repaired[1] and "do not match their data (checksum); they are made again" in said.pop()
+    assert repaired[1] and "do not match their data (checksum); they are made again" in said[2]
     np.testing.assert_array_equal(repaired[0], again[0])
     state = file.with_suffix(".safetensors")
     state.write_bytes(b"nonsense")
-    assert made(corpus, tmp_path / "cache", said)[1] and "cannot be used" in said.pop()
-    assert not said
+    assert made(corpus, tmp_path / "cache", said)[1] and "cannot be used" in said[4]
+    assert len(said) == 6
+
+
+def test_a_disk_that_is_too_small_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(BitStreamError, match=r"GB are needed, 0.0 GB are free.*train.feature_cache=0"):
+        corpus_features(bytes_corpus(TEXT[:5000]), SHAPE, limit=1 << 30, memory=0, folder=tmp_path)
 
 
 def test_a_stopped_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
