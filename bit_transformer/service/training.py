@@ -103,6 +103,9 @@ def train(request: TrainRequest, *, overwrite: bool = False, report: Report | No
         raise ConfigError(
             f"eval_bytes={request.eval_bytes}; at least 1 is needed. Try data.holdout=0 to hold nothing out"
         )
+    there_already = next(path for path in request.out.absolute().parents if path.exists())
+    if not there_already.is_dir():  # known now, not after the experts have read the data
+        raise ConfigError(f"{request.out}: {there_already} is a file; a folder is needed. Try another path for --out")
     train_part, held_out = _load_data(request)
     torch.manual_seed(request.train.seed)
     model = BitTransformerLM(request.model).to(default_device())
