@@ -145,6 +145,16 @@ def stream_rows(
         yield row
 
 
+def check_learning(model: BitTransformerLM, how: Sampling) -> None:
+    """Refuse to learn where nothing can.
+
+    Raises:
+        ConfigError: the model has no experts.
+    """
+    if how.learn != "nothing" and model.config.experts is None:
+        raise ConfigError(f"learn={how.learn!r} needs experts; the model has none. Try learn='nothing'")
+
+
 # ---- one patch after the other ----
 
 
@@ -165,9 +175,8 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
     known = min(len(bits) for bits in prompts) // c.patch_bits
     head = torch.from_numpy(np.stack([bits[: known * c.patch_bits] for bits in prompts])).to(cache.recent_BN.device)
     history_BN = pack_patches(head, c.patch_bits) if known else head.long()
-    if how.learn != "nothing":
-        if cache.experts is None:
-            raise ConfigError(f"learn={how.learn!r} needs experts; the model has none. Try learn='nothing'")
+    check_learning(model, how)
+    if cache.experts is not None and how.learn != "nothing":
         cache.experts.learn()
     _feed(model, cache, history_BN, long)
     pick = _Picker(model, prompts, how, history_BN.tolist())

@@ -94,7 +94,7 @@ def show_training(result: TrainResult) -> None:
     )
     if result.steps < 20:
         console.print(
-            f"Only {result.steps} updates fitted the budget. Try more of it, or a smaller --batch-size", soft_wrap=True
+            f"Only {result.steps} updates were made. Try a larger budget, or a smaller --batch-size", soft_wrap=True
         )
     if result.comparison:
         show_comparison(result.comparison, "held-out bytes")
@@ -102,5 +102,6 @@ def show_training(result: TrainResult) -> None:
         console.print(f"Go on with: btlm train --out {result.folder} --resume", soft_wrap=True)
     else:
         console.print(
-            f"Run folder: {result.folder}  (config.json, model.safetensors, metrics.csv, loss.png)", soft_wrap=True
+            f"Run folder: {result.folder}  (config.json, model.safetensors, training.safetensors, metrics.csv, loss.png)",
+            soft_wrap=True,
         )

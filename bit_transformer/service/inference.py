@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bit_transformer.config import Sampling
 from bit_transformer.errors import ConfigError
-from bit_transformer.generation import generate_bytes, stream_bytes
+from bit_transformer.generation import check_learning, generate_bytes, stream_bytes
+from bit_transformer.model import BitTransformerLM
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model
 
@@ -28,7 +29,7 @@ def stream(
         ConfigError: a length or a stop string that cannot be.
     """
     _check(max_bytes, stop)
-    return stream_bytes(load_model(run, store), prompt, max_bytes, sampling, stop=stop)
+    return stream_bytes(_model(run, store, sampling), prompt, max_bytes, sampling, stop=stop)
 
 
 def generate(
@@ -47,7 +48,13 @@ def generate(
         ConfigError: a length or a stop string that cannot be.
     """
     _check(max_bytes, stop)
-    return generate_bytes(load_model(run, store), prompts, max_bytes, sampling, stop=stop)
+    return generate_bytes(_model(run, store, sampling), prompts, max_bytes, sampling, stop=stop)
+
+
+def _model(run: str, store: Path, sampling: Sampling) -> BitTransformerLM:
+    model = load_model(run, store)
+    check_learning(model, sampling)  # before the first byte goes out
+    return model
 
 
 def _check(max_bytes: int, stop: Sequence[bytes]) -> None:

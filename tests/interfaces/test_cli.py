@@ -195,6 +195,7 @@ def test_experts_learn_what_they_are_told_to(btlm, trained, text_file, tmp_path)
         btlm("generate", "alone", "--learn", "all"),
     ):
         assert refused.returncode == 2 and "needs experts; the model has none" in refused.stderr
+        assert refused.stdout == ""
 
 
 def test_a_short_budget_does_not_wait_for_the_experts(btlm, text_file):
