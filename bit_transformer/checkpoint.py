@@ -14,13 +14,11 @@ from torch import Tensor
 
 from bit_transformer.config import ModelConfig
 from bit_transformer.errors import CheckpointError, ConfigError
+from bit_transformer.experts import STATE_VERSION as BANK_VERSION
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.tensor_file import read_tensors, write_tensors
+from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
 
 MODEL_FILE = "model.safetensors"
-BANK_VERSION = (
-    1  # of the experts' arithmetic: a test holds it to `experts.bank.STATE_VERSION`, without loading numba here
-)
 BANK = "bank."  # before the names of its tables
 
 
@@ -37,7 +35,7 @@ def save_checkpoint(path: str | Path, model: BitTransformerLM, *, about: Mapping
     target = _file(Path(path))
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.has_bank:
-        tensors |= {f"{BANK}{name}": torch.from_numpy(table) for name, table in model.bank.state_dict().items()}
+        tensors |= prefixed(BANK, model.bank.state_dict())
     document = {"model": model.config.model_dump(mode="json"), "bank": BANK_VERSION, "about": dict(about or {})}
     write_tensors(target, tensors, document)
     return target
@@ -73,14 +71,14 @@ def load_checkpoint(
             f"Try the checkpoint's own config"
         )
     model = BitTransformerLM(stored)
-    bank = {name: weights.pop(name).numpy() for name in list(weights) if name.startswith(BANK)}
+    bank = {name: table.numpy() for name, table in under(BANK, weights).items()}
     if bank and document.get("bank") != BANK_VERSION:
         raise CheckpointError(
             f"{source}: its experts learned by arithmetic {document.get('bank')}, this version has {BANK_VERSION}. Try the version that wrote it"
         )
     if bank:
-        model.bank.load_state_dict({name.removeprefix(BANK): table for name, table in bank.items()})
-    load_weights(model, weights, source)
+        model.bank.load_state_dict(bank)
+    load_weights(model, {name: weight for name, weight in weights.items() if not name.startswith(BANK)}, source)
     return model.to(device).eval()
 
 

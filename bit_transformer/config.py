@@ -230,6 +230,11 @@ class ModelConfig(Config):
         return self.byte_bits if self.byte_bits % self.patch_bits == 0 else self.patch_bits
 
     @property
+    def text_bits(self) -> int | None:
+        """Bits after the byte in a unit, where words are among the experts' contexts."""
+        return self.unit_bits - 8 if self.expert_words else None
+
+    @property
     def expert_words(self) -> bool:
         """Whether words are among the experts' contexts."""
         if self.experts is None:

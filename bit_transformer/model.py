@@ -31,6 +31,7 @@ from bit_transformer.nn.single import SingleStream
 
 if TYPE_CHECKING:
     from bit_transformer.experts.bank import ExpertBank
+    from bit_transformer.experts.streams import ExpertStreams
 
 
 class ModelOutput(NamedTuple):
@@ -107,8 +108,7 @@ class BitTransformerLM(nn.Module):
     @bank.setter
     def bank(self, bank: ExpertBank) -> None:
         c = self.config
-        text_bits = c.unit_bits - 8 if c.expert_words else None
-        if (bank.config, bank.unit_bits, bank.text_bits) != (c.experts, c.unit_bits, text_bits):
+        if (bank.config, bank.unit_bits, bank.text_bits) != (c.experts, c.unit_bits, c.text_bits):
             raise CheckpointError(
                 f"got a bank for units of {bank.unit_bits} bits and {bank.experts} contexts; the model's patches and its "
                 f"experts={c.experts and c.experts.model_dump()} need another. Try ExpertBank.of(model.config)"
@@ -164,12 +164,15 @@ class BitTransformerLM(nn.Module):
         features_BNPF = features_BTF.view(*z_BNP.shape, -1)
         return z_BNP + self.mixer(h_BND, features_BNPF, tree_nodes(patch_BN, self.config.patch_bits))
 
-    def _features(self, bits_BT: Tensor) -> Tensor:
-        """What the bank as it is says of windows that nothing comes before: features_BTF."""
+    def _new_streams(self, batch: int) -> ExpertStreams:
         from bit_transformer.experts.streams import ExpertStreams
 
-        streams = ExpertStreams(self.bank, len(bits_BT), self.config.patch_bits)
-        return torch.from_numpy(streams.peek(bits_BT.cpu().numpy())).to(bits_BT.device)
+        return ExpertStreams(self.bank, batch, self.config.patch_bits)
+
+    def _features(self, bits_BT: Tensor, streams: ExpertStreams | None = None) -> Tensor:
+        """What the bank as it is says of bits that follow some streams, or nothing: features_BTF."""
+        made_BTF = (streams or self._new_streams(len(bits_BT))).peek(bits_BT.cpu().numpy())
+        return torch.from_numpy(made_BTF).to(bits_BT.device)
 
     def nll(self, bits_BT: Tensor, features_BTF: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of every bit, the first included, in nats: (B, T), T a multiple of `patch_bits`.
@@ -249,9 +252,7 @@ class BitTransformerLM(nn.Module):
         single = SingleStream(self.blocks, self.head, self.turn_NK2, layers) if alone else None
         cache = DecodeCache(layers, self._no_history(start_B1), like.new_zeros(batch, c.d_model), single)
         if self.mixer:
-            from bit_transformer.experts.streams import ExpertStreams
-
-            cache.experts = ExpertStreams(self.bank, batch, c.patch_bits)
+            cache.experts = self._new_streams(batch)
         cache.state_BD = self.trunk(start_B1, cache)[:, -1]
         return cache
 
@@ -273,8 +274,7 @@ class BitTransformerLM(nn.Module):
         padded_BP = F.pad(open_BR[:, whole:], (0, P - (open_BR.shape[1] - whole)))
         features_BTF = None
         if cache.experts is not None:
-            read_BT = torch.cat((open_BR[:, :whole], padded_BP), dim=1)
-            features_BTF = torch.from_numpy(cache.experts.peek(read_BT.cpu().numpy())).to(read_BT.device)
+            features_BTF = self._features(torch.cat((open_BR[:, :whole], padded_BP), dim=1), cache.experts)
         state_BND = cache.state_BD[:, None]
         if whole:
             state_BND = torch.cat((state_BND, self.advance(patch_BN, cache)), dim=1)
@@ -332,8 +332,8 @@ class BitTransformerLM(nn.Module):
         """Floating-point operations a data byte costs in a full window: matrix products, a multiply-add being two.
 
         Counted: the projections, the attention scores and sums that a causal mask leaves (half the square), and all
-        nodes of the head, the mixer's gate. Not counted: norms, activations, look-ups, all of the order of D. Training costs three times
-        the forward: one pass and two products in the backward for each in the forward.
+        nodes of the head, the mixer's gate. Not counted: norms, activations, look-ups, all of the order of D. Training
+        costs three times the forward: one pass and two products in the backward for each in the forward.
         """
         c = self.config
         positions = c.byte_bits / c.patch_bits

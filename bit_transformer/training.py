@@ -37,7 +37,7 @@ from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError,
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol, window_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.optim import Optimizers, clip_gradients, schedule
-from bit_transformer.tensor_file import read_tensors, write_tensors
+from bit_transformer.tensor_file import read_tensors, under, write_tensors
 
 
 class StopTraining(Exception):
@@ -250,12 +250,12 @@ class Trainer:
                 raise CheckpointError(
                     f"{path}: was written by a training with another {key} config. Try its own config.json"
                 )
-        load_weights(self.model, _under("model.", tensors), path)
+        load_weights(self.model, under("model.", tensors), path)
         state = self.optimizers.state_dict()
         for part, values in state.items():
             values["state"] = _part_state(tensors, part)
         self.optimizers.load_state_dict(state)
-        self.windows.load_state_dict(document["windows"], _under("windows.", tensors))
+        self.windows.load_state_dict(document["windows"], under("windows.", tensors))
         self.progress = Progress(**{**document["progress"], "stopped": ""})
 
 
@@ -270,10 +270,6 @@ def _config_of(kind: type[Config], stored: Any) -> Config | None:
         return kind.of(stored)
     except (ConfigError, TypeError, ValueError):
         return None
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _as_tensor(value: Tensor | float) -> Tensor:

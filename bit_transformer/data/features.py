@@ -1,9 +1,9 @@
 """What the experts say of every bit of a corpus, made in one pass in order, so that windows may be drawn in any.
 
 The features of a position come from what was before it alone: the bank reads the corpus once from its start, predicts each bit
-and then learns from it. They are kept on disk, a byte each, with the bank as it stands at the end; a pass that was stopped goes
-on where it last saved. A cache is used again only for the very bytes it was made from. Of small corpora they stay in memory. For corpora whose features would not fit, or whose
-pass would take most of the time, `StreamedWindows` makes them as training goes.
+and then learns from it. Those of small corpora stay in memory. Others are kept on disk, a byte each, with the bank as it stands at
+the end; a pass that was stopped goes on where it last saved, and a cache is used again only for the very bytes it was made from.
+For corpora whose features would not fit, or whose pass would take most of the time, `StreamedWindows` makes them as training goes.
 """
 
 # Shapes: B windows, T bits, L bytes, N units, U bits of a unit, F features.
@@ -31,7 +31,7 @@ from bit_transformer.data.windows import Batch, SamplerState, epoch_key
 from bit_transformer.errors import BitStreamError, CheckpointError
 from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, feature_count, memory_bytes, pack_units
 from bit_transformer.experts.kernels import Stream
-from bit_transformer.tensor_file import read_tensors, write_tensors
+from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
 
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
 WHOLE = 27_720  # bytes that are whole units of any size: the least common multiple of 1 .. 12
@@ -209,7 +209,7 @@ def _found(
 
 
 def _tables(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    return {n.removeprefix(prefix): t.cpu().numpy() for n, t in tensors.items() if n.startswith(prefix)}
+    return {name: tensor.cpu().numpy() for name, tensor in under(prefix, tensors).items()}
 
 
 def _pass(
@@ -244,8 +244,7 @@ def _pass(
 
 
 def _save(state: Path, bank: ExpertBank, stream: Stream, document: dict[str, Any]) -> None:
-    tensors = {f"bank.{name}": torch.from_numpy(table) for name, table in bank.state_dict().items()}
-    tensors |= {f"stream.{name}": torch.from_numpy(part) for name, part in stream._asdict().items()}
+    tensors = prefixed("bank.", bank.state_dict()) | prefixed("stream.", stream._asdict())
     write_tensors(state, tensors, document)
 
 
@@ -352,11 +351,11 @@ class StreamedWindows:
 
     def tensors(self) -> dict[str, Tensor]:
         """What the bank has learned, and where its streams stand."""
-        kept = {f"bank.{name}": torch.from_numpy(table) for name, table in self._bank.state_dict().items()}
+        kept = prefixed("bank.", self._bank.state_dict())
         if self._finished is not None:
-            kept |= {f"finished.{name}": torch.from_numpy(table) for name, table in self._finished.state_dict().items()}
+            kept |= prefixed("finished.", self._finished.state_dict())
         for index, stream in enumerate(self._streams):
-            kept |= {f"stream.{index}.{name}": torch.from_numpy(part) for name, part in stream._asdict().items()}
+            kept |= prefixed(f"stream.{index}.", stream._asdict())
         return kept
 
     def load_state_dict(self, state: SamplerState, tensors: Mapping[str, Tensor]) -> None:

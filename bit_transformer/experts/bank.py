@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.errors import CheckpointError, ConfigError
+from bit_transformer.experts import STATE_VERSION as STATE_VERSION
 from bit_transformer.experts import kernels
 from bit_transformer.experts.histories import histories, sums
 from bit_transformer.experts.kernels import Curves, Shape, Stream, Tables
@@ -28,7 +29,6 @@ Features = NDArray[np.int8]
 Units = NDArray[np.uint16]
 
 FEATURE_ONE = kernels.FEATURE_ONE
-STATE_VERSION = 1  # of the arithmetic: a cache or a bank of another one is not used
 _MAP_ROWS = 1 << 12
 _HEADS_SHARE = 4  # one hash head for so many units of history
 _LONGEST_RATE = 1023  # a chance moves by at least 1 / so much
@@ -72,7 +72,7 @@ class ExpertBank:
         """
         if model.experts is None:
             raise ConfigError("got a model without experts. Try experts={}")
-        return cls(model.experts, model.unit_bits, model.unit_bits - 8 if model.expert_words else None)
+        return cls(model.experts, model.unit_bits, model.text_bits)
 
     @property
     def features(self) -> int:
@@ -190,11 +190,6 @@ def feature_count(model: ModelConfig) -> int:
     return len(_spec(model.experts, model.expert_words)) + 2 if model.experts else 0
 
 
-def unit_count(bits: int, unit_bits: int) -> int:
-    """Units that hold some bits, the last one perhaps not full."""
-    return -(-bits // unit_bits)
-
-
 def pack_units(bits: NDArray[Any], unit_bits: int) -> Units:
     """Bits to units, first bit most significant; the last unit is filled with zeros.
 
@@ -205,7 +200,7 @@ def pack_units(bits: NDArray[Any], unit_bits: int) -> Units:
         (..., N).
     """
     T = bits.shape[-1]
-    N = unit_count(T, unit_bits)
+    N = -(-T // unit_bits)
     padded = np.zeros((*bits.shape[:-1], N * unit_bits), dtype=np.uint16)
     padded[..., :T] = bits
     place = (1 << np.arange(unit_bits - 1, -1, -1)).astype(np.uint16)
