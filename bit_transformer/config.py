@@ -143,6 +143,21 @@ class ModelConfig(Config):
     patch_bits: int = Field(8, ge=1, le=12, description="Bits the trunk sees as one position; 1 is the flat model.")
     parity: bool = Field(False, description="Bytes carry an even-parity ninth bit.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on both branches of every block.")
+    reversible: bool = Field(
+        False, description="Blocks whose activations are rebuilt exactly in the backward pass instead of kept."
+    )
+    use_checkpoint: bool = Field(
+        False, description="Blocks whose activations are computed again in the backward pass instead of kept."
+    )
+    checkpoint_every: PositiveInt = Field(
+        1, description="With use_checkpoint: only every n-th block is computed again."
+    )
+    chunk_size: PositiveInt | None = Field(
+        None, description="Bits that attention reaches back; its cost is then linear. Not given: the whole window."
+    )
+    full_attn_logging: bool = Field(
+        False, description="Also give attention maps: nhead x (patches + 1)^2 x 4 bytes for each layer and window."
+    )
     ngram_orders: tuple[PositiveInt, ...] = Field(
         (), description="Context lengths, in patches, of the hashed n-gram embeddings."
     )
@@ -201,6 +216,27 @@ class ModelConfig(Config):
                 f"ngram_words=True goes with patches of one byte, patch_bits={self.byte_bits}; got patch_bits="
                 f"{self.patch_bits}. Try ngram_words=False"
             )
+        if self.reversible and self.use_checkpoint:
+            raise ValueError(
+                "got reversible=True and use_checkpoint=True; one of them is enough. Try use_checkpoint=False: reversible "
+                "keeps less, whatever the depth"
+            )
+        if self.checkpoint_every > 1 and not self.use_checkpoint:
+            raise ValueError(
+                f"checkpoint_every={self.checkpoint_every} goes with use_checkpoint=True; got use_checkpoint=False. Try "
+                f"use_checkpoint=True"
+            )
+        if self.checkpoint_every > self.num_layers:
+            raise ValueError(
+                f"checkpoint_every={self.checkpoint_every} must not exceed num_layers={self.num_layers}. Try "
+                f"checkpoint_every={self.num_layers}"
+            )
+        if self.chunk_size is not None and (self.chunk_size % self.patch_bits or self.chunk_size > self.max_seq_len):
+            near = max(1, round(min(self.chunk_size, self.max_seq_len) / self.patch_bits)) * self.patch_bits
+            raise ValueError(
+                f"chunk_size={self.chunk_size} must be a multiple of patch_bits={self.patch_bits}, up to "
+                f"max_seq_len={self.max_seq_len}. Try chunk_size={near}"
+            )
         contexts = len(self.ngram_orders) + 2 * self.ngram_words
         if self.ngram_dropout and len(self.ngram_dropout) != contexts:
             raise ValueError(
@@ -252,6 +288,11 @@ class ModelConfig(Config):
         return self.max_seq_len // self.patch_bits
 
     @property
+    def attention_window(self) -> int | None:
+        """Patches that a position attends to, itself included; none: the whole window."""
+        return self.chunk_size // self.patch_bits if self.chunk_size else None
+
+    @property
     def phases(self) -> int:
         """After how many patches patch and byte boundaries meet again; 1 where a patch is a whole number of bytes."""
         return self.byte_bits // math.gcd(self.patch_bits, self.byte_bits)
@@ -270,10 +311,6 @@ class ModelConfig(Config):
 
 # Keywords of the public signature whose machinery this version does not have, and the value that means "off".
 _LATER: dict[str, object] = {
-    "reversible": False,
-    "use_checkpoint": False,
-    "chunk_size": None,
-    "full_attn_logging": False,
     "lambda_K": 0,
     "lambda_C": 0,
     "lambda_S": 0,
@@ -310,6 +347,9 @@ class TrainConfig(Config):
     )
     amp: bool | None = Field(None, description="bfloat16 autocast; not given: where the processor has it.")
     compile_model: bool = Field(False, description="Run the trunk through torch.compile.")
+    auto_batch: bool = Field(
+        False, description="Out of memory: go on with micro-batches of half the size, twice as many an update."
+    )
     clip_norm: NonNegativeFloat = Field(1.0, description="Largest gradient norm; 0: not clipped.")
     seed: int = Field(0, ge=0, lt=1 << 31, description="Of initial weights, windows and dropout.")
     eval_every: float = Field(0.1, gt=0, le=1, description="Validate after each such share of the budget.")

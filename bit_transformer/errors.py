@@ -8,7 +8,9 @@ BitTransformerError
 ├── StoreError                      a run store that cannot answer
 │   └── RunNotFound                 no run of that name
 ├── TrainingError                   a training that cannot go on
-│   └── NonFiniteLoss               loss or gradient became NaN or infinite; carries the step
+│   ├── NonFiniteLoss               loss or gradient became NaN or infinite; carries the step
+│   ├── StreamOverflow              values of a reversible trunk that cannot be rebuilt exactly
+│   └── OutOfMemory                 no memory for an update; says what would take less
 └── MissingExtra (ImportError)      an optional library that is not installed
 
 `assert` is for what cannot happen; these are for what users do and disks suffer.
@@ -69,6 +71,14 @@ class NonFiniteLoss(TrainingError):
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+class StreamOverflow(TrainingError):
+    """Values of a reversible trunk grew out of the range in which they can be rebuilt exactly."""
+
+
+class OutOfMemory(TrainingError):
+    """There was no memory for an update; the message says which switch would save how much."""
 
 
 class MissingExtra(BitTransformerError, ImportError):

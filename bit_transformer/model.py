@@ -10,18 +10,22 @@ in `nn/patching.py`, the blocks in `nn/block.py`, cached decoding state in `nn/c
 # Shapes: B batch, T bits, N patches, P bits of a patch, D model width, V = 2^P symbols, F features of a bit.
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bit_transformer.config import ModelConfig
 from bit_transformer.errors import BitStreamError, CheckpointError
+from bit_transformer.nn import reversible
 from bit_transformer.nn.block import Block
-from bit_transformer.nn.cache import DecodeCache, LayerCache
+from bit_transformer.nn.cache import DecodeCache, LayerCache, RollingCache
 from bit_transformer.nn.mixer import ExpertMixer
 from bit_transformer.nn.ngram import NgramEmbedding
 from bit_transformer.nn.norm import RMSNorm
@@ -39,7 +43,8 @@ class ModelOutput(NamedTuple):
 
     Attributes:
         logits: (B, T, 2); `logits[:, t]` are the log-odds of the two values of bit t + 1, given bits 0 .. t.
-        telemetry: measurements of the pass, by name; empty in this version.
+        telemetry: measurements of the pass, by name. With `full_attn_logging`, `attention`: (L, B, H, N, N), how much each
+            of the N positions (the start symbol, then the patches) reads from each, in every layer and head.
     """
 
     logits: Tensor
@@ -69,7 +74,8 @@ class BitTransformerLM(nn.Module):
             else None
         )
         self.blocks = nn.ModuleList(
-            Block(c.d_model, c.nhead, c.feedforward_width, c.dropout) for _ in range(c.num_layers)
+            Block(c.d_model, c.nhead, c.feedforward_width, c.dropout, window=c.attention_window)
+            for _ in range(c.num_layers)
         )
         self.final_norm = RMSNorm()
         self.head = PrefixTreeHead(c.d_model, c.patch_bits)
@@ -139,11 +145,16 @@ class BitTransformerLM(nn.Module):
         Raises:
             BitStreamError: another shape, another value, or a longer window.
         """
-        z_BT = self.all_bit_logits(bits_BT)[:, 1:]
-        return ModelOutput(as_pair(z_BT), {})
+        maps: list[Tensor] | None = [] if self.config.full_attn_logging else None
+        z_BT = self.all_bit_logits(bits_BT, maps)[:, 1:]
+        return ModelOutput(as_pair(z_BT), {"attention": torch.stack(maps)} if maps else {})
 
-    def all_bit_logits(self, bits_BT: Tensor) -> Tensor:
-        """Logits of P(bit = 1) for all bits 0 .. T, the first and the one after the last included: z of (B, T + 1)."""
+    def all_bit_logits(self, bits_BT: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Logits of P(bit = 1) for all bits 0 .. T, the first and the one after the last included: z of (B, T + 1).
+
+        Args:
+            maps: the attention map of every layer is appended to it, if it is given.
+        """
         self._check_bits(bits_BT)
         B, T = bits_BT.shape
         P = self.config.patch_bits
@@ -152,7 +163,7 @@ class BitTransformerLM(nn.Module):
         # The bits after the last whole patch, and one more, whose value nothing reads, make up the patch in progress.
         padded_BP = F.pad(bits_BT[:, whole:], (0, P - (T - whole)))
         known_BN = torch.cat((patch_BN, pack_patches(padded_BP, P)), dim=1)
-        h_BND = self.trunk(self.shift(patch_BN, last=True))
+        h_BND = self.trunk(self.shift(patch_BN, last=True), maps=maps)
         features_BTF = self._features(torch.cat((bits_BT[:, :whole], padded_BP), dim=1)) if self.mixer else None
         return self.path_logits(h_BND, known_BN, features_BTF).flatten(1)[:, : T + 1]
 
@@ -203,11 +214,12 @@ class BitTransformerLM(nn.Module):
         """The start symbol, then the patches; without the last one unless `last`, which predicts beyond the end."""
         return F.pad(patch_BN if last else patch_BN[:, :-1], (1, 0), value=self.start)
 
-    def trunk(self, input_BN: Tensor, cache: DecodeCache | None = None) -> Tensor:
+    def trunk(self, input_BN: Tensor, cache: DecodeCache | None = None, maps: list[Tensor] | None = None) -> Tensor:
         """Input symbols to the states that predict what follows each: h_BND.
 
         Args:
             cache: the streams that the symbols continue; it moves on by N symbols.
+            maps: the attention map of every layer is appended to it, if it is given.
         """
         N = input_BN.shape[1]
         begin, seen = (cache.length, cache.symbols_seen) if cache else (0, 0)
@@ -222,7 +234,7 @@ class BitTransformerLM(nn.Module):
             if cache:
                 cache.recent_BN = context_BC[:, N:]
         if cache is None:
-            return self.run_blocks(x_BND, self.turn_NK2[:N])
+            return self.run_blocks(x_BND, self.turn_NK2[:N], maps=maps)
         cache.symbols_seen += N
         if cache.single is not None and N == 1 and not self.training:
             state_D = cache.single.step(x_BND[0, 0].detach().numpy())
@@ -233,24 +245,58 @@ class BitTransformerLM(nn.Module):
         history = self.ngrams.history if self.ngrams else 0
         return input_BN.new_full((len(input_BN), history), self.start)
 
-    def run_blocks(self, x_BND: Tensor, turn_NK2: Tensor, layers: list[LayerCache] | None = None) -> Tensor:
-        """The trunk after its embeddings; what torch.compile sees, for sparse gradients do not go through it."""
+    def run_blocks(
+        self,
+        x_BND: Tensor,
+        turn_NK2: Tensor,
+        layers: list[LayerCache] | None = None,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The trunk after its embeddings, for sparse gradients do not go through torch.compile."""
+        c = self.config
+        if c.reversible:
+            return self.final_norm(reversible.run(cast(Sequence[Block], self.blocks), x_BND, turn_NK2, layers, maps))
         for i, block in enumerate(self.blocks):
-            x_BND = block(x_BND, turn_NK2, layers[i] if layers else None)
+            if c.use_checkpoint and not i % c.checkpoint_every and layers is None and torch.is_grad_enabled():
+                x_BND = checkpoint(block, x_BND, turn_NK2, None, maps, use_reentrant=False)
+            else:
+                x_BND = block(x_BND, turn_NK2, layers[i] if layers else None, maps)
         return self.final_norm(x_BND)
+
+    @contextmanager
+    def compiled_trunk(self) -> Iterator[None]:
+        """Within: the trunk goes through torch.compile, of a reversible one each branch, for both runs of it."""
+        if self.config.reversible:
+            branches = [branch for block in self.blocks for branch in block.children()]
+            for branch in branches:
+                branch.compile()
+        else:
+            self.run_blocks = torch.compile(self.run_blocks)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            if self.config.reversible:
+                for branch in branches:
+                    branch._compiled_call_impl = None
+            else:
+                del self.run_blocks
 
     # ---- step by step ----
 
     def new_cache(self, batch: int = 1) -> DecodeCache:
         """The state of `batch` streams before their first bit."""
         c = self.config
-        shape = (batch, c.nhead, c.max_patches + 1, c.d_model // c.nhead)
+        capacity = c.max_patches + 1
+        kind, slots = (RollingCache, c.attention_window) if c.attention_window else (LayerCache, capacity)
+        shape = (batch, c.nhead, slots, c.d_model // c.nhead)
         like = self.head.weight
-        layers = [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
+        layers = [kind(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
         start_B1 = torch.full((batch, 1), self.start, device=like.device)
         alone = batch == 1 and like.device.type == "cpu" and like.dtype == torch.float32
-        single = SingleStream(self.blocks, self.head, self.turn_NK2, layers) if alone else None
-        cache = DecodeCache(layers, self._no_history(start_B1), like.new_zeros(batch, c.d_model), single)
+        single = None
+        if alone:
+            single = SingleStream(self.blocks, self.head, self.turn_NK2, layers, reversible=c.reversible)
+        cache = DecodeCache(layers, capacity, self._no_history(start_B1), like.new_zeros(batch, c.d_model), single)
         if self.mixer:
             cache.experts = self._new_streams(batch)
         cache.state_BD = self.trunk(start_B1, cache)[:, -1]
@@ -332,13 +378,16 @@ class BitTransformerLM(nn.Module):
         """Floating-point operations a data byte costs in a full window: matrix products, a multiply-add being two.
 
         Counted: the projections, the attention scores and sums that a causal mask leaves (half the square), and all
-        nodes of the head, the mixer's gate. Not counted: norms, activations, look-ups, all of the order of D. Training
-        costs three times the forward: one pass and two products in the backward for each in the forward.
+        nodes of the head, the mixer's gate. Not counted: norms, activations, look-ups, all of the order of D, and what
+        reversible or checkpointed blocks compute a second time. Training costs three times the forward: one pass and
+        two products in the backward for each in the forward.
         """
         c = self.config
         positions = c.byte_bits / c.patch_bits
         block = 2 * (4 * c.d_model**2 + 2 * c.d_model * c.feedforward_width)
-        attention = 2 * 2 * c.d_model * (c.max_patches + 1) / 2
+        window = min(c.attention_window or c.max_patches, c.max_patches)
+        keys = window - window * (window - 1) / 2 / c.max_patches  # that a position reads, on average
+        attention = 2 * 2 * c.d_model * keys
         head = 2 * c.d_model * (1 << c.patch_bits) + (2 * self.mixer.gate.numel() if self.mixer else 0)
         return positions * (c.num_layers * (block + attention) + head) * (3 if training else 1)
 

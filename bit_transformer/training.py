@@ -107,9 +107,6 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimizers = Optimizers(self.model, self.config.optim)
-        self._run_blocks = self.model.run_blocks
-        if self.config.compile_model:
-            self.model.run_blocks = torch.compile(self._run_blocks)  # type: ignore[method-assign]
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +119,11 @@ class Trainer:
         Raises:
             NonFiniteLoss: the loss or a gradient is not a finite number; the update is not made.
         """
+        compiled = self.model.compiled_trunk() if self.config.compile_model else contextlib.nullcontext()
+        with compiled:
+            self._run()
+
+    def _run(self) -> None:
         began = self.clock() - self.progress.seconds
         self.model.train()
         try:
@@ -141,7 +143,6 @@ class Trainer:
             self.progress.stopped = str(stop)
         finally:
             self.progress.seconds = self.clock() - began
-            self.model.run_blocks = self._run_blocks  # type: ignore[method-assign]
             self.take_bank()
             self.model.eval()
 

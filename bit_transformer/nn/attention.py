@@ -1,6 +1,6 @@
-"""Causal multi-head self-attention with rotary positions."""
+"""Multi-head self-attention with rotary positions: over the whole window or the latest positions, from a cache or not."""
 
-# Shapes: B batch, N positions, D model width, E = 2 D, H heads, K head width.
+# Shapes: B batch, N positions, M keys (N or more), D model width, E = 2 D, H heads, K head width, W local window.
 from __future__ import annotations
 
 import torch
@@ -8,43 +8,116 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bit_transformer.nn.cache import LayerCache
+from bit_transformer.nn.norm import RMSNorm
 from bit_transformer.nn.position import rotate
 
 
-class CausalSelfAttention(nn.Module):
-    """Each position reads from itself and the positions before it.
+class SelfAttention(nn.Module):
+    """Each position reads from others: the first branch of a block, with its norm and its dropout.
+
+    Args:
+        causal: a position reads from itself and those before it; otherwise from all.
+        window: how many positions it reads from at most, itself included; none: all.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762; the kernel is PyTorch's `scaled_dot_product_attention`.
     """
 
-    def __init__(self, d_model: int, nhead: int) -> None:
+    def __init__(
+        self, d_model: int, nhead: int, dropout: float = 0.0, *, causal: bool = True, window: int | None = None
+    ) -> None:
         super().__init__()
-        self.nhead = nhead
+        assert causal or window is None
+        self.nhead, self.causal, self.window = nhead, causal, window
+        self.norm = RMSNorm()
         self.query_key_value = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BND: Tensor, turn_NK2: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self, x_BND: Tensor, turn_NK2: Tensor, cache: LayerCache | None = None, maps: list[Tensor] | None = None
+    ) -> Tensor:
         """Attend.
 
         Args:
             turn_NK2: rotary turns of the N positions of x.
             cache: keys and values of earlier positions; x is then their continuation, and is added to it.
+            maps: the attention map is appended to it, if it is given; what comes back does not depend on that.
         """
         B, N, D = x_BND.shape
         # Queries and keys turn together, as twice as many heads.
-        turning_BNE, value_BND = self.query_key_value(x_BND).split((2 * D, D), dim=-1)
+        turning_BNE, value_BND = self.query_key_value(self.norm(x_BND)).split((2 * D, D), dim=-1)
         turned_BNHK = rotate(turning_BNE.view(B, N, 2 * self.nhead, -1), turn_NK2)
-        query_BHNK, key_BHNK = turned_BNHK.transpose(1, 2).chunk(2, dim=1)
-        value_BHNK = value_BND.view(B, N, self.nhead, -1).transpose(1, 2)
-        if cache is None:
-            y_BHNK = F.scaled_dot_product_attention(query_BHNK, key_BHNK, value_BHNK, is_causal=True)
+        query_BHNK, key_BHMK = turned_BNHK.transpose(1, 2).chunk(2, dim=1)
+        value_BHMK = value_BND.view(B, N, self.nhead, -1).transpose(1, 2)
+        if cache is not None:
+            key_BHMK, value_BHMK = cache.extend(key_BHMK, value_BHMK)
+        if maps is not None:
+            maps.append(attention_map(query_BHNK, key_BHMK, self.window, causal=self.causal))
+        if self.causal:
+            y_BHNK = attend(query_BHNK, key_BHMK, value_BHMK, self.window)
         else:
-            y_BHNK = attend_to_cache(query_BHNK, *cache.extend(key_BHNK, value_BHNK))
-        return self.out(y_BHNK.transpose(1, 2).reshape(B, N, D))
+            y_BHNK = F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK)
+        return self.dropout(self.out(y_BHNK.transpose(1, 2).reshape(B, N, D)))
 
 
-def attend_to_cache(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor) -> Tensor:
-    """Attention of the last N of M positions: query n sees the keys up to its own place, M - N + n."""
+def attend(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, window: int | None = None) -> Tensor:
+    """Causal attention of the last N of M positions: query n sees the keys up to its own place, M - N + n.
+
+    Args:
+        window: W, it sees so many of them at most. Time and memory are then linear in N: queries are taken in chunks of
+            W, each with its own keys and the W before, and within these a band is left.
+    """
     N, M = query_BHNK.shape[2], key_BHMK.shape[2]
-    seen_NM = None if N == 1 else torch.ones(N, M, dtype=torch.bool, device=query_BHNK.device).tril(M - N)
-    return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK, attn_mask=seen_NM)
+    if N == 1 and (window or M) >= M:
+        return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK)
+    if window is None or window >= M:
+        if N == M:
+            return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK, is_causal=True)
+        seen_NM = _seen(N, M, None, query_BHNK.device)
+        return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK, attn_mask=seen_NM)
+    W, past = window, M - N
+    first = min(W, N)
+    begin_BHNK = _attend_first(query_BHNK[:, :, :first], key_BHMK[:, :, : past + first], value_BHMK, W)
+    if first == N:
+        return begin_BHNK
+    rest_BHNK = F.pad(query_BHNK[:, :, W:], (0, 0, 0, -N % W))
+    keys = [F.pad(x[:, :, past:], (0, 0, 0, -N % W)) for x in (key_BHMK, value_BHMK)]
+    query_CHWK = _chunks(rest_BHNK, W, W)
+    key_CHUK, value_CHUK = (_chunks(x, 2 * W, W) for x in keys)
+    seen_WU = _seen(W, 2 * W, W, query_BHNK.device)
+    y_CHWK = F.scaled_dot_product_attention(query_CHWK, key_CHUK, value_CHUK, attn_mask=seen_WU)
+    B, H, _, K = query_BHNK.shape
+    y_BHNK = y_CHWK.view(B, -1, H, W, K).transpose(1, 2).flatten(2, 3)
+    return torch.cat((begin_BHNK, y_BHNK[:, :, : N - W]), dim=2)
+
+
+def _attend_first(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, window: int) -> Tensor:
+    N, M = query_BHNK.shape[2], key_BHMK.shape[2]
+    if N == M:
+        return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK[:, :, :M], is_causal=True)
+    seen_NM = _seen(N, M, window, query_BHNK.device)
+    return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK[:, :, :M], attn_mask=seen_NM)
+
+
+def _chunks(x_BHNK: Tensor, size: int, every: int) -> Tensor:
+    """Overlapping pieces of the positions, each a batch entry of its own: (B x pieces, H, size, K)."""
+    return x_BHNK.unfold(2, size, every).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+
+def _seen(N: int, M: int, window: int | None, device: torch.device) -> Tensor:
+    """Which of M keys each of the last N positions sees: up to its own place, and only the latest `window` of those."""
+    up_to_NM = torch.ones(N, M, dtype=torch.bool, device=device).tril(M - N)
+    return up_to_NM if window is None else up_to_NM.triu(M - N - window + 1)
+
+
+@torch.no_grad()
+def attention_map(query_BHNK: Tensor, key_BHMK: Tensor, window: int | None, *, causal: bool) -> Tensor:
+    """How much each of the last N positions reads from each of M: weight_BHNM, rows summing to 1.
+
+    Quadratic in time and memory, whatever the window.
+    """
+    score_BHNM = (query_BHNK.float() @ key_BHMK.float().mT) * query_BHNK.shape[-1] ** -0.5
+    if causal:
+        seen_NM = _seen(query_BHNK.shape[2], key_BHMK.shape[2], window, query_BHNK.device)
+        score_BHNM = score_BHNM.masked_fill_(~seen_NM, -torch.inf)
+    return score_BHNM.softmax(-1)

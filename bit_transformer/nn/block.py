@@ -1,6 +1,6 @@
 """One layer of the trunk: attend to the past, then transform each position."""
 
-# Shapes: B batch, N positions, D model width.
+# Shapes: B batch, N positions, D model width, F feed-forward width.
 from __future__ import annotations
 
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bit_transformer.nn.attention import CausalSelfAttention
+from bit_transformer.nn.attention import SelfAttention
 from bit_transformer.nn.cache import LayerCache
 from bit_transformer.nn.norm import RMSNorm
 
@@ -34,36 +34,52 @@ class SquaredReLU(torch.autograd.Function):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a squared ReLU between them.
+    """Two linear maps with a squared ReLU between them: the second branch of a block, with its norm and its dropout.
 
     Source: So et al. 2021, arXiv:2109.08668 (Primer), for the activation.
     """
 
-    def __init__(self, d_model: int, dim_feedforward: int) -> None:
+    def __init__(self, d_model: int, dim_feedforward: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.norm = RMSNorm()
         self.expand = nn.Linear(d_model, dim_feedforward, bias=False)
         self.out = nn.Linear(dim_feedforward, d_model, bias=False)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Same shape out as in; positions do not mix."""
-        return self.out(SquaredReLU.apply(self.expand(x_BND)))  # type: ignore[no-untyped-call]
+        hidden_BNF = SquaredReLU.apply(self.expand(self.norm(x_BND)))  # type: ignore[no-untyped-call]
+        return self.dropout(self.out(hidden_BNF))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. Both branches end in a projection that starts at zero, so a new block is the identity.
+    """Two branches, each added to what it reads. Both end in a projection that starts at zero: a new block is the identity.
+
+    `forward` adds both to one stream; `nn/reversible.py` adds them to two.
+
+    Args:
+        causal, window: see `SelfAttention`.
 
     Source: Xiong et al. 2020, arXiv:2002.04745 (pre-norm).
     """
 
-    def __init__(self, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int,
+        dropout: float = 0.0,
+        *,
+        causal: bool = True,
+        window: int | None = None,
+    ) -> None:
         super().__init__()
-        self.attend_norm = RMSNorm()
-        self.attend = CausalSelfAttention(d_model, nhead)
-        self.feed_norm = RMSNorm()
-        self.feed_forward = FeedForward(d_model, dim_feedforward)
-        self.dropout = nn.Dropout(dropout)
+        self.attend = SelfAttention(d_model, nhead, dropout, causal=causal, window=window)
+        self.feed_forward = FeedForward(d_model, dim_feedforward, dropout)
 
-    def forward(self, x_BND: Tensor, turn_NK2: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Same shape out as in."""
-        x_BND = x_BND + self.dropout(self.attend(self.attend_norm(x_BND), turn_NK2, cache))
-        return x_BND + self.dropout(self.feed_forward(self.feed_norm(x_BND)))
+    def forward(
+        self, x_BND: Tensor, turn_NK2: Tensor, cache: LayerCache | None = None, maps: list[Tensor] | None = None
+    ) -> Tensor:
+        """Same shape out as in; the arguments are those of `SelfAttention`."""
+        x_BND = x_BND + self.attend(x_BND, turn_NK2, cache, maps)
+        return x_BND + self.feed_forward(x_BND)

@@ -1,6 +1,6 @@
 """What cached decoding keeps between steps: keys and values of every layer, in tensors that never move."""
 
-# Shapes: B batch, N positions, H heads, K head width, L layers.
+# Shapes: B batch, N positions, M keys, S slots, H heads, K head width.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -16,19 +16,28 @@ if TYPE_CHECKING:
 
 
 class LayerCache:
-    """Keys and values of one layer, (B, H, capacity, K) each, filled from the left."""
+    """Keys and values of one layer, (B, H, slots, K) each, filled from the left.
 
-    def __init__(self, key_BHNK: Tensor, value_BHNK: Tensor) -> None:
-        self.key_BHNK, self.value_BHNK = key_BHNK, value_BHNK
+    Attributes:
+        length: positions since the window began, all of them held.
+    """
+
+    def __init__(self, key_BHSK: Tensor, value_BHSK: Tensor) -> None:
+        self.key_BHSK, self.value_BHSK = key_BHSK, value_BHSK
         self.length = 0
 
+    def claim(self) -> tuple[int, int]:
+        """Take one more position: the slot it goes to, and how many slots are in use then."""
+        self.length += 1
+        return self.length - 1, self.length
+
     def extend(self, key_BHNK: Tensor, value_BHNK: Tensor) -> tuple[Tensor, Tensor]:
-        """Append n positions; all keys and values so far come back, as views."""
+        """Append n positions; all keys and values that they may read come back, oldest first."""
         end = self.length + key_BHNK.shape[2]
-        self.key_BHNK[:, :, self.length : end] = key_BHNK
-        self.value_BHNK[:, :, self.length : end] = value_BHNK
+        self.key_BHSK[:, :, self.length : end] = key_BHNK
+        self.value_BHSK[:, :, self.length : end] = value_BHNK
         self.length = end
-        return self.key_BHNK[:, :, :end], self.value_BHNK[:, :, :end]
+        return self.key_BHSK[:, :, :end], self.value_BHSK[:, :, :end]
 
     def forget(self, count: int, turn_back_K2: Tensor) -> None:
         """Drop the `count` oldest positions after the first and move the rest down.
@@ -37,10 +46,58 @@ class LayerCache:
         so that the rest stand as if the window had begun later; values carry no position.
         """
         kept = self.length - count
-        moved_BNHK = self.key_BHNK[:, :, 1 + count : self.length].transpose(1, 2)
-        self.key_BHNK[:, :, 1:kept] = rotate(moved_BNHK, turn_back_K2[None]).transpose(1, 2)
-        self.value_BHNK[:, :, 1:kept] = self.value_BHNK[:, :, 1 + count : self.length].clone()
+        self.key_BHSK[:, :, 1:kept] = turned(self.key_BHSK[:, :, 1 + count : self.length], turn_back_K2)
+        self.value_BHSK[:, :, 1:kept] = self.value_BHSK[:, :, 1 + count : self.length].clone()
         self.length = kept
+
+
+class RollingCache(LayerCache):
+    """Keys and values of the latest positions alone, for local attention: each takes the slot of the oldest.
+
+    Attributes:
+        end: positions so far, whatever the window has forgotten; position p is in slot p modulo slots.
+    """
+
+    def __init__(self, key_BHSK: Tensor, value_BHSK: Tensor) -> None:
+        super().__init__(key_BHSK, value_BHSK)
+        self.end = 0
+
+    def claim(self) -> tuple[int, int]:
+        """Take one more position: the slot it goes to, and how many slots are in use then."""
+        slots = self.key_BHSK.shape[2]
+        slot = self.end % slots
+        self.end += 1
+        self.length += 1
+        return slot, min(self.end, slots)
+
+    def extend(self, key_BHNK: Tensor, value_BHNK: Tensor) -> tuple[Tensor, Tensor]:
+        """Append n positions; what comes back is in order, but for one position, which sees all of it anyway."""
+        count, slots = key_BHNK.shape[2], self.key_BHSK.shape[2]
+        if count == 1:
+            slot, used = self.claim()
+            self.key_BHSK[:, :, slot] = key_BHNK[:, :, 0]
+            self.value_BHSK[:, :, slot] = value_BHNK[:, :, 0]
+            return self.key_BHSK[:, :, :used], self.value_BHSK[:, :, :used]
+        begin, self.end = self.end, self.end + count
+        self.length += count
+        past = torch.arange(max(0, begin - slots + 1), begin) % slots
+        key_BHMK = torch.cat((self.key_BHSK[:, :, past], key_BHNK), dim=2)
+        value_BHMK = torch.cat((self.value_BHSK[:, :, past], value_BHNK), dim=2)
+        kept = min(count, slots)
+        latest = torch.arange(self.end - kept, self.end) % slots
+        self.key_BHSK[:, :, latest] = key_BHNK[:, :, -kept:]
+        self.value_BHSK[:, :, latest] = value_BHNK[:, :, -kept:]
+        return key_BHMK, value_BHMK
+
+    def forget(self, count: int, turn_back_K2: Tensor) -> None:
+        """Move the window's begin on; what was held is held, at positions lower by `count`."""
+        self.key_BHSK.copy_(turned(self.key_BHSK, turn_back_K2))
+        self.length -= count
+
+
+def turned(key_BHNK: Tensor, turn_K2: Tensor) -> Tensor:
+    """Keys turned on by as many positions as the turn stands for."""
+    return rotate(key_BHNK.transpose(1, 2), turn_K2[None]).transpose(1, 2)
 
 
 class DecodeCache:
@@ -52,25 +109,29 @@ class DecodeCache:
         prefix_BR: the bits of the patch that is not complete yet, R < patch_bits of them.
         state_BD: the trunk's state that predicts the patch that is not complete yet.
         symbols_seen: symbols so far, the start symbol included, whatever the window has forgotten.
-        capacity: positions a layer can hold, the start symbol included.
+        capacity: positions of a window, the start symbol included.
         single: the fast way on for a stream that is alone on a processor, if it is.
         experts: where the bank of experts stands in each stream, if the model has one.
     """
 
     def __init__(
-        self, layers: list[LayerCache], recent_BN: Tensor, state_BD: Tensor, single: SingleStream | None = None
+        self,
+        layers: list[LayerCache],
+        capacity: int,
+        recent_BN: Tensor,
+        state_BD: Tensor,
+        single: SingleStream | None = None,
     ) -> None:
-        self.layers, self.single = layers, single
+        self.layers, self.capacity, self.single = layers, capacity, single
         self.experts: ExpertStreams | None = None
         self.recent_BN = recent_BN
         self.prefix_BR = torch.zeros(len(recent_BN), 0, dtype=torch.uint8, device=recent_BN.device)
         self.state_BD = state_BD
         self.symbols_seen = 0
-        self.capacity = layers[0].key_BHNK.shape[2]
 
     @property
     def length(self) -> int:
-        """Positions held, the start of the window included."""
+        """Positions since the window began."""
         return self.layers[0].length
 
     def forget(self, count: int, turn_back_K2: Tensor) -> None:

@@ -6,7 +6,7 @@ same cache, for one stream in float32 on a processor. It gives what `BitTransfor
 rounding; a test holds the two together.
 """
 
-# Shapes: N positions so far, D model width, H heads, K head width, F feed-forward width.
+# Shapes: N positions so far, S slots, D model width, H heads, K head width, F feed-forward width.
 from __future__ import annotations
 
 import math
@@ -20,11 +20,13 @@ from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import LayerCache
 from bit_transformer.nn.norm import EPS
 from bit_transformer.nn.patching import PrefixTreeHead
+from bit_transformer.nn.reversible import FRACTION_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Floats = NDArray[np.float32]
+_UNIT = np.float32(2**FRACTION_BITS)
 
 
 class _Layer(NamedTuple):
@@ -34,8 +36,8 @@ class _Layer(NamedTuple):
     attend_out_DD: Floats
     expand_FD: Floats
     feed_out_DF: Floats
-    key_HNK: Floats
-    value_HNK: Floats
+    key_HSK: Floats
+    value_HSK: Floats
 
 
 class SingleStream:
@@ -46,6 +48,7 @@ class SingleStream:
         head: what reads the states.
         turn_NK2: rotary turns of all positions.
         caches: one for each block, of a batch of one.
+        reversible: whether the blocks add to two streams.
     """
 
     def __init__(
@@ -54,40 +57,60 @@ class SingleStream:
         head: PrefixTreeHead,
         turn_NK2: Tensor,
         caches: list[LayerCache],
+        *,
+        reversible: bool,
     ) -> None:
         self.layers = [_views(block, cache) for block, cache in zip(blocks, caches, strict=True)]
         self.head_VD, self.head_bias_V = _array(head.weight), _array(head.bias)
         self.turn_NK = _array(turn_NK2).view(np.complex64)[..., 0]
-        self.caches = caches
+        self.caches, self.reversible = caches, reversible
 
     def step(self, x_D: Floats) -> Floats:
         """The embedding of the next position to the trunk's state there; the caches move on."""
-        place = self.caches[0].length
-        end = place + 1
-        turn_K = self.turn_NK[place]
+        turn_K = self.turn_NK[self.caches[0].length]
+        if not self.reversible:
+            for layer, cache in zip(self.layers, self.caches, strict=True):
+                x_D = x_D + _attended(layer, cache, x_D, turn_K)
+                x_D = x_D + _fed_forward(layer, x_D)
+            return _normalized(x_D)
+        x1_D = x2_D = _on_grid(x_D)
         for layer, cache in zip(self.layers, self.caches, strict=True):
-            H, _, K = layer.key_HNK.shape
-            projected_3HK = layer.query_key_value_ED.dot(_normalized(x_D)).reshape(3, H, K)
-            query_HK, layer.key_HNK[:, place] = (projected_3HK[:2].view(np.complex64) * turn_K).view(np.float32)
-            layer.value_HNK[:, place] = projected_3HK[2]
-            cache.length = end
-            score_HN = (layer.key_HNK[:, :end] @ (query_HK * K**-0.5)[..., None])[..., 0]
-            score_HN -= np.maximum.reduce(score_HN, axis=1, keepdims=True)
-            weight_HN = np.exp(score_HN, out=score_HN)
-            read_HK = (weight_HN[:, None] @ layer.value_HNK[:, :end])[:, 0]
-            read_HK /= np.add.reduce(weight_HN, axis=1, keepdims=True)
-            x_D = x_D + layer.attend_out_DD.dot(read_HK.ravel())
-            hidden_F = layer.expand_FD.dot(_normalized(x_D))
-            np.maximum(hidden_F, 0, out=hidden_F)
-            hidden_F *= hidden_F
-            x_D = x_D + layer.feed_out_DF.dot(hidden_F)
-        return _normalized(x_D)
+            x1_D = x1_D + _on_grid(_attended(layer, cache, x2_D, turn_K))
+            x2_D = x2_D + _on_grid(_fed_forward(layer, x1_D))
+        return _normalized(x1_D + x2_D)
 
     def node_logits(self, state_D: Floats) -> Floats:
         """Logits of P(bit = 1) at every node, as the head gives them."""
         logit_V: Floats = self.head_VD.dot(state_D)
         logit_V += self.head_bias_V
         return logit_V
+
+
+def _attended(layer: _Layer, cache: LayerCache, x_D: Floats, turn_K: NDArray[np.complex64]) -> Floats:
+    H, _, K = layer.key_HSK.shape
+    slot, used = cache.claim()
+    projected_3HK = layer.query_key_value_ED.dot(_normalized(x_D)).reshape(3, H, K)
+    query_HK, layer.key_HSK[:, slot] = (projected_3HK[:2].view(np.complex64) * turn_K).view(np.float32)
+    layer.value_HSK[:, slot] = projected_3HK[2]
+    score_HN = (layer.key_HSK[:, :used] @ (query_HK * K**-0.5)[..., None])[..., 0]
+    score_HN -= np.maximum.reduce(score_HN, axis=1, keepdims=True)
+    weight_HN = np.exp(score_HN, out=score_HN)
+    read_HK = (weight_HN[:, None] @ layer.value_HSK[:, :used])[:, 0]
+    read_HK /= np.add.reduce(weight_HN, axis=1, keepdims=True)
+    update_D: Floats = layer.attend_out_DD.dot(read_HK.ravel())
+    return update_D
+
+
+def _fed_forward(layer: _Layer, x_D: Floats) -> Floats:
+    hidden_F = layer.expand_FD.dot(_normalized(x_D))
+    np.maximum(hidden_F, 0, out=hidden_F)
+    hidden_F *= hidden_F
+    update_D: Floats = layer.feed_out_DF.dot(hidden_F)
+    return update_D
+
+
+def _on_grid(update_D: Floats) -> Floats:
+    return np.rint(update_D * _UNIT) * (1 / _UNIT)
 
 
 def _normalized(x_D: Floats) -> Floats:
@@ -101,8 +124,8 @@ def _views(block: nn.Module, cache: LayerCache) -> _Layer:
         _array(block.attend.out.weight),
         _array(block.feed_forward.expand.weight),
         _array(block.feed_forward.out.weight),
-        _array(cache.key_BHNK[0]),
-        _array(cache.value_BHNK[0]),
+        _array(cache.key_BHSK[0]),
+        _array(cache.value_BHSK[0]),
     )
 
 

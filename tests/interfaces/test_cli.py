@@ -126,7 +126,7 @@ BAD = [
     (["train", "TEXT", "--steps", "2", "--seconds", "3"], "exactly one of"),
     (["train", "TEXT", "--preset", "colossal"], "tiny, small, medium, large"),
     (["train", "TEXT", "--recipe", "none.toml"], "cannot be read"),
-    (["train", "TEXT", "--set", "model.reversible=true"], "not in this version"),
+    (["train", "TEXT", "--set", "model.lambda_K=0.1"], "not in this version"),
     (["train", "--out", "r", "--resume"], "no run with a checkpoint"),
     (["train", "TEXT", "--out", "r", "--resume"], "with --out alone"),
     (["train", "TEXT", "--patch-bits", "13"], "patch_bits=13"),

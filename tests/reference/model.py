@@ -42,15 +42,24 @@ def rotate(x: np.ndarray, position: int) -> np.ndarray:
     return out
 
 
-def causal_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
+def attention_weights(query: np.ndarray, key: np.ndarray, window: int | None = None) -> np.ndarray:
+    """One head: query, key (N, K). Row n over the keys up to n, the last `window` of them; weights of the rest are 0."""
+    out = np.zeros((len(query), len(key)))
+    for n in range(len(query)):
+        seen = range(0 if window is None else max(0, n - window + 1), n + 1)
+        scores = [float(query[n] @ key[m]) / math.sqrt(query.shape[1]) for m in seen]
+        weights = [math.exp(s - max(scores)) for s in scores]
+        for m, weight in zip(seen, weights, strict=True):
+            out[n, m] = weight / sum(weights)
+    return out
+
+
+def causal_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, window: int | None = None) -> np.ndarray:
     """One head: query, key, value (N, K)."""
     out = np.zeros_like(value)
-    for n in range(len(query)):
-        scores = [float(query[n] @ key[m]) / math.sqrt(query.shape[1]) for m in range(n + 1)]
-        top = max(scores)
-        weights = [math.exp(s - top) for s in scores]
-        for m, weight in enumerate(weights):
-            out[n] += weight / sum(weights) * value[m]
+    for n, row in enumerate(attention_weights(query, key, window)):
+        for m, weight in enumerate(row):
+            out[n] += weight * value[m]
     return out
 
 
@@ -125,28 +134,39 @@ def embed(model: BitTransformerLM, symbols: list[int]) -> list[np.ndarray]:
     return out
 
 
+def on_grid(x: np.ndarray) -> np.ndarray:
+    """The streams of a reversible trunk in float64: multiples of 2^-40."""
+    return np.array([round(float(v) * 2.0**40) / 2.0**40 for v in x])
+
+
 def trunk(model: BitTransformerLM, symbols: list[int]) -> list[np.ndarray]:
     w, c = weights_of(model), model.config
-    xs = embed(model, symbols)
     K = c.d_model // c.nhead
-    for layer in range(c.num_layers):
 
-        def weight(name: str, layer: int = layer) -> np.ndarray:
-            return w[f"blocks.{layer}.{name}"]
-
-        normed = [rms_norm(x) for x in xs]
-        qkv = np.stack([weight("attend.query_key_value.weight") @ x for x in normed])
+    def attended(xs: list[np.ndarray], layer: int) -> list[np.ndarray]:
+        qkv = np.stack([w[f"blocks.{layer}.attend.query_key_value.weight"] @ rms_norm(x) for x in xs])
         heads = []
         for head in range(c.nhead):
             q, k, v = (qkv[:, part * c.d_model + head * K : part * c.d_model + (head + 1) * K] for part in range(3))
             q = np.stack([rotate(row, n) for n, row in enumerate(q)])
             k = np.stack([rotate(row, n) for n, row in enumerate(k)])
-            heads.append(causal_attention(q, k, v))
-        joined = np.concatenate(heads, axis=1)
-        xs = [x + weight("attend.out.weight") @ y for x, y in zip(xs, joined, strict=True)]
-        for n, x in enumerate(xs):
-            hidden = weight("feed_forward.expand.weight") @ rms_norm(x)
-            xs[n] = x + weight("feed_forward.out.weight") @ np.array([max(v, 0.0) ** 2 for v in hidden])
+            heads.append(causal_attention(q, k, v, c.chunk_size and c.chunk_size // c.patch_bits))
+        return [w[f"blocks.{layer}.attend.out.weight"] @ y for y in np.concatenate(heads, axis=1)]
+
+    def fed_forward(x: np.ndarray, layer: int) -> np.ndarray:
+        hidden = w[f"blocks.{layer}.feed_forward.expand.weight"] @ rms_norm(x)
+        return w[f"blocks.{layer}.feed_forward.out.weight"] @ np.array([max(v, 0.0) ** 2 for v in hidden])
+
+    xs = embed(model, symbols)
+    if c.reversible:
+        ones = twos = [on_grid(x) for x in xs]
+        for layer in range(c.num_layers):
+            ones = [x + on_grid(u) for x, u in zip(ones, attended(twos, layer), strict=True)]
+            twos = [x + on_grid(fed_forward(y, layer)) for x, y in zip(twos, ones, strict=True)]
+        return [rms_norm(x + y) for x, y in zip(ones, twos, strict=True)]
+    for layer in range(c.num_layers):
+        xs = [x + u for x, u in zip(xs, attended(xs, layer), strict=True)]
+        xs = [x + fed_forward(x, layer) for x in xs]
     return [rms_norm(x) for x in xs]
 
 

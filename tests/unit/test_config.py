@@ -22,7 +22,12 @@ from bit_transformer.presets import NAMED, of_depth, optim_for, preset
         ({"ngram_orders": (2,), "ngram_dropout": (1.0,)}, r"\[0, 1\)"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"d_model": "wide"}, "d_model='wide'"),
-        ({"reversible": True}, "not in this version"),
+        ({"lambda_K": 0.1}, "not in this version"),
+        ({"reversible": True, "use_checkpoint": True}, "reversible=True and use_checkpoint=True"),
+        ({"checkpoint_every": 2}, "goes with use_checkpoint=True"),
+        ({"checkpoint_every": 9, "use_checkpoint": True}, "Try checkpoint_every=4"),
+        ({"chunk_size": 100}, "multiple of patch_bits=8.*Try chunk_size=96"),
+        ({"chunk_size": 4096}, "up to max_seq_len=1024. Try chunk_size=1024"),
     ],
 )
 def test_a_shape_that_cannot_be_is_one_line_with_a_way_out(fields, text):
@@ -32,7 +37,7 @@ def test_a_shape_that_cannot_be_is_one_line_with_a_way_out(fields, text):
 
 
 def test_keywords_of_later_machinery_are_taken_when_off():
-    assert ModelConfig.of({"reversible": False, "experts": None, "lambda_K": 0, "causal": True}) == ModelConfig()
+    assert ModelConfig.of({"lambda_S": 0, "experts": None, "lambda_K": 0, "causal": True}) == ModelConfig()
 
 
 @pytest.mark.parametrize(

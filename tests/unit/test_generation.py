@@ -160,7 +160,7 @@ def test_sliding_keeps_values_and_turns_keys_back():
     with torch.no_grad():
         cache = model.new_cache(1)
         model.step(random_bits(1, 80), cache)
-        keys, values = cache.layers[1].key_BHNK.clone(), cache.layers[1].value_BHNK.clone()
+        keys, values = cache.layers[1].key_BHSK.clone(), cache.layers[1].value_BHSK.clone()
         model.slide(cache, 4)
     assert cache.length == 7
     table = rotary_table(11, 12).float()
@@ -171,9 +171,9 @@ def test_sliding_keeps_values_and_turns_keys_back():
             keys[:, :, old : old + 1].transpose(1, 2), torch.stack((table[old, :, 0], -table[old, :, 1]), -1)[None]
         )
         want = rotate(unturned, table[new : new + 1]).transpose(1, 2)
-        torch.testing.assert_close(layer.key_BHNK[:, :, new : new + 1], want, rtol=1e-4, atol=1e-5)
-        assert torch.equal(layer.value_BHNK[:, :, new], values[:, :, old])
-    assert torch.equal(layer.key_BHNK[:, :, 0], keys[:, :, 0])
+        torch.testing.assert_close(layer.key_BHSK[:, :, new : new + 1], want, rtol=1e-4, atol=1e-5)
+        assert torch.equal(layer.value_BHSK[:, :, new], values[:, :, old])
+    assert torch.equal(layer.key_BHSK[:, :, 0], keys[:, :, 0])
 
 
 def test_generation_reads_bits_alone():

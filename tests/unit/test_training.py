@@ -227,11 +227,12 @@ def test_every_kind_of_patch_trains(patch_bits, parity):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # inductor warns about what it leaves to eager
-def test_a_compiled_trunk_trains_as_an_eager_one():
+@pytest.mark.parametrize("reversible", [False, True])
+def test_a_compiled_trunk_trains_as_an_eager_one(reversible):
     histories = []
     for compile_model in (False, True):
         torch.manual_seed(0)
-        model = BitTransformerLM(**{**SHAPE, "dropout": 0.0})
+        model = BitTransformerLM(**{**SHAPE, "dropout": 0.0}, reversible=reversible)
         histories.append(train_loop(model, TEXT, steps=5, batch_size=4, compile_model=compile_model, seed=1))
     for eager, compiled in zip(*histories, strict=True):
         assert math.isclose(eager["train_bpb"], compiled["train_bpb"], rel_tol=1e-4)

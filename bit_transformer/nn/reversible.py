@@ -1,0 +1,271 @@
+"""Exactly reversible layers: what the backward pass needs is rebuilt from the outputs, bit for bit, instead of kept.
+
+Two streams, each as wide as the model, start as the same embedding; every block adds to one what it reads from the other,
+and the way back takes it off again:
+
+    y1 = x1 + attend(x2)          x2 = y2 - feed_forward(y1)
+    y2 = x2 + feed_forward(y1)    x1 = y1 - attend(x2)
+
+In floating point x + u - u is not x, and the error grows with depth. Here the streams are integers, multiples of 2^-18 in
+32 bits (2^-40 in 64 bits where the model is in float64), to which every update is rounded; integer sums are undone exactly.
+So the backward pass sees the very activations of the forward, and its gradients are those of the same network with
+everything kept, bit for bit: `run_stored` is that network, and a test compares. Rounding has the gradient of the identity.
+
+Sources: Gomez et al. 2017, arXiv:1707.04585 (the coupling); Kitaev et al. 2020, arXiv:2001.04451 (for transformers);
+MacKay et al. 2018, arXiv:1810.10999 (fixed point, so that no bits are lost).
+"""
+
+# Shapes: B batch, N positions, D model width. A stream is an integer tensor of shape BND.
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bit_transformer.errors import ConfigError, StreamOverflow
+from bit_transformer.nn.block import Block
+from bit_transformer.nn.cache import LayerCache
+
+FRACTION_BITS = 18  # of a stream's 32
+
+
+class Coupling:
+    """Adds updates to streams and takes them off again.
+
+    Args:
+        like: in its dtype branches read the streams.
+
+    Attributes:
+        reach: a bound on every value of both streams so far: the largest input and the largest of each update, summed.
+            Not a number where one of them was not.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        double = like.dtype == torch.float64
+        self.dtype, self.wide = like.dtype, torch.float64 if double else torch.float32
+        self.integer = torch.int64 if double else torch.int32
+        self.unit = 2.0**40 if double else 2.0**FRACTION_BITS
+        self.reach = torch.zeros((), dtype=self.wide, device=like.device)
+
+    def enter(self, x_BND: Tensor) -> Tensor:
+        """Numbers to a stream."""
+        return self.add(torch.zeros((), dtype=self.integer, device=x_BND.device), x_BND)
+
+    def add(self, stream: Tensor, update_BND: Tensor) -> Tensor:
+        """The stream after an update."""
+        low, high = torch.aminmax(update_BND.detach())
+        self.reach = self.reach + torch.maximum(-low, high)
+        return self._rounded(update_BND).add_(stream)
+
+    def take_off(self, stream: Tensor, update_BND: Tensor) -> Tensor:
+        """The stream before an update."""
+        return self._rounded(update_BND).neg_().add_(stream)
+
+    def read(self, stream: Tensor) -> Tensor:
+        """A stream as numbers."""
+        return stream.to(self.wide).mul_(1 / self.unit).to(self.dtype)
+
+    def _rounded(self, update_BND: Tensor) -> Tensor:
+        return update_BND.detach().to(self.wide).mul(self.unit).round_().to(self.integer)
+
+    def leave(self, stream_1: Tensor, stream_2: Tensor) -> Tensor:
+        """Both streams to the trunk's output, their sum.
+
+        Raises:
+            StreamOverflow: a value may have left the integers, and could not be rebuilt.
+        """
+        reach, limit = self.reach.item(), torch.iinfo(self.integer).max / self.unit
+        if math.isfinite(reach) and reach >= limit:
+            raise StreamOverflow(
+                f"got values of up to {reach:.3g} in the reversible trunk; they must stay below {limit:.0f}, where they can be "
+                f"rebuilt exactly. Try a lower train.optim.matrix_lr, or use_checkpoint=True instead of reversible=True"
+            )
+        y_BND = self.read(stream_1).add_(self.read(stream_2))
+        return y_BND if math.isfinite(reach) else y_BND.fill_(math.nan)  # what was not a number stays none
+
+
+def run(
+    blocks: Sequence[Block],
+    x_BND: Tensor,
+    turn_NK2: Tensor,
+    layers: list[LayerCache] | None = None,
+    maps: list[Tensor] | None = None,
+) -> Tensor:
+    """A trunk of reversible blocks: their activations are not kept, whether or not there are gradients to come.
+
+    Gradients of the blocks' parameters are accumulated by `backward()`; `torch.autograd.grad` does not see them.
+
+    Args:
+        turn_NK2: rotary turns of the N positions.
+        layers: keys and values of earlier positions, for decoding.
+        maps: attention maps are appended to it, if it is given.
+
+    Raises:
+        ConfigError: dropout on a device without a generator whose state can be kept.
+        StreamOverflow: values too large to be rebuilt exactly.
+    """
+    if layers is None and torch.is_grad_enabled():
+        # Without an input that needs a gradient nothing would be recorded, and parameters silently get none.
+        x_BND = x_BND if x_BND.requires_grad else x_BND.detach().requires_grad_()
+        y_BND: Tensor = _Stack.apply(x_BND, turn_NK2, blocks, maps)  # type: ignore[no-untyped-call]
+        return y_BND
+    coupling = Coupling(x_BND)
+    stream_1 = stream_2 = coupling.enter(x_BND)
+    for index, block in enumerate(blocks):
+        cache = layers[index] if layers else None
+        stream_1 = coupling.add(stream_1, block.attend(coupling.read(stream_2), turn_NK2, cache, maps))
+        stream_2 = coupling.add(stream_2, block.feed_forward(coupling.read(stream_1)))
+    return coupling.leave(stream_1, stream_2)
+
+
+class _Stack(torch.autograd.Function):
+    """All blocks as one: keeps both streams after the last, and the random states before each branch if they matter.
+
+    Branches are called as modules, so that what hangs on them (sharding, compilation) takes part both times, and both
+    times with gradients enabled, for kernels are chosen by that.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BND: Tensor, turn_NK2: Tensor, blocks: Sequence[Block], maps: list[Tensor] | None
+    ) -> Tensor:
+        random = _RandomStates(blocks, x_BND.device)
+        ctx.autocast = _same_autocast(x_BND.device.type)
+        ctx.coupling = coupling = Coupling(x_BND)
+        stream_1 = stream_2 = coupling.enter(x_BND)
+        with ctx.autocast(), torch.enable_grad():
+            for block in blocks:
+                random.keep()
+                update_BND = block.attend(coupling.read(stream_2).requires_grad_(), turn_NK2, None, maps)
+                stream_1 = coupling.add(stream_1, update_BND)
+                random.keep()
+                update_BND = block.feed_forward(coupling.read(stream_1).requires_grad_())
+                stream_2 = coupling.add(stream_2, update_BND)
+        ctx.blocks, ctx.turn_NK2, ctx.random = blocks, turn_NK2, random
+        ctx.save_for_backward(stream_1, stream_2)
+        return coupling.leave(stream_1, stream_2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BND: Tensor) -> tuple[Tensor, None, None, None]:
+        coupling, random = ctx.coupling, ctx.random
+        stream_1, stream_2 = ctx.saved_tensors
+        grad_1 = grad_2 = grad_BND
+        with random.replayed(), ctx.autocast(), torch.enable_grad():
+            for index in reversed(range(len(ctx.blocks))):
+                block = ctx.blocks[index]
+                read_BND = coupling.read(stream_1).requires_grad_()
+                random.back_to(2 * index + 1)
+                update_BND = block.feed_forward(read_BND)
+                stream_2 = coupling.take_off(stream_2, update_BND)
+                torch.autograd.backward(update_BND, grad_2.to(update_BND.dtype))
+                grad_1 = grad_1 + read_BND.grad
+                read_BND = coupling.read(stream_2).requires_grad_()
+                random.back_to(2 * index)
+                update_BND = block.attend(read_BND, ctx.turn_NK2)
+                stream_1 = coupling.take_off(stream_1, update_BND)
+                torch.autograd.backward(update_BND, grad_1.to(update_BND.dtype))
+                grad_2 = grad_2 + read_BND.grad
+        return grad_1 + grad_2, None, None, None
+
+
+class _RandomStates:
+    """The state of a device's random generator before each branch, so that a branch drops the same values again."""
+
+    def __init__(self, blocks: Sequence[Block], device: torch.device) -> None:
+        drops = [m.p for block in blocks for m in block.modules() if isinstance(m, nn.Dropout) and m.training and m.p]
+        self.generator = _generator_of(device, drops[0]) if drops else None
+        self.states: list[Tensor] = []
+
+    def keep(self) -> None:
+        """Before the next branch."""
+        if self.generator is not None:
+            self.states.append(self.generator.get_rng_state())
+
+    def back_to(self, branch: int) -> None:
+        """As it was before that branch."""
+        if self.generator is not None:
+            self.generator.set_rng_state(self.states[branch])
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Around the way back: afterwards the generator is where it was."""
+        now = self.generator.get_rng_state() if self.generator is not None else None
+        try:
+            yield
+        finally:
+            if self.generator is not None:
+                self.generator.set_rng_state(now)
+
+
+def _generator_of(device: torch.device, dropout: float) -> Any:
+    """The module with `get_rng_state` and `set_rng_state` of a device."""
+    if device.type == "cpu":
+        return torch
+    try:
+        module = torch.get_device_module(device)
+    except RuntimeError:
+        module = None
+    if not hasattr(module, "get_rng_state"):
+        raise ConfigError(
+            f"reversible=True with dropout={dropout:g} draws the same random numbers twice; device {device.type!r} has no "
+            f"generator that can be set back. Try dropout=0, or use_checkpoint=True instead of reversible=True"
+        )
+    return module
+
+
+def _same_autocast(device_type: str) -> Callable[[], AbstractContextManager[Any]]:
+    """The autocast of now, for now and for later; it keeps no copies of weights, which one pass would leave the other."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext
+    dtype, enabled = torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
+    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+# ---- the same network with everything kept, to prove the other by ----
+
+
+def run_stored(blocks: Sequence[Block], x_BND: Tensor, turn_NK2: Tensor) -> Tensor:
+    """What `run` computes, its output and its gradients, by PyTorch's own way back through stored activations."""
+    coupling = Coupling(x_BND)
+    x1_BND, x2_BND, stream_1 = _Enter.apply(x_BND, coupling)  # type: ignore[no-untyped-call]
+    stream_2 = stream_1
+    for block in blocks:
+        # A view, so that gradients inside the branch are added up before they meet the stream's, as they are on the way back.
+        update_BND = block.attend(x2_BND.view_as(x2_BND), turn_NK2)
+        x1_BND, stream_1 = _Add.apply(x1_BND, update_BND, stream_1, coupling)  # type: ignore[no-untyped-call]
+        update_BND = block.feed_forward(x1_BND.view_as(x1_BND))
+        x2_BND, stream_2 = _Add.apply(x2_BND, update_BND, stream_2, coupling)  # type: ignore[no-untyped-call]
+    return x1_BND + x2_BND
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BND: Tensor, coupling: Coupling) -> tuple[Tensor, Tensor, Tensor]:
+        stream = coupling.enter(x_BND)
+        ctx.mark_non_differentiable(stream)
+        return coupling.read(stream), coupling.read(stream), stream
+
+    @staticmethod
+    def backward(ctx: Any, grad_1: Tensor, grad_2: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        return grad_1 + grad_2, None
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_BND: Tensor, update_BND: Tensor, stream: Tensor, coupling: Coupling
+    ) -> tuple[Tensor, Tensor]:
+        ctx.dtype = update_BND.dtype
+        after = coupling.add(stream, update_BND)
+        ctx.mark_non_differentiable(after)
+        return coupling.read(after), after
+
+    @staticmethod
+    def backward(ctx: Any, grad_BND: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return grad_BND, grad_BND.to(ctx.dtype), None, None
