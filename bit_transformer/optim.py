@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bit_transformer.config import OptimConfig
+from bit_transformer.memory import MUON_PIECE
 from bit_transformer.nn.ngram import NgramEmbedding
 
 
@@ -51,10 +52,15 @@ class Muon(Optimizer):
 
 
 def _by_shape(params: list[Tensor]) -> list[list[Tensor]]:
+    """Parameters of one shape together, but not more than `MUON_PIECE` elements: some copies of them live at once."""
     groups: dict[torch.Size, list[Tensor]] = {}
     for p in params:
         groups.setdefault(p.shape, []).append(p)
-    return list(groups.values())
+    pieces: list[list[Tensor]] = []
+    for group in groups.values():
+        count = max(1, MUON_PIECE // group[0].numel())
+        pieces += [group[at : at + count] for at in range(0, len(group), count)]
+    return pieces
 
 
 def orthogonalize(g_MRC: Tensor, steps: int = 5) -> Tensor:

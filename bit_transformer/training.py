@@ -10,6 +10,7 @@ are functions of the seed and the step, not of what happened before.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -32,9 +33,10 @@ from bit_transformer.data.features import (
     window_features,
 )
 from bit_transformer.data.sources import Corpus, bytes_corpus
-from bit_transformer.data.windows import BitWindows, CorpusWindows, Windows
-from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
+from bit_transformer.data.windows import Batch, BitWindows, CorpusWindows, Windows
+from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss, OutOfMemory
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol, window_bytes
+from bit_transformer.memory import estimate_memory, savings
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.optim import Optimizers, clip_gradients, schedule
 from bit_transformer.tensor_file import read_tensors, under, write_tensors
@@ -57,6 +59,7 @@ class Progress:
         stale: validations since then.
         validated: share of the budget at the last validation.
         stopped: why it ended, if it has.
+        micro_batches: of an update: the config's `accum_steps`, or more where memory did not suffice.
     """
 
     step: int = 0
@@ -67,6 +70,7 @@ class Progress:
     stale: int = 0
     validated: float = 0.0
     stopped: str = ""
+    micro_batches: int = 0
 
 
 class Record(TypedDict, total=False):
@@ -107,6 +111,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimizers = Optimizers(self.model, self.config.optim)
+        self.progress.micro_batches = self.progress.micro_batches or self.config.accum_steps
 
     @property
     def device(self) -> torch.device:
@@ -149,21 +154,10 @@ class Trainer:
     def update(self) -> Record:
         """One optimizer update."""
         config, progress = self.config, self.progress
-        # Dropout follows from seed and step alone, so a resumed run needs no generator state.
-        torch.manual_seed((config.seed << 32) + progress.step)
         rate = schedule(progress.share, config.optim)
         self.optimizers.set_rate(rate)
-        self.optimizers.zero_grad()  # an update that was interrupted may have left some
         batch = self.windows.draw(config.batch_size)
-        bits_BT = batch.bits_BT.to(self.device, non_blocking=True)
-        features_BTF = None if batch.features_BTF is None else batch.features_BTF.to(self.device, non_blocking=True)
-        nats = 0.0
-        for at, micro_BT in enumerate(bits_BT.chunk(config.accum_steps)):
-            said_BTF = None if features_BTF is None else features_BTF.chunk(config.accum_steps)[at]
-            with autocast(self.device, config.amp):
-                loss = self.model.nll(micro_BT, said_BTF).mean() * (len(micro_BT) / len(bits_BT))
-            loss.backward()  # type: ignore[no-untyped-call]
-            nats += loss.item()
+        nats = self._accumulated(batch)
         norm = clip_gradients(self.model, config.clip_norm)
         if not (math.isfinite(nats) and math.isfinite(norm)):
             raise NonFiniteLoss(
@@ -171,11 +165,16 @@ class Trainer:
                 f"checkpoint, if there was one, is kept. Try a lower train.optim.lr and matrix_lr, or train.amp=false",
                 progress.step + 1,
             )
-        self.optimizers.step()
+        try:
+            self.optimizers.step()
+        except (RuntimeError, MemoryError) as failed:
+            if not is_out_of_memory(failed):
+                raise
+            raise OutOfMemory(self._memory_advice()) from None
         self.optimizers.zero_grad()
         progress.step += 1
         progress.bytes_seen += config.batch_size * self.windows.window_bytes
-        bits_per_byte_coded = bits_BT.shape[1] / self.windows.window_bytes
+        bits_per_byte_coded = batch.bits_BT.shape[1] / self.windows.window_bytes
         return Record(
             step=progress.step,
             bytes=progress.bytes_seen,
@@ -183,6 +182,51 @@ class Trainer:
             train_bpb=nats / math.log(2) * bits_per_byte_coded,
             grad_norm=norm,
             rate=rate,
+        )
+
+    def _accumulated(self, batch: Batch) -> float:
+        """Gradients of a batch, and its nats a bit; out of memory, again in micro-batches of half the size, or an error."""
+        while True:
+            # Dropout follows from seed and step alone, so a resumed run needs no generator state.
+            torch.manual_seed((self.config.seed << 32) + self.progress.step)
+            self.optimizers.zero_grad()  # an update that was interrupted may have left some
+            try:
+                return self._backward(batch)
+            except (RuntimeError, MemoryError) as failed:
+                if not is_out_of_memory(failed):
+                    raise
+            # Here the error is gone, and with it the frames that held tensors.
+            self.optimizers.zero_grad()
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if not self.config.auto_batch or self.progress.micro_batches >= self.config.batch_size:
+                raise OutOfMemory(self._memory_advice())
+            self.progress.micro_batches = min(2 * self.progress.micro_batches, self.config.batch_size)
+
+    def _backward(self, batch: Batch) -> float:
+        bits_BT = batch.bits_BT.to(self.device, non_blocking=True)
+        features_BTF = None if batch.features_BTF is None else batch.features_BTF.to(self.device, non_blocking=True)
+        parts = self.progress.micro_batches
+        nats = 0.0
+        for at, micro_BT in enumerate(bits_BT.chunk(parts)):
+            said_BTF = None if features_BTF is None else features_BTF.chunk(parts)[at]
+            with autocast(self.device, self.config.amp):
+                loss = self.model.nll(micro_BT, said_BTF).mean() * (len(micro_BT) / len(bits_BT))
+            loss.backward()  # type: ignore[no-untyped-call]
+            nats += loss.item()
+        return nats
+
+    def _memory_advice(self) -> str:
+        c, parts = self.config, self.progress.micro_batches
+        now = c.model_copy(update={"accum_steps": parts, "amp": autocast_wanted(self.device, c.amp)})
+        peak = estimate_memory(self.model.config, now).peak
+        switches = [f"{saving.settings} ({saving.peak / 1e9:.2g} GB)" for saving in savings(self.model.config, now)]
+        switches += [] if c.auto_batch or c.batch_size == parts else ["train.auto_batch=true"]
+        return (
+            f"got no memory for step {self.progress.step + 1}: {c.batch_size} windows in {parts} micro-batch"
+            f"{'es' if parts > 1 else ''} take about {peak / 1e9:.2g} GB. Try "
+            f"{', or '.join(switches) or 'a smaller model or window'}"
         )
 
     def _advance(self, seconds: float) -> float:
@@ -392,8 +436,7 @@ def cpu_autocast(enabled: bool | None = None) -> contextlib.AbstractContextManag
         enabled: not given: where the processor computes in bfloat16 (AVX512-BF16 or AMX). Elsewhere it is emulated
             and about ten times slower than float32.
     """
-    wanted = cpu_has_bfloat16() if enabled is None else enabled
-    return torch.autocast("cpu", dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+    return autocast(torch.device("cpu"), enabled)
 
 
 def cpu_has_bfloat16() -> bool:
@@ -403,8 +446,22 @@ def cpu_has_bfloat16() -> bool:
 
 
 def autocast(device: torch.device, enabled: bool | None) -> contextlib.AbstractContextManager[object]:
-    """`cpu_autocast` on a processor, bfloat16 autocast on a device that has it, nothing elsewhere."""
-    if device.type == "cpu":
-        return cpu_autocast(enabled)
-    wanted = torch.cuda.is_bf16_supported() if enabled is None and device.type == "cuda" else bool(enabled)
+    """bfloat16 autocast where it is wanted, else nothing."""
+    wanted = autocast_wanted(device, enabled)
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def autocast_wanted(device: torch.device, enabled: bool | None) -> bool:
+    """What was said; where nothing was, whether the device computes in bfloat16."""
+    if enabled is not None:
+        return enabled
+    if device.type == "cpu":
+        return cpu_has_bfloat16()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory: PyTorch's, of any device, or Python's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

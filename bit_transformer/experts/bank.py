@@ -10,7 +10,6 @@ sizes, streams, copies, saving, merging.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -24,6 +23,7 @@ from bit_transformer.experts import STATE_VERSION as STATE_VERSION
 from bit_transformer.experts import kernels
 from bit_transformer.experts.histories import histories, sums
 from bit_transformer.experts.kernels import Curves, Shape, Stream, Tables
+from bit_transformer.machine import free_memory
 
 Features = NDArray[np.int8]
 Units = NDArray[np.uint16]
@@ -227,7 +227,7 @@ def check_memory(needed: int, config: ExpertConfig, experts: int) -> None:
     Raises:
         ConfigError: more bytes than are free.
     """
-    free = _free_memory()
+    free = free_memory()
     if free is not None and needed > free:
         fits = config.buckets
         while fits > 1 << 10 and experts * fits * kernels.BUCKET > free // 2:
@@ -236,18 +236,6 @@ def check_memory(needed: int, config: ExpertConfig, experts: int) -> None:
             f"experts.buckets={config.buckets} makes banks of {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free. "
             f"Try experts.buckets={fits}, experts.history={min(config.history, 1 << 22)}"
         )
-
-
-def _free_memory() -> int | None:
-    """Bytes that a process may still take, where the system says."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return None
 
 
 def _spec(config: ExpertConfig, words: bool) -> NDArray[np.int64]:

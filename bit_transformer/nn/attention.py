@@ -1,6 +1,7 @@
 """Multi-head self-attention with rotary positions: over the whole window or the latest positions, from a cache or not."""
 
-# Shapes: B batch, N positions, M keys (N or more), D model width, E = 2 D, H heads, K head width, W local window.
+# Shapes: B batch, N positions, M keys (N or more), D model width, E = 2 D, H heads, K head width; of local attention: W window,
+# U = 2 W keys of a chunk, C chunks of all of the batch.
 from __future__ import annotations
 
 import torch
@@ -48,7 +49,8 @@ class SelfAttention(nn.Module):
         turning_BNE, value_BND = self.query_key_value(self.norm(x_BND)).split((2 * D, D), dim=-1)
         turned_BNHK = rotate(turning_BNE.view(B, N, 2 * self.nhead, -1), turn_NK2)
         query_BHNK, key_BHMK = turned_BNHK.transpose(1, 2).chunk(2, dim=1)
-        value_BHMK = value_BND.view(B, N, self.nhead, -1).transpose(1, 2)
+        # A copy: as a view it would keep the whole projection for the backward pass, queries and keys before their turn too.
+        value_BHMK = value_BND.contiguous().view(B, N, self.nhead, -1).transpose(1, 2)
         if cache is not None:
             key_BHMK, value_BHMK = cache.extend(key_BHMK, value_BHMK)
         if maps is not None:
@@ -67,36 +69,30 @@ def attend(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, window: int
         window: W, it sees so many of them at most. Time and memory are then linear in N: queries are taken in chunks of
             W, each with its own keys and the W before, and within these a band is left.
     """
-    N, M = query_BHNK.shape[2], key_BHMK.shape[2]
-    if N == 1 and (window or M) >= M:
-        return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK)
-    if window is None or window >= M:
-        if N == M:
-            return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK, is_causal=True)
-        seen_NM = _seen(N, M, None, query_BHNK.device)
-        return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK, attn_mask=seen_NM)
-    W, past = window, M - N
-    first = min(W, N)
-    begin_BHNK = _attend_first(query_BHNK[:, :, :first], key_BHMK[:, :, : past + first], value_BHMK, W)
-    if first == N:
-        return begin_BHNK
+    B, H, N, K = query_BHNK.shape
+    if window is None or window >= N:
+        return _attend_masked(query_BHNK, key_BHMK, value_BHMK, window)
+    W, past = window, key_BHMK.shape[2] - N
+    # Copies, for the same reason as those of the values.
+    first = [x.clone() for x in (query_BHNK[:, :, :W], key_BHMK[:, :, : past + W], value_BHMK[:, :, : past + W])]
+    begin_BHWK = _attend_masked(first[0], first[1], first[2], W)
     rest_BHNK = F.pad(query_BHNK[:, :, W:], (0, 0, 0, -N % W))
     keys = [F.pad(x[:, :, past:], (0, 0, 0, -N % W)) for x in (key_BHMK, value_BHMK)]
     query_CHWK = _chunks(rest_BHNK, W, W)
     key_CHUK, value_CHUK = (_chunks(x, 2 * W, W) for x in keys)
-    seen_WU = _seen(W, 2 * W, W, query_BHNK.device)
-    y_CHWK = F.scaled_dot_product_attention(query_CHWK, key_CHUK, value_CHUK, attn_mask=seen_WU)
-    B, H, _, K = query_BHNK.shape
+    y_CHWK = _attend_masked(query_CHWK, key_CHUK, value_CHUK, W)
     y_BHNK = y_CHWK.view(B, -1, H, W, K).transpose(1, 2).flatten(2, 3)
-    return torch.cat((begin_BHNK, y_BHNK[:, :, : N - W]), dim=2)
+    return torch.cat((begin_BHWK, y_BHNK[:, :, : N - W]), dim=2)
 
 
-def _attend_first(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, window: int) -> Tensor:
+def _attend_masked(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, window: int | None) -> Tensor:
     N, M = query_BHNK.shape[2], key_BHMK.shape[2]
-    if N == M:
-        return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK[:, :, :M], is_causal=True)
+    if window is None or window >= M:
+        if N in (1, M):  # the last position sees all
+            return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK, is_causal=N > 1)
+        window = None
     seen_NM = _seen(N, M, window, query_BHNK.device)
-    return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK[:, :, :M], attn_mask=seen_NM)
+    return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK, attn_mask=seen_NM)
 
 
 def _chunks(x_BHNK: Tensor, size: int, every: int) -> Tensor:

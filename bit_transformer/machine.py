@@ -1,0 +1,33 @@
+"""What the machine has to give."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def free_memory() -> int | None:
+    """Bytes that a process may still take: of the system, and of the control group it runs in; none where neither says."""
+    limits = [limit for limit in (_system(), _control_group(Path("/sys/fs/cgroup"))) if limit is not None]
+    return min(limits, default=None)
+
+
+def _system() -> int | None:
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+def _control_group(folder: Path) -> int | None:
+    try:
+        most, now = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        cached = int(stat["inactive_file"])  # file pages that are given up on demand
+    except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
+        return None
+    return max(0, most - now + cached)

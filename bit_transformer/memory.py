@@ -1,0 +1,332 @@
+"""How much memory a model takes, before it is made: in training and in use, under every switch that saves some.
+
+Counted from the shapes, tensor by tensor, as the code keeps them; `btlm bench estimator` holds it against what was measured.
+Sizes are bytes on one device. What the libraries take for themselves (some 300 MB of a process with torch) comes on top.
+"""
+
+# Letters: M positions of a micro-batch, N of a window, D model width, F feed-forward width, V = 2^P symbols, P bits of a patch.
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bit_transformer.config import ModelConfig, TrainConfig
+from bit_transformer.errors import ConfigError
+
+FLOAT, HALF, INDEX = 4, 2, 8
+MUON_PIECE = 1 << 22  # elements that the optimizer orthogonalises at once, or one matrix
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device.
+
+    Attributes:
+        parameters: weights; in use under FSDP also what is gathered at once.
+        gradients: of all parameters, and the rows of sparse tables.
+        optimizer: moments and momenta.
+        activations: kept for the backward pass of one micro-batch.
+        logits: of all nodes of the head, and their gradients.
+        working: of the branch under way, its results and gradients.
+        update: what the optimizer needs for a moment.
+        cache: keys and values of cached generation.
+        experts: the bank, and the features of a batch.
+        attention_maps: with full_attn_logging, of one batch.
+        peak: most of it at once; not the sum, for not all of it is there at the same time.
+        when: the moment of the peak.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    working: int
+    update: int
+    cache: int
+    experts: int
+    attention_maps: int
+    peak: int
+    when: str
+
+
+def estimate_memory(
+    model: ModelConfig | None = None,
+    train: TrainConfig | None = None,
+    *,
+    training: bool = True,
+    batch: int = 1,
+    world_size: int = 1,
+    **fields: Any,
+) -> MemoryEstimate:
+    """Memory of a training, or of a model in use.
+
+    Args:
+        model: the shape; or give its fields as keywords: `estimate_memory(d_model=512, num_layers=24)`.
+        train: batch, window, accumulation, precision (`amp` not given: float32) and optimizer; the default if not given.
+        training: otherwise whole windows are scored, and as many streams generated, `batch` at once.
+        world_size: devices that share one model (FSDP), and the batch.
+
+    Raises:
+        ConfigError: a shape that cannot be, or no devices, or windows that are not shared evenly.
+    """
+    config = ModelConfig.of({**(model.model_dump() if model else {}), **fields})
+    how = train or TrainConfig(steps=1)
+    if world_size < 1 or batch < 1:
+        raise ConfigError(f"got world_size={world_size} and batch={batch}; each must be at least 1. Try 1")
+    if training and how.batch_size % (how.accum_steps * world_size):
+        raise ConfigError(
+            f"batch_size={how.batch_size} is not shared evenly by world_size={world_size} devices and "
+            f"accum_steps={how.accum_steps}. Try batch_size={how.accum_steps * world_size}"
+        )
+    if not training:
+        return _in_use(config, batch, bool(how.amp), world_size)
+    return _in_training(config, how, how.batch_size // how.accum_steps // world_size, world_size)
+
+
+def largest_batch(
+    model: ModelConfig, train: TrainConfig, budget: int, *, training: bool = True, world_size: int = 1
+) -> int:
+    """The most windows that an update, or a scoring, can take at once within a budget in bytes; 0 where not one fits."""
+
+    def fits(rows: int) -> bool:
+        how = train.model_copy(update={"batch_size": rows * world_size, "accum_steps": 1})
+        return estimate_memory(model, how, training=training, batch=rows, world_size=world_size).peak <= budget
+
+    if not fits(1):
+        return 0
+    below, above = 1, 2
+    while fits(above) and above < 1 << 24:
+        below, above = above, 2 * above
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (middle, above) if fits(middle) else (below, middle)
+    return below * world_size
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A switch that saves memory.
+
+    Attributes:
+        settings: what to set, as on the command line.
+        peak: bytes with it.
+        price: what it costs.
+    """
+
+    settings: str
+    peak: int
+    price: str
+
+
+def savings(model: ModelConfig, train: TrainConfig, *, world_size: int = 1) -> list[Saving]:
+    """Switches that are off and would lower the peak of a training, the best first."""
+    now = estimate_memory(model, train, world_size=world_size).peak
+    found = []
+    for settings, model_fields, train_fields, price in _switches(model, train):
+        try:
+            how = TrainConfig.of(train.model_dump() | train_fields)
+            peak = estimate_memory(ModelConfig.of(model.model_dump() | model_fields), how, world_size=world_size).peak
+        except ConfigError:
+            continue
+        if peak < 0.98 * now:
+            found.append(Saving(settings, peak, price))
+    return sorted(found, key=lambda saving: saving.peak)
+
+
+def _switches(model: ModelConfig, train: TrainConfig) -> list[tuple[str, dict[str, Any], dict[str, Any], str]]:
+    again = "a quarter to a third more time"
+    off = {"use_checkpoint": False, "checkpoint_every": 1}
+    choices: list[tuple[str, dict[str, Any], dict[str, Any], str]] = []
+    if not model.reversible:
+        choices.append(("model.reversible=true", {"reversible": True, **off}, {}, f"{again}; another function"))
+        if not model.use_checkpoint or model.checkpoint_every > 1:
+            choices.append(("model.use_checkpoint=true", {**off, "use_checkpoint": True}, {}, again))
+    if model.chunk_size is None:
+        chunk = max(1, model.max_patches // 8) * model.patch_bits
+        choices.append((f"model.chunk_size={chunk}", {"chunk_size": chunk}, {}, "attention reaches less far"))
+    if train.batch_size >= 2 * train.accum_steps and train.batch_size % (2 * train.accum_steps) == 0:
+        accum = 2 * train.accum_steps
+        choices.append((f"train.accum_steps={accum}", {}, {"accum_steps": accum}, "smaller matrix products"))
+    if not train.amp:
+        choices.append(("train.amp=true", {}, {"amp": True}, "needs bfloat16 arithmetic to be fast"))
+    return choices
+
+
+def saved_for_backward(forward: Callable[[], Any]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, counted: every storage once, parameters left out.
+
+    Args:
+        forward: makes a loss, or anything with a graph; called once.
+    """
+    import weakref
+
+    import torch
+
+    class Kept:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor.detach()  # with its graph it would keep itself alive
+
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+    def keep(tensor: torch.Tensor) -> Kept:
+        kept = Kept(tensor)
+        whole = tensor if tensor._base is None else tensor._base
+        if not isinstance(whole, torch.nn.Parameter):
+            alive.add(kept)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        result = forward()
+    storages = {kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes() for kept in alive}
+    del result
+    return sum(storages.values())
+
+
+# ---- counting ----
+
+
+def _elements(c: ModelConfig) -> tuple[int, int, int, int]:
+    """Parameters by kind: matrices of one block; tables of n-grams; of the experts' mixer; all others."""
+    V, D = 1 << c.patch_bits, c.d_model
+    block = 4 * D * D + 2 * D * c.feedforward_width
+    tables = _contexts(c) * c.ngram_rows * D
+    mixer = _features(c) * (V + c.patch_bits * D)
+    phases = c.phases * D if c.phases > 1 else 0
+    return block, tables, mixer, (V + 1) * D + phases + V * (D + 1)
+
+
+def _contexts(c: ModelConfig) -> int:
+    return len(c.ngram_orders) + 2 * c.ngram_words
+
+
+def _features(c: ModelConfig) -> int:
+    if c.experts is None:
+        return 0
+    from bit_transformer.experts.bank import feature_count  # numba, where it is needed
+
+    return feature_count(c)
+
+
+def _bank(c: ModelConfig) -> int:
+    if c.experts is None:
+        return 0
+    from bit_transformer.experts.bank import memory_bytes
+
+    return memory_bytes(c)
+
+
+def _kept_by_block(c: ModelConfig, rows: int, N: int, amp: bool) -> int:
+    """What one plain block keeps for the backward pass of `rows` windows of N positions."""
+    M, D, H, W = rows * N, c.d_model, c.nhead, c.attention_window
+    size = HALF if amp else FLOAT
+    norms = 2 * M * (D + 1) * FLOAT + (2 * M * D * HALF if amp else 0)  # each with its copy for a matrix product
+    if W is None or N <= W:
+        attention = M * (4 * D * size + H * FLOAT)  # turned queries and keys, values, output; log-sums
+    else:
+        R = math.ceil((N - W) / W) * W  # positions in chunks after the first; keys and values of those twice
+        attention = rows * ((6 * R + 4 * W + N) * D * size + (R + W) * H * FLOAT) + 2 * W * W * size
+    dropped = 2 * M * D * size if c.dropout else 0
+    casts = _elements(c)[0] * HALF if amp else 0
+    return norms + attention + M * c.feedforward_width * size + dropped + casts
+
+
+def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -> MemoryEstimate:
+    N = math.ceil(min(how.window or c.max_seq_len, c.max_seq_len) / c.patch_bits)
+    M, D, F, P, L = rows * N, c.d_model, c.feedforward_width, c.patch_bits, c.num_layers
+    V, contexts, E = 1 << P, _contexts(c), _features(c)
+    amp = bool(how.amp)
+    size = HALF if amp else FLOAT
+    block, tables, mixer, others = _elements(c)
+    kept = _kept_by_block(c, rows, N, amp)
+
+    ends = M * (D + 1) * FLOAT + M * (INDEX + P * (INDEX + 2 * FLOAT))  # final norm, symbols, bits of the loss
+    ends += (M * D + V * D) * HALF if amp else 0
+    ends += M * P * (E * FLOAT + INDEX) if E else 0
+    ends += M * contexts * (INDEX + (FLOAT if any(c.ngram_dropout) else 0))
+    branch = M * (2 * F * size + D * (size + 2 * FLOAT))
+    if c.reversible:
+        trunk = 2 * M * D * FLOAT
+        working = branch + M * (F * size + D * (size + 7 * FLOAT))
+    elif c.use_checkpoint:
+        again = math.ceil(L / c.checkpoint_every)
+        trunk = again * M * D * FLOAT + (L - again) * kept
+        # A block that is computed again takes the place of the plain one after it, unless it is the last.
+        working = branch + (0 if (L - 1) % c.checkpoint_every else kept)
+    else:
+        trunk = L * kept
+        working = branch
+    activations, logits = trunk + ends, 2 * M * V * size
+
+    dense = (L * block + mixer + others) * FLOAT
+    rows_of_tables = how.batch_size // world_size * N * contexts * (D * FLOAT + INDEX)
+    parameters = (dense + tables * FLOAT) // world_size
+    gradients = dense // world_size + rows_of_tables
+    if world_size > 1:  # two blocks and what is outside them are whole at a time
+        parameters += (2 * block + mixer + others + tables) * FLOAT
+        gradients += block * FLOAT
+    moments = (1 if how.optim.muon else 2) * L * block + 2 * (mixer + others + tables)
+    piece = min(L * block, max(MUON_PIECE, D * max(3 * D, F))) if how.optim.muon else 0
+    update = 4 * piece * FLOAT + 3 * rows_of_tables
+    experts = _bank(c) + how.batch_size // world_size * N * P * E
+
+    base = parameters + moments * FLOAT // world_size + experts
+    before = gradients if how.accum_steps > 1 else 0  # of earlier micro-batches
+    moments_of = {
+        "the loss": base + before + activations + logits,
+        "the last block's backward pass": base + before + activations + working,
+        "the first block's backward pass": base + gradients + ends + working + (0 if trunk < L * kept else kept),
+        "the optimizer's update": base + gradients + update,
+    }
+    when, peak = max(moments_of.items(), key=lambda item: item[1])
+    return MemoryEstimate(
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=moments * FLOAT // world_size,
+        activations=activations,
+        logits=logits,
+        working=working,
+        update=update,
+        cache=0,
+        experts=experts,
+        attention_maps=0,
+        peak=peak,
+        when=when,
+    )
+
+
+def _in_use(c: ModelConfig, batch: int, amp: bool, world_size: int) -> MemoryEstimate:
+    N, D, F, P, L = c.max_patches + 1, c.d_model, c.feedforward_width, c.patch_bits, c.num_layers
+    M, V = batch * N, 1 << P
+    size = HALF if amp else FLOAT
+    block, tables, mixer, others = _elements(c)
+    parameters = (L * block + tables + mixer + others) * FLOAT // world_size
+    parameters += (2 * block + mixer + others + tables) * FLOAT if world_size > 1 else 0
+    streams = M * D * FLOAT * (4 if c.reversible else 1)
+    working = streams + M * max(8 * D, D + 2 * F) * size
+    logits = M * V * size
+    cache = batch * L * 2 * min(c.attention_window or N, N) * D * FLOAT
+    maps = L * batch * c.nhead * N * N * FLOAT if c.full_attn_logging else 0
+    experts = _bank(c)
+    moments_of = {
+        "a block": parameters + experts + maps + working,
+        "the head": parameters + experts + maps + streams + M * D * size + logits,
+        "generation": parameters + experts + cache,
+    }
+    when, peak = max(moments_of.items(), key=lambda item: item[1])
+    return MemoryEstimate(
+        parameters=parameters,
+        gradients=0,
+        optimizer=0,
+        activations=0,
+        logits=logits,
+        working=working,
+        update=0,
+        cache=cache,
+        experts=experts,
+        attention_maps=maps,
+        peak=peak,
+        when=when,
+    )
