@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bit_transformer.config import DataConfig, ModelConfig, OptimConfig, Sampling, TrainConfig
     from bit_transformer.evaluation.metrics import bits_per_byte
     from bit_transformer.generation import generate, generate_bytes, infer_long, stream_bytes
+    from bit_transformer.memory import estimate_memory
     from bit_transformer.model import BitTransformerLM, set_dropout
     from bit_transformer.presets import preset
     from bit_transformer.training import cpu_autocast, train_loop
@@ -35,6 +36,7 @@ _HOME = {
     "bits_to_text": "bit_io",
     "bytes_to_bits": "bit_io",
     "cpu_autocast": "training",
+    "estimate_memory": "memory",
     "generate": "generation",
     "generate_bytes": "generation",
     "infer_long": "generation",
@@ -59,6 +61,7 @@ __all__ = [
     "bits_to_text",
     "bytes_to_bits",
     "cpu_autocast",
+    "estimate_memory",
     "generate",
     "generate_bytes",
     "infer_long",

@@ -137,11 +137,11 @@ def savings(model: ModelConfig, train: TrainConfig, *, world_size: int = 1) -> l
 
 
 def _switches(model: ModelConfig, train: TrainConfig) -> list[tuple[str, dict[str, Any], dict[str, Any], str]]:
-    again = "a quarter to a third more time"
+    again = "about 30 % more time"
     off = {"use_checkpoint": False, "checkpoint_every": 1}
     choices: list[tuple[str, dict[str, Any], dict[str, Any], str]] = []
     if not model.reversible:
-        choices.append(("model.reversible=true", {"reversible": True, **off}, {}, f"{again}; another function"))
+        choices.append(("model.reversible=true", {"reversible": True, **off}, {}, f"{again}, another function"))
         if not model.use_checkpoint or model.checkpoint_every > 1:
             choices.append(("model.use_checkpoint=true", {**off, "use_checkpoint": True}, {}, again))
     if model.chunk_size is None:
@@ -218,19 +218,20 @@ def _bank(c: ModelConfig) -> int:
     return memory_bytes(c)
 
 
-def _kept_by_block(c: ModelConfig, rows: int, N: int, amp: bool) -> int:
-    """What one plain block keeps for the backward pass of `rows` windows of N positions."""
+def _kept_by_branches(c: ModelConfig, rows: int, N: int, amp: bool) -> tuple[int, int]:
+    """What attention and feed-forward of one block keep for the backward pass of `rows` windows of N positions."""
     M, D, H, W = rows * N, c.d_model, c.nhead, c.attention_window
     size = HALF if amp else FLOAT
-    norms = 2 * M * (D + 1) * FLOAT + (2 * M * D * HALF if amp else 0)  # each with its copy for a matrix product
-    if W is None or N <= W:
+    around = M * (D + 1) * FLOAT  # norm
+    around += M * D * HALF if amp else 0  # its copy for the matrix product
+    around += M * D * size if c.dropout else 0
+    if W is None or W >= N:
         attention = M * (4 * D * size + H * FLOAT)  # turned queries and keys, values, output; log-sums
     else:
         R = math.ceil((N - W) / W) * W  # positions in chunks after the first; keys and values of those twice
         attention = rows * ((6 * R + 4 * W + N) * D * size + (R + W) * H * FLOAT) + 2 * W * W * size
-    dropped = 2 * M * D * size if c.dropout else 0
-    casts = _elements(c)[0] * HALF if amp else 0
-    return norms + attention + M * c.feedforward_width * size + dropped + casts
+    casts = (4 * D * D * HALF, 2 * D * c.feedforward_width * HALF) if amp else (0, 0)
+    return around + attention + casts[0], around + M * c.feedforward_width * size + casts[1]
 
 
 def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -> MemoryEstimate:
@@ -240,24 +241,24 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
     amp = bool(how.amp)
     size = HALF if amp else FLOAT
     block, tables, mixer, others = _elements(c)
-    kept = _kept_by_block(c, rows, N, amp)
+    attention, feed_forward = _kept_by_branches(c, rows, N, amp)
+    kept = attention + feed_forward
 
     ends = M * (D + 1) * FLOAT + M * (INDEX + P * (INDEX + 2 * FLOAT))  # final norm, symbols, bits of the loss
     ends += (M * D + V * D) * HALF if amp else 0
-    ends += M * P * (E * FLOAT + INDEX) if E else 0
+    ends += M * P * (E * FLOAT + INDEX) + ((M + P * E) * D * HALF if amp else 0) if E else 0
     ends += M * contexts * (INDEX + (FLOAT if any(c.ngram_dropout) else 0))
-    branch = M * (2 * F * size + D * (size + 2 * FLOAT))
+    results = M * D * (size + 2 * FLOAT)  # of a branch, and the gradients around it
     if c.reversible:
-        trunk = 2 * M * D * FLOAT
-        working = branch + M * (F * size + D * (size + 7 * FLOAT))
-    elif c.use_checkpoint:
-        again = math.ceil(L / c.checkpoint_every)
+        trunk = first = 2 * M * D * FLOAT
+        streams = 5 * M * D * FLOAT  # being rebuilt, and their gradients
+        working = results + streams + max(attention + 8 * M * D * size, feed_forward + 2 * M * F * size)
+    else:
+        again = math.ceil(L / c.checkpoint_every) if c.use_checkpoint else 0
         trunk = again * M * D * FLOAT + (L - again) * kept
         # A block that is computed again takes the place of the plain one after it, unless it is the last.
-        working = branch + (0 if (L - 1) % c.checkpoint_every else kept)
-    else:
-        trunk = L * kept
-        working = branch
+        working = results + 2 * M * F * size + (kept if again and (L - 1) % c.checkpoint_every == 0 else 0)
+        first = M * D * FLOAT if again else kept
     activations, logits = trunk + ends, 2 * M * V * size
 
     dense = (L * block + mixer + others) * FLOAT
@@ -277,7 +278,7 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
     moments_of = {
         "the loss": base + before + activations + logits,
         "the last block's backward pass": base + before + activations + working,
-        "the first block's backward pass": base + gradients + ends + working + (0 if trunk < L * kept else kept),
+        "the first block's backward pass": base + gradients + first + working,
         "the optimizer's update": base + gradients + update,
     }
     when, peak = max(moments_of.items(), key=lambda item: item[1])
@@ -311,9 +312,9 @@ def _in_use(c: ModelConfig, batch: int, amp: bool, world_size: int) -> MemoryEst
     maps = L * batch * c.nhead * N * N * FLOAT if c.full_attn_logging else 0
     experts = _bank(c)
     moments_of = {
-        "a block": parameters + experts + maps + working,
-        "the head": parameters + experts + maps + streams + M * D * size + logits,
-        "generation": parameters + experts + cache,
+        "scoring, in a block": parameters + experts + maps + working,
+        "scoring, in the head": parameters + experts + maps + streams + M * D * size + logits,
+        "generation, with a prompt as long as the window": parameters + experts + cache + working,
     }
     when, peak = max(moments_of.items(), key=lambda item: item[1])
     return MemoryEstimate(

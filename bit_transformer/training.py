@@ -59,7 +59,7 @@ class Progress:
         stale: validations since then.
         validated: share of the budget at the last validation.
         stopped: why it ended, if it has.
-        micro_batches: of an update: the config's `accum_steps`, or more where memory did not suffice.
+        micro_batches: of an update, where memory did not suffice for the config's `accum_steps`; else 0.
     """
 
     step: int = 0
@@ -111,18 +111,23 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimizers = Optimizers(self.model, self.config.optim)
-        self.progress.micro_batches = self.progress.micro_batches or self.config.accum_steps
 
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
         return self.model.head.weight.device
 
+    @property
+    def micro_batches(self) -> int:
+        """Pieces that the batch of an update is split into."""
+        return self.progress.micro_batches or self.config.accum_steps
+
     def run(self) -> None:
         """Train until the budget is spent or an observer stops it.
 
         Raises:
             NonFiniteLoss: the loss or a gradient is not a finite number; the update is not made.
+            OutOfMemory: there is no memory for an update, and smaller micro-batches are not allowed or not enough.
         """
         compiled = self.model.compiled_trunk() if self.config.compile_model else contextlib.nullcontext()
         with compiled:
@@ -170,7 +175,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as failed:
             if not is_out_of_memory(failed):
                 raise
-            raise OutOfMemory(self._memory_advice()) from None
+            raise self._out_of_memory() from None
         self.optimizers.zero_grad()
         progress.step += 1
         progress.bytes_seen += config.batch_size * self.windows.window_bytes
@@ -200,14 +205,14 @@ class Trainer:
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            if not self.config.auto_batch or self.progress.micro_batches >= self.config.batch_size:
-                raise OutOfMemory(self._memory_advice())
-            self.progress.micro_batches = min(2 * self.progress.micro_batches, self.config.batch_size)
+            if not self.config.auto_batch or self.micro_batches >= self.config.batch_size:
+                raise self._out_of_memory()
+            self.progress.micro_batches = min(2 * self.micro_batches, self.config.batch_size)
 
     def _backward(self, batch: Batch) -> float:
         bits_BT = batch.bits_BT.to(self.device, non_blocking=True)
         features_BTF = None if batch.features_BTF is None else batch.features_BTF.to(self.device, non_blocking=True)
-        parts = self.progress.micro_batches
+        parts = self.micro_batches
         nats = 0.0
         for at, micro_BT in enumerate(bits_BT.chunk(parts)):
             said_BTF = None if features_BTF is None else features_BTF.chunk(parts)[at]
@@ -217,17 +222,18 @@ class Trainer:
             nats += loss.item()
         return nats
 
-    def _memory_advice(self) -> str:
-        c, parts = self.config, self.progress.micro_batches
-        now = c.model_copy(update={"accum_steps": parts, "amp": autocast_wanted(self.device, c.amp)})
+    def _out_of_memory(self) -> OutOfMemory:
+        return OutOfMemory(f"got no memory for step {self.progress.step + 1}: {self.memory_advice()}")
+
+    def memory_advice(self) -> str:
+        """What an update takes, and what would take less."""
+        config, parts = self.config, self.micro_batches
+        now = config.model_copy(update={"accum_steps": parts, "amp": autocast_wanted(self.device, config.amp)})
         peak = estimate_memory(self.model.config, now).peak
-        switches = [f"{saving.settings} ({saving.peak / 1e9:.2g} GB)" for saving in savings(self.model.config, now)]
-        switches += [] if c.auto_batch or c.batch_size == parts else ["train.auto_batch=true"]
-        return (
-            f"got no memory for step {self.progress.step + 1}: {c.batch_size} windows in {parts} micro-batch"
-            f"{'es' if parts > 1 else ''} take about {peak / 1e9:.2g} GB. Try "
-            f"{', or '.join(switches) or 'a smaller model or window'}"
-        )
+        ways = [f"{saving.settings} ({saving.peak / 1e9:.2g} GB)" for saving in savings(self.model.config, now)]
+        ways += [] if config.auto_batch or parts >= config.batch_size else ["train.auto_batch=true"]
+        batch = f"{config.batch_size} windows in {parts} micro-batch{'es' if parts > 1 else ''}"
+        return f"{batch} take about {peak / 1e9:.2g} GB. Try {', or '.join(ways) or 'a smaller model or window'}"
 
     def _advance(self, seconds: float) -> float:
         """Bring the share of the budget up to date."""

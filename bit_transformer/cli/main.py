@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bit_transformer.cli.commands import bench, evaluate, generate, runs, score, train
+from bit_transformer.cli.commands import bench, estimate, evaluate, generate, runs, score, train
 
 app = typer.Typer(
     name="btlm",
@@ -16,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.run)
+app.command("estimate")(estimate.run)
 app.command("generate")(generate.run)
 app.command("evaluate")(evaluate.run)
 app.command("score")(score.run)

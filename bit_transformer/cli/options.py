@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bit_transformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bit_transformer.config import ModelConfig, TrainConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +34,65 @@ Protocol = Annotated[
     ),
 ]
 
+Recipe = Annotated[Path | None, typer.Option(help="TOML file with tables model, train and data.")]
+Preset = Annotated[str | None, typer.Option(help="tiny, small, medium, large, or a depth such as 6. Default: small.")]
+PatchBits = Annotated[int | None, typer.Option(help="Bits the trunk sees as one position, 1 to 12. Default: 8.")]
+Parity = Annotated[bool, typer.Option("--parity", help="Bytes carry an even-parity ninth bit.")]
+Experts = Annotated[
+    bool | None,
+    typer.Option("--experts/--no-experts", help="Adaptive bit predictors beside the trunk. Default: on."),
+]
+BatchSize = Annotated[int | None, typer.Option(help="Windows of an update.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as model.d_model=256.")
+]
+
 SECTIONS = ("model", "train", "data")
+SECONDS_DEFAULT = 60.0
+
+
+def parse_size(text: str) -> int:
+    """Bytes, as `8GB`, `500 MB`, `1.5GiB` or a plain number.
+
+    Raises:
+        ConfigError: something else.
+    """
+    units = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if not found or found[2] not in units:
+        raise ConfigError(f"got size {text!r}; it must be a number and a unit of bytes. Try 8GB")
+    return int(float(found[1]) * units[found[2]])
+
+
+def model_of(
+    settings: dict[str, dict[str, Any]], preset: str | None, patch_bits: int | None, parity: bool, experts: bool | None
+) -> ModelConfig:
+    """The model that settings and flags describe; flags win."""
+    from bit_transformer.presets import preset as model_preset
+
+    if patch_bits is not None:
+        settings["model"]["patch_bits"] = patch_bits
+    if parity:
+        settings["model"]["parity"] = True
+    if experts is not None:
+        settings["model"]["experts"] = (settings["model"].get("experts") or True) if experts else None
+    return model_preset(preset or "small", **settings["model"])
+
+
+def training_of(settings: dict[str, dict[str, Any]], model: ModelConfig, flags: dict[str, Any]) -> TrainConfig:
+    """The training that settings and flags describe; flags win, and rates follow the model's width."""
+    from bit_transformer.config import BUDGETS, TrainConfig
+    from bit_transformer.presets import optim_for
+
+    train = settings["train"]
+    if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's
+        train = {key: value for key, value in train.items() if key not in BUDGETS}
+    train = train | flags
+    if not any(train.get(name) is not None for name in BUDGETS):
+        train["seconds"] = SECONDS_DEFAULT
+    if isinstance(optim := train.get("optim", {}), dict):  # else its error comes from TrainConfig
+        train["optim"] = optim_for(model).model_dump() | optim
+    return TrainConfig.of(train)
 
 
 def parse_value(text: str) -> Any:

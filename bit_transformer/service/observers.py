@@ -65,9 +65,15 @@ class Reporter:
         self.smooth: float | None = None
         self.val_bpb: float | None = None
         self.began: tuple[float, float, float] | None = None
+        self.micro_batches: int | None = None
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
-        """Report every update."""
+        """Report every update, and where memory forced smaller micro-batches."""
+        if trainer.micro_batches != (self.micro_batches or trainer.config.accum_steps):
+            self.report(
+                Notice(f"to fit in memory, updates are made in {trainer.micro_batches} micro-batches from here on")
+            )
+        self.micro_batches = trainer.micro_batches
         p = trainer.progress
         loss = record["train_bpb"]
         self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss

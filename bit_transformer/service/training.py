@@ -21,6 +21,7 @@ from bit_transformer.errors import BitStreamError, BitTransformerError, Checkpoi
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.runs.store import RunStore, Status
 from bit_transformer.service.evaluation import Comparison, compare_on
+from bit_transformer.service.memory import micro_batches_that_fit
 from bit_transformer.service.models import default_device
 from bit_transformer.service.observers import (
     TRAINING_FILE,
@@ -211,7 +212,20 @@ def _trainer(
     )
     sample = held_out.thinned(request.train.eval_bytes, VALIDATION_PIECE, request.model.align_bytes)
     validation = sample if len(sample) else None
-    return Trainer(model, windows, request.train, validation)
+    trainer = Trainer(model, windows, request.train, validation)
+    _foresee(trainer, tell)
+    return trainer
+
+
+def _foresee(trainer: Trainer, tell: Report) -> None:
+    """Say before training that memory will not suffice, or begin with micro-batches for which it does."""
+    parts = micro_batches_that_fit(trainer.model.config, trainer.config, trainer.device)
+    if parts == trainer.config.accum_steps:
+        return
+    if trainer.config.auto_batch:
+        trainer.progress.micro_batches = parts or trainer.config.batch_size
+    else:
+        tell(Notice(f"there may not be memory enough: {trainer.memory_advice()}"))
 
 
 def _document(request: TrainRequest, train_part: Corpus, held_out: Corpus) -> dict[str, Any]:

@@ -158,7 +158,31 @@ BAD = [
     (["train", "TEXT", "--set", "model.experts.words=true", "--patch-bits", "12"], "Try experts.words=false"),
     (["evaluate", "RUN", "TEXT", "--protocol", "sometimes"], "static, online, online+mixer"),
     (["generate", "RUN", "--learn", "sometimes"], "learn="),
+    (["train", "TEXT", "--set", "model.chunk_size=100"], "multiple of patch_bits=8"),
+    (
+        ["train", "TEXT", "--set", "model.reversible=true", "--set", "model.use_checkpoint=true"],
+        "reversible=True and use_checkpoint=True",
+    ),
+    (["estimate", "--budget", "8 potatoes"], "Try 8GB"),
+    (["estimate", "--budget", "0GB"], "at least one byte"),
+    (["estimate", "--batch-size", "6", "--world-size", "4"], "Try batch_size=4"),
+    (["estimate", "--world-size", "0"], "world_size=0"),
+    (["estimate", "--preset", "colossal"], "tiny, small, medium, large"),
 ]
+
+
+def test_memory_is_estimated_before_there_is_a_model(btlm):
+    flags = ["estimate", "--preset", "12", "--no-experts", "--batch-size", 16]
+    found = json.loads(btlm(*flags, "--budget", "4GB", "--json").stdout)
+    assert found["largest_batch"] >= 1 and found["windows"] == 16 and found["positions"] == 1024
+    assert found["estimate"]["peak"] < sum(v for v in found["estimate"].values() if isinstance(v, int))
+    switches = {saving["settings"]: saving["peak"] for saving in found["savings"]}
+    with_it = json.loads(btlm(*flags, "--set", "model.reversible=true", "--json").stdout)
+    assert with_it["estimate"]["peak"] == switches["model.reversible=true"] < found["estimate"]["peak"]
+    text = btlm(*flags, "--budget", "4GB").stdout
+    assert "most at once" in text and "In 4.00 GB, up to" in text and "model.reversible=true" in text
+    assert "not one window fits" in btlm(*flags, "--budget", "100MB").stdout
+    assert "cache" in btlm(*flags, "--in-use").stdout
 
 
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(btlm, trained, text_file, tmp_path):

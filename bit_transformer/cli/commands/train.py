@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bit_transformer.cli.options import Json, Store, read_settings
+from bit_transformer.cli.options import (
+    SECONDS_DEFAULT,
+    BatchSize,
+    Experts,
+    Json,
+    Parity,
+    PatchBits,
+    Preset,
+    Recipe,
+    Set,
+    Store,
+    model_of,
+    read_settings,
+    training_of,
+)
 from bit_transformer.cli.output import EXIT_INTERRUPTED, errors_in_one_line, show_json
 from bit_transformer.cli.training_output import live_progress, show_training
 from bit_transformer.errors import ConfigError
@@ -16,8 +30,6 @@ from bit_transformer.service import DEFAULT_STORE
 
 if TYPE_CHECKING:
     from bit_transformer.service.training import TrainRequest
-
-SECONDS_DEFAULT = 60.0
 
 
 def run(
@@ -30,29 +42,23 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; made, must not hold a run. Default: runs/DATE-TIME.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="TOML file with tables model, train and data.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="tiny, small, medium, large, or a depth such as 6. Default: small.")
-    ] = None,
-    patch_bits: Annotated[
-        int | None, typer.Option(help="Bits the trunk sees as one position, 1 to 12. Default: 8.")
-    ] = None,
-    parity: Annotated[bool, typer.Option("--parity", help="Bytes carry an even-parity ninth bit.")] = False,
-    experts: Annotated[
-        bool | None,
-        typer.Option("--experts/--no-experts", help="Adaptive bit predictors beside the trunk. Default: on."),
-    ] = None,
+    recipe: Recipe = None,
+    preset: Preset = None,
+    patch_bits: PatchBits = None,
+    parity: Parity = False,
+    experts: Experts = None,
     seconds: Annotated[
         float | None, typer.Option(help=f"Budget in wall-clock seconds. Default: {SECONDS_DEFAULT:g}.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in optimizer updates.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Budget in passes over the training part.")] = None,
     bytes_: Annotated[int | None, typer.Option("--bytes", help="Budget in data bytes.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Windows of an update.")] = None,
+    batch_size: BatchSize = None,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Out of memory: smaller micro-batches, more of them an update.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Of weights, windows and dropout.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as model.d_model=256.")
-    ] = None,
+    set_: Set = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings.")
     ] = False,
@@ -70,6 +76,7 @@ def run(
             "seconds": seconds,
             "batch_size": batch_size,
             "seed": seed,
+            "auto_batch": auto_batch or None,
         }
         flags = {key: value for key, value in given.items() if value is not None}
         if resume:
@@ -110,28 +117,13 @@ def _request(
     eval_bytes: int,
     store: Path,
 ) -> TrainRequest:
-    from bit_transformer.config import BUDGETS, DataConfig, TrainConfig
-    from bit_transformer.presets import optim_for
-    from bit_transformer.presets import preset as model_preset
+    from bit_transformer.config import DataConfig
     from bit_transformer.service.training import TrainRequest
 
-    if patch_bits is not None:
-        settings["model"]["patch_bits"] = patch_bits
-    if parity:
-        settings["model"]["parity"] = True
-    if experts is not None:
-        settings["model"]["experts"] = (settings["model"].get("experts") or True) if experts else None
-    model = model_preset(preset or "small", **settings["model"])
-    train = settings["train"]
-    if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's
-        train = {key: value for key, value in train.items() if key not in BUDGETS}
-    train = train | flags
-    if not any(train.get(name) is not None for name in BUDGETS):
-        train["seconds"] = SECONDS_DEFAULT
-    if isinstance(optim := train.get("optim", {}), dict):  # else its error comes from TrainConfig
-        train["optim"] = optim_for(model).model_dump() | optim
+    model = model_of(settings, preset, patch_bits, parity, experts)
+    train = training_of(settings, model, flags)
     data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
     if not data.get("corpora"):
         raise ConfigError("got no corpus; at least one name, file or folder is needed. Try btlm train stdlib")
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    return TrainRequest(folder, store, model, TrainConfig.of(train), DataConfig.of(data), eval_bytes)
+    return TrainRequest(folder, store, model, train, DataConfig.of(data), eval_bytes)

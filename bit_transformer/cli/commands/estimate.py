@@ -1,0 +1,108 @@
+"""`btlm estimate`: memory of a training, or of a model in use, before there is one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bit_transformer.cli.options import (
+    BatchSize,
+    Experts,
+    Json,
+    Parity,
+    PatchBits,
+    Preset,
+    Recipe,
+    Set,
+    model_of,
+    parse_size,
+    read_settings,
+    training_of,
+)
+from bit_transformer.cli.output import console, errors_in_one_line, show_json, table
+
+if TYPE_CHECKING:
+    from bit_transformer.service.memory import MemoryReport
+
+_MEANING = {
+    "parameters": "",
+    "gradients": "",
+    "optimizer": "momenta and moments",
+    "activations": "kept for the backward pass of a micro-batch",
+    "logits": "of all nodes of the head",
+    "working": "results and gradients of the branch under way",
+    "update": "of the optimizer, for a moment",
+    "cache": "keys and values of cached generation",
+    "experts": "the bank, and the features of a batch",
+    "attention_maps": "full_attn_logging",
+}
+
+
+def run(
+    recipe: Recipe = None,
+    preset: Preset = None,
+    patch_bits: PatchBits = None,
+    parity: Parity = False,
+    experts: Experts = None,
+    batch_size: BatchSize = None,
+    set_: Set = None,
+    in_use: Annotated[
+        bool, typer.Option("--in-use", help="Not of a training: batch-size windows scored, or streams generated.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Memory of a device, such as 8GB. Default: what is free here.")
+    ] = None,
+    world_size: Annotated[int, typer.Option(help="Devices that share the model and the batch (FSDP).")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Memory on each device: where it goes, the largest batch that fits, and what would save how much."""
+    with errors_in_one_line(as_json):
+        settings = read_settings(recipe, set_ or [])
+        model = model_of(settings, preset, patch_bits, parity, experts)
+        flags = {} if batch_size is None else {"batch_size": batch_size}
+        train = training_of(settings, model, flags)
+        there = None if budget is None else parse_size(budget)
+        from bit_transformer.service import memory
+
+        batch = batch_size if batch_size is not None else 1
+        found = memory.estimate(model, train, training=not in_use, batch=batch, world_size=world_size, budget=there)
+        if as_json:
+            show_json(found)
+        else:
+            _show(found)
+
+
+def _show(found: MemoryReport) -> None:
+    what = "training, micro-batches of" if found.training else "in use,"
+    devices = f" on each of {found.world_size} devices" if found.world_size > 1 else ""
+    made = table(
+        f"\n{what} {found.windows} windows of {found.positions:,} positions, {found.precision}{devices}", "", "", ""
+    )
+    for part, meaning in _MEANING.items():
+        size = getattr(found.estimate, part)
+        if size:
+            made.add_row(part.replace("_", " "), _size(size), meaning)
+    made.add_row("most at once", _size(found.estimate.peak), f"during {found.estimate.when}", style="bold")
+    made.columns[2].justify = "left"
+    console.print(made)
+    if found.budget:
+        largest = found.largest_batch
+        fits = f"up to {largest:,} windows fit" if largest else "not one window fits"
+        console.print(f"\nIn {_size(found.budget)}, {fits} at once.", soft_wrap=True)
+    if found.savings:
+        saved = table("\nwhat would save", "setting", "most at once", "price")
+        for saving in found.savings:
+            saved.add_row(saving.settings, _size(saving.peak), saving.price)
+        saved.columns[2].justify = "left"
+        console.print(saved)
+    console.print(
+        "\nTensors alone: a process with torch takes some 0.4 GB more, and on a processor its allocator may keep a few hundred MB "
+        "that are free.",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

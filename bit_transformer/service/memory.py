@@ -1,0 +1,95 @@
+"""Memory before it is needed: what a training or a model in use takes, what fits, what would save how much."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from bit_transformer.config import ModelConfig, TrainConfig
+from bit_transformer.errors import ConfigError
+from bit_transformer.machine import free_memory
+from bit_transformer.memory import MemoryEstimate, Saving, estimate_memory, largest_batch, savings
+from bit_transformer.service.models import default_device
+from bit_transformer.training import autocast_wanted
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What `btlm estimate` says.
+
+    Attributes:
+        windows: in one micro-batch, or in use at once, on one device.
+        positions: of a window.
+        budget: bytes that there are, as given, or as free on this machine; none where that is not known.
+        largest_batch: the most windows that fit the budget at once, over all devices.
+        savings: switches that would lower the peak; of trainings.
+    """
+
+    training: bool
+    precision: str
+    windows: int
+    positions: int
+    world_size: int
+    estimate: MemoryEstimate
+    budget: int | None
+    largest_batch: int | None
+    savings: list[Saving]
+
+
+def estimate(
+    model: ModelConfig,
+    train: TrainConfig,
+    *,
+    training: bool = True,
+    batch: int = 1,
+    world_size: int = 1,
+    budget: int | None = None,
+) -> MemoryReport:
+    """Memory on one device, the best one here, unless the training says otherwise.
+
+    Args:
+        training: otherwise the model is in use: `batch` windows scored, or streams generated, at once.
+        budget: bytes of a device; what is free here if not given.
+
+    Raises:
+        ConfigError: a batch that is not shared evenly, or a budget of nothing.
+    """
+    if budget is not None and budget < 1:
+        raise ConfigError(f"budget={budget}; it must be at least one byte. Try 8GB")
+    how = _with_precision(train)
+    found = estimate_memory(model, how, training=training, batch=batch, world_size=world_size)
+    there = budget or free_on(default_device())
+    window = min(train.window or model.max_seq_len, model.max_seq_len) if training else model.max_seq_len
+    return MemoryReport(
+        training=training,
+        precision="bfloat16 autocast" if how.amp else "float32",
+        windows=train.batch_size // train.accum_steps // world_size if training else batch,
+        positions=math.ceil(window / model.patch_bits),
+        world_size=world_size,
+        estimate=found,
+        budget=there,
+        largest_batch=largest_batch(model, how, there, training=training, world_size=world_size) if there else None,
+        savings=savings(model, how, world_size=world_size) if training else [],
+    )
+
+
+def free_on(device: torch.device) -> int | None:
+    """Bytes that are free on a device, where it says."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+
+
+def micro_batches_that_fit(model: ModelConfig, train: TrainConfig, device: torch.device) -> int | None:
+    """The fewest micro-batches, at least the training's own, whose estimate is below what is free; none where none is."""
+    free, how = free_on(device), _with_precision(train)
+    parts = train.accum_steps
+    while free is not None and estimate_memory(model, how.model_copy(update={"accum_steps": parts})).peak > free:
+        if parts * 2 > train.batch_size or train.batch_size % (parts * 2):
+            return None
+        parts *= 2
+    return parts
+
+
+def _with_precision(train: TrainConfig) -> TrainConfig:
+    return train.model_copy(update={"amp": autocast_wanted(default_device(), train.amp)})
