@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ import torch
 
 from bit_transformer.config import ModelConfig, TrainConfig
 from bit_transformer.data.windows import BitWindows
-from bit_transformer.memory import saved_for_backward
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.patching import pack_patches
 from bit_transformer.training import Trainer, autocast
@@ -25,6 +26,33 @@ from bit_transformer.training import Trainer, autocast
 # glibc keeps what is freed below a threshold that grows as the program runs; fixed, it gives all but small pieces back.
 EXACT_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 DEFAULT_ALLOCATOR: dict[str, str] = {}
+
+
+def saved_for_backward(forward: Callable[[], Any]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, counted: every storage once, parameters left out.
+
+    Args:
+        forward: makes a loss, or anything with a graph; called once.
+    """
+
+    class Kept:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor.detach()  # with its graph it would keep itself alive
+
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+    def keep(tensor: torch.Tensor) -> Kept:
+        kept = Kept(tensor)
+        whole = tensor if tensor._base is None else tensor._base
+        if not isinstance(whole, torch.nn.Parameter):
+            alive.add(kept)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        result = forward()
+    storages = {kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes() for kept in alive}
+    del result
+    return sum(storages.values())
 
 
 def resident(key: str) -> int:

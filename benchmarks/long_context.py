@@ -9,8 +9,8 @@ import time
 
 import harness
 import torch
+from footprint import saved_for_backward
 
-from bit_transformer.memory import saved_for_backward
 from bit_transformer.model import BitTransformerLM
 
 LENGTHS = (8192, 16_384, 32_768, 65_536)

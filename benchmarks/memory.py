@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import harness
 import torch
-from footprint import DEFAULT_ALLOCATOR, footprint
+from footprint import DEFAULT_ALLOCATOR, footprint, saved_for_backward
 from torch import Tensor, nn
 
-from bit_transformer.memory import saved_for_backward
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn import reversible
 

@@ -18,7 +18,7 @@ from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.training import train_loop
 
-WIDTH, LAYERS, CONTEXT, BATCH = 128, 8, 256, 16
+WIDTH, LAYERS, CONTEXT, BATCH = 128, 6, 128, 16
 T_95 = 2.571  # the 97.5 % quantile of Student's t with 5 degrees of freedom
 
 
@@ -34,7 +34,7 @@ def bpb(reversible: bool, seed: int, train: Corpus, held: Corpus, steps: int) ->
 def main(quick: bool) -> int:
     """Measure."""
     corpus, train, held = harness.text_corpus()
-    seeds, steps = (2, 5) if quick else (6, 300)
+    seeds, steps = (2, 5) if quick else (6, 400)
     report = harness.Report(
         "reversible-quality",
         f"width {WIDTH}, {LAYERS} layers, 4 heads, {steps} updates of {BATCH} windows of {CONTEXT} bytes of {corpus}, no experts, no "

@@ -10,6 +10,7 @@ BitTransformerError
 ├── TrainingError                   a training that cannot go on
 │   ├── NonFiniteLoss               loss or gradient became NaN or infinite; carries the step
 │   ├── StreamOverflow              values of a reversible trunk that cannot be rebuilt exactly
+│   ├── NotRebuilt                  a reversible trunk that is not what it was in the forward pass
 │   └── OutOfMemory                 no memory for an update; says what would take less
 └── MissingExtra (ImportError)      an optional library that is not installed
 
@@ -75,6 +76,10 @@ class NonFiniteLoss(TrainingError):
 
 class StreamOverflow(TrainingError):
     """Values of a reversible trunk grew out of the range in which they can be rebuilt exactly."""
+
+
+class NotRebuilt(TrainingError):
+    """A reversible trunk computed something else in the backward pass than in the forward."""
 
 
 class OutOfMemory(TrainingError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def free_memory() -> int | None:
-    """Bytes that a process may still take: of the system, and of the control group it runs in; none where neither says."""
+    """Bytes that a process may still take: of the system, and of a container (cgroup v2); none where neither says."""
     limits = [limit for limit in (_system(), _control_group(Path("/sys/fs/cgroup"))) if limit is not None]
     return min(limits, default=None)
 

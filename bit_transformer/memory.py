@@ -8,7 +8,6 @@ Sizes are bytes on one device. What the libraries take for themselves (some 300 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from bit_transformer.errors import ConfigError
 
 FLOAT, HALF, INDEX = 4, 2, 8
 MUON_PIECE = 1 << 22  # elements that the optimizer orthogonalises at once, or one matrix
+VALIDATION_ROWS = 32  # windows that a validation scores at once, or as many as a micro-batch has, if these are fewer
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class MemoryEstimate:
     """
 
     parameters: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-    working: int
-    update: int
-    cache: int
-    experts: int
-    attention_maps: int
     peak: int
     when: str
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logits: int = 0
+    working: int = 0
+    update: int = 0
+    cache: int = 0
+    experts: int = 0
+    attention_maps: int = 0
 
 
 def estimate_memory(
@@ -66,7 +66,7 @@ def estimate_memory(
     Args:
         model: the shape; or give its fields as keywords: `estimate_memory(d_model=512, num_layers=24)`.
         train: batch, window, accumulation, precision (`amp` not given: float32) and optimizer; the default if not given.
-        training: otherwise whole windows are scored, and as many streams generated, `batch` at once.
+        training: otherwise the model is in use, in float32: whole windows scored, and as many streams generated, `batch` at once.
         world_size: devices that share one model (FSDP), and the batch.
 
     Raises:
@@ -82,7 +82,7 @@ def estimate_memory(
             f"accum_steps={how.accum_steps}. Try batch_size={how.accum_steps * world_size}"
         )
     if not training:
-        return _in_use(config, batch, bool(how.amp), world_size)
+        return _in_use(config, batch, world_size)
     return _in_training(config, how, how.batch_size // how.accum_steps // world_size, world_size)
 
 
@@ -125,64 +125,35 @@ def savings(model: ModelConfig, train: TrainConfig, *, world_size: int = 1) -> l
     """Switches that are off and would lower the peak of a training, the best first."""
     now = estimate_memory(model, train, world_size=world_size).peak
     found = []
-    for settings, model_fields, train_fields, price in _switches(model, train):
-        try:
-            how = TrainConfig.of(train.model_dump() | train_fields)
-            peak = estimate_memory(ModelConfig.of(model.model_dump() | model_fields), how, world_size=world_size).peak
-        except ConfigError:
-            continue
+    for model_fields, train_fields, price in _switches(model, train):
+        how = TrainConfig.of(train.model_dump() | train_fields)
+        peak = estimate_memory(model, how, world_size=world_size, **model_fields).peak
         if peak < 0.98 * now:
-            found.append(Saving(settings, peak, price))
+            settings = [f"model.{key}={value}".lower() for key, value in model_fields.items()]
+            settings += [f"train.{key}={value}".lower() for key, value in train_fields.items()]
+            found.append(Saving(" ".join(settings), peak, price))
     return sorted(found, key=lambda saving: saving.peak)
 
 
-def _switches(model: ModelConfig, train: TrainConfig) -> list[tuple[str, dict[str, Any], dict[str, Any], str]]:
+def _switches(model: ModelConfig, train: TrainConfig) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
+    """Fields of the model and of the training to set, and what that costs."""
     again = "about 30 % more time"
-    off = {"use_checkpoint": False, "checkpoint_every": 1}
-    choices: list[tuple[str, dict[str, Any], dict[str, Any], str]] = []
+    choices: list[tuple[dict[str, Any], dict[str, Any], str]] = []
     if not model.reversible:
-        choices.append(("model.reversible=true", {"reversible": True, **off}, {}, f"{again}, another function"))
-        if not model.use_checkpoint or model.checkpoint_every > 1:
-            choices.append(("model.use_checkpoint=true", {**off, "use_checkpoint": True}, {}, again))
+        off = {"use_checkpoint": False, "checkpoint_every": 1} if model.use_checkpoint else {}
+        choices.append(({"reversible": True, **off}, {}, f"{again}, another function"))
+        if not model.use_checkpoint:
+            choices.append(({"use_checkpoint": True}, {}, again))
+        elif model.checkpoint_every > 1:
+            choices.append(({"checkpoint_every": 1}, {}, again))
     if model.chunk_size is None:
         chunk = max(1, model.max_patches // 8) * model.patch_bits
-        choices.append((f"model.chunk_size={chunk}", {"chunk_size": chunk}, {}, "attention reaches less far"))
-    if train.batch_size >= 2 * train.accum_steps and train.batch_size % (2 * train.accum_steps) == 0:
-        accum = 2 * train.accum_steps
-        choices.append((f"train.accum_steps={accum}", {}, {"accum_steps": accum}, "smaller matrix products"))
+        choices.append(({"chunk_size": chunk}, {}, "attention reaches less far"))
+    if train.batch_size % (2 * train.accum_steps) == 0:
+        choices.append(({}, {"accum_steps": 2 * train.accum_steps}, "smaller matrix products"))
     if not train.amp:
-        choices.append(("train.amp=true", {}, {"amp": True}, "needs bfloat16 arithmetic to be fast"))
+        choices.append(({}, {"amp": True}, "needs bfloat16 arithmetic to be fast"))
     return choices
-
-
-def saved_for_backward(forward: Callable[[], Any]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, counted: every storage once, parameters left out.
-
-    Args:
-        forward: makes a loss, or anything with a graph; called once.
-    """
-    import weakref
-
-    import torch
-
-    class Kept:
-        def __init__(self, tensor: torch.Tensor) -> None:
-            self.tensor = tensor.detach()  # with its graph it would keep itself alive
-
-    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
-
-    def keep(tensor: torch.Tensor) -> Kept:
-        kept = Kept(tensor)
-        whole = tensor if tensor._base is None else tensor._base
-        if not isinstance(whole, torch.nn.Parameter):
-            alive.add(kept)
-        return kept
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
-        result = forward()
-    storages = {kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes() for kept in alive}
-    del result
-    return sum(storages.values())
 
 
 # ---- counting ----
@@ -250,15 +221,17 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
     ends += M * contexts * (INDEX + (FLOAT if any(c.ngram_dropout) else 0))
     results = M * D * (size + 2 * FLOAT)  # of a branch, and the gradients around it
     if c.reversible:
-        trunk = first = 2 * M * D * FLOAT
+        trunk, last = 2 * M * D * FLOAT, 0
+        first = trunk
         streams = 5 * M * D * FLOAT  # being rebuilt, and their gradients
         working = results + streams + max(attention + 8 * M * D * size, feed_forward + 2 * M * F * size)
     else:
         again = math.ceil(L / c.checkpoint_every) if c.use_checkpoint else 0
         trunk = again * M * D * FLOAT + (L - again) * kept
+        working = results + 2 * M * F * size
+        first = M * D * FLOAT + kept if again else kept
         # A block that is computed again takes the place of the plain one after it, unless it is the last.
-        working = results + 2 * M * F * size + (kept if again and (L - 1) % c.checkpoint_every == 0 else 0)
-        first = M * D * FLOAT if again else kept
+        last = kept if again and (L - 1) % c.checkpoint_every == 0 else 0
     activations, logits = trunk + ends, 2 * M * V * size
 
     dense = (L * block + mixer + others) * FLOAT
@@ -269,17 +242,19 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
         parameters += (2 * block + mixer + others + tables) * FLOAT
         gradients += block * FLOAT
     moments = (1 if how.optim.muon else 2) * L * block + 2 * (mixer + others + tables)
-    piece = min(L * block, max(MUON_PIECE, D * max(3 * D, F))) if how.optim.muon else 0
-    update = 4 * piece * FLOAT + 3 * rows_of_tables
+    largest = D * max(3 * D, F)  # matrix
+    piece = min(L * largest, max(MUON_PIECE, largest)) if how.optim.muon else 0
+    update = 5 * piece * FLOAT + 3 * rows_of_tables
     experts = _bank(c) + how.batch_size // world_size * N * P * E
 
     base = parameters + moments * FLOAT // world_size + experts
     before = gradients if how.accum_steps > 1 else 0  # of earlier micro-batches
     moments_of = {
         "the loss": base + before + activations + logits,
-        "the last block's backward pass": base + before + activations + working,
+        "the last block's backward pass": base + before + activations + working + last,
         "the first block's backward pass": base + gradients + first + working,
         "the optimizer's update": base + gradients + update,
+        "validation": base + _scoring(c, min(VALIDATION_ROWS, rows)),
     }
     when, peak = max(moments_of.items(), key=lambda item: item[1])
     return MemoryEstimate(
@@ -288,43 +263,49 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
         optimizer=moments * FLOAT // world_size,
         activations=activations,
         logits=logits,
-        working=working,
+        working=working + last,
         update=update,
-        cache=0,
         experts=experts,
-        attention_maps=0,
         peak=peak,
         when=when,
     )
 
 
-def _in_use(c: ModelConfig, batch: int, amp: bool, world_size: int) -> MemoryEstimate:
-    N, D, F, P, L = c.max_patches + 1, c.d_model, c.feedforward_width, c.patch_bits, c.num_layers
-    M, V = batch * N, 1 << P
-    size = HALF if amp else FLOAT
+def _block_in_use(c: ModelConfig, rows: int, size: int) -> tuple[int, int]:
+    """Without gradients, of whole windows: the streams between blocks, and the results of a branch."""
+    M, D, F = rows * (c.max_patches + 1), c.d_model, c.feedforward_width
+    return M * D * FLOAT * (4 if c.reversible else 1), M * max(8 * D, D + 2 * F) * size
+
+
+def _scoring(c: ModelConfig, rows: int, size: int = FLOAT) -> int:
+    """Without gradients, of whole windows: at most, in a block or in the head."""
+    streams, results = _block_in_use(c, rows, size)
+    M = rows * (c.max_patches + 1)
+    head = M * (c.d_model + (1 << c.patch_bits)) * size + M * c.patch_bits * (
+        INDEX + 3 * FLOAT + 2 * _features(c) * FLOAT
+    )
+    return streams + max(results, head)
+
+
+def _in_use(c: ModelConfig, batch: int, world_size: int) -> MemoryEstimate:
+    N, D, L = c.max_patches + 1, c.d_model, c.num_layers
     block, tables, mixer, others = _elements(c)
     parameters = (L * block + tables + mixer + others) * FLOAT // world_size
     parameters += (2 * block + mixer + others + tables) * FLOAT if world_size > 1 else 0
-    streams = M * D * FLOAT * (4 if c.reversible else 1)
-    working = streams + M * max(8 * D, D + 2 * F) * size
-    logits = M * V * size
+    working = sum(_block_in_use(c, batch, FLOAT))
     cache = batch * L * 2 * min(c.attention_window or N, N) * D * FLOAT
     maps = L * batch * c.nhead * N * N * FLOAT if c.full_attn_logging else 0
     experts = _bank(c)
     moments_of = {
-        "scoring, in a block": parameters + experts + maps + working,
-        "scoring, in the head": parameters + experts + maps + streams + M * D * size + logits,
+        "scoring": parameters + experts + _scoring(c, batch),
         "generation, with a prompt as long as the window": parameters + experts + cache + working,
+        "attention maps, put together": parameters + experts + 2 * maps,
     }
     when, peak = max(moments_of.items(), key=lambda item: item[1])
     return MemoryEstimate(
         parameters=parameters,
-        gradients=0,
-        optimizer=0,
-        activations=0,
-        logits=logits,
+        logits=batch * N * (1 << c.patch_bits) * FLOAT,
         working=working,
-        update=0,
         cache=cache,
         experts=experts,
         attention_maps=maps,

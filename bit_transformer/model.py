@@ -256,9 +256,10 @@ class BitTransformerLM(nn.Module):
         c = self.config
         if c.reversible:
             return self.final_norm(reversible.run(cast(Sequence[Block], self.blocks), x_BND, turn_NK2, layers, maps))
+        again = c.use_checkpoint and torch.is_grad_enabled() and layers is None and maps is None
         for i, block in enumerate(self.blocks):
-            if c.use_checkpoint and not i % c.checkpoint_every and layers is None and torch.is_grad_enabled():
-                x_BND = checkpoint(block, x_BND, turn_NK2, None, maps, use_reentrant=False)
+            if again and i % c.checkpoint_every == 0:
+                x_BND = checkpoint(block, x_BND, turn_NK2, use_reentrant=False)
             else:
                 x_BND = block(x_BND, turn_NK2, layers[i] if layers else None, maps)
         return self.final_norm(x_BND)
@@ -266,20 +267,22 @@ class BitTransformerLM(nn.Module):
     @contextmanager
     def compiled_trunk(self) -> Iterator[None]:
         """Within: the trunk goes through torch.compile, of a reversible one each branch, for both runs of it."""
-        if self.config.reversible:
-            branches = [branch for block in self.blocks for branch in block.children()]
-            for branch in branches:
-                branch.compile()
-        else:
+        if not self.config.reversible:
             self.run_blocks = torch.compile(self.run_blocks)  # type: ignore[method-assign]
+            try:
+                yield
+            finally:
+                del self.run_blocks
+            return
+        branches = [branch for block in self.blocks for branch in block.children()]
+        before = [branch._compiled_call_impl for branch in branches]
+        for branch in branches:
+            branch.compile()
         try:
             yield
         finally:
-            if self.config.reversible:
-                for branch in branches:
-                    branch._compiled_call_impl = None
-            else:
-                del self.run_blocks
+            for branch, call in zip(branches, before, strict=True):
+                branch._compiled_call_impl = call
 
     # ---- step by step ----
 

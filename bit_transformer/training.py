@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 from bit_transformer.checkpoint import load_weights
-from bit_transformer.config import Config, TrainConfig
+from bit_transformer.config import Config, ModelConfig, TrainConfig
 from bit_transformer.data.features import (
     PASS_RATE,
     Passed,
@@ -36,7 +36,7 @@ from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.data.windows import Batch, BitWindows, CorpusWindows, Windows
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss, OutOfMemory
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol, window_bytes
-from bit_transformer.memory import estimate_memory, savings
+from bit_transformer.memory import VALIDATION_ROWS, estimate_memory, savings
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.optim import Optimizers, clip_gradients, schedule
 from bit_transformer.tensor_file import read_tensors, under, write_tensors
@@ -86,6 +86,7 @@ class Record(TypedDict, total=False):
 
 
 Observer = Callable[["Trainer", Record], None]
+_Config = TypeVar("_Config", bound=Config)
 
 
 @dataclass
@@ -127,11 +128,17 @@ class Trainer:
 
         Raises:
             NonFiniteLoss: the loss or a gradient is not a finite number; the update is not made.
-            OutOfMemory: there is no memory for an update, and smaller micro-batches are not allowed or not enough.
+            OutOfMemory: there is no memory, and smaller micro-batches are not allowed or not enough. The update under way
+                may be half made: go on from a checkpoint.
         """
         compiled = self.model.compiled_trunk() if self.config.compile_model else contextlib.nullcontext()
-        with compiled:
-            self._run()
+        try:
+            with compiled:
+                self._run()
+        except (RuntimeError, MemoryError) as failed:
+            if not is_out_of_memory(failed):
+                raise
+            raise OutOfMemory(f"got no memory at step {self.progress.step + 1}: {self.memory_advice()}") from None
 
     def _run(self) -> None:
         began = self.clock() - self.progress.seconds
@@ -170,12 +177,7 @@ class Trainer:
                 f"checkpoint, if there was one, is kept. Try a lower train.optim.lr and matrix_lr, or train.amp=false",
                 progress.step + 1,
             )
-        try:
-            self.optimizers.step()
-        except (RuntimeError, MemoryError) as failed:
-            if not is_out_of_memory(failed):
-                raise
-            raise self._out_of_memory() from None
+        self.optimizers.step()
         self.optimizers.zero_grad()
         progress.step += 1
         progress.bytes_seen += config.batch_size * self.windows.window_bytes
@@ -190,7 +192,7 @@ class Trainer:
         )
 
     def _accumulated(self, batch: Batch) -> float:
-        """Gradients of a batch, and its nats a bit; out of memory, again in micro-batches of half the size, or an error."""
+        """Gradients of a batch, and its nats a bit; with `auto_batch`, out of memory, again in more micro-batches."""
         while True:
             # Dropout follows from seed and step alone, so a resumed run needs no generator state.
             torch.manual_seed((self.config.seed << 32) + self.progress.step)
@@ -198,15 +200,11 @@ class Trainer:
             try:
                 return self._backward(batch)
             except (RuntimeError, MemoryError) as failed:
-                if not is_out_of_memory(failed):
+                more_would_help = self.config.auto_batch and self.micro_batches < self.config.batch_size
+                if not (more_would_help and is_out_of_memory(failed)):
                     raise
             # Here the error is gone, and with it the frames that held tensors.
-            self.optimizers.zero_grad()
             gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if not self.config.auto_batch or self.micro_batches >= self.config.batch_size:
-                raise self._out_of_memory()
             self.progress.micro_batches = min(2 * self.micro_batches, self.config.batch_size)
 
     def _backward(self, batch: Batch) -> float:
@@ -222,13 +220,13 @@ class Trainer:
             nats += loss.item()
         return nats
 
-    def _out_of_memory(self) -> OutOfMemory:
-        return OutOfMemory(f"got no memory for step {self.progress.step + 1}: {self.memory_advice()}")
-
     def memory_advice(self) -> str:
         """What an update takes, and what would take less."""
         config, parts = self.config, self.micro_batches
-        now = config.model_copy(update={"accum_steps": parts, "amp": autocast_wanted(self.device, config.amp)})
+        even = math.ceil(config.batch_size / parts) * parts
+        now = config.model_copy(
+            update={"batch_size": even, "accum_steps": parts, "amp": autocast_wanted(self.device, config.amp)}
+        )
         peak = estimate_memory(self.model.config, now).peak
         ways = [f"{saving.settings} ({saving.peak / 1e9:.2g} GB)" for saving in savings(self.model.config, now)]
         ways += [] if config.auto_batch or parts >= config.batch_size else ["train.auto_batch=true"]
@@ -246,7 +244,8 @@ class Trainer:
 
     def _validate(self, corpus: Corpus) -> float:
         self.take_bank()
-        bpb = bits_per_byte(self.model, corpus, default_protocol(self.model, overlap=0.0)).bpb
+        rows = min(VALIDATION_ROWS, math.ceil(self.config.batch_size / self.micro_batches))
+        bpb = bits_per_byte(self.model, corpus, default_protocol(self.model, overlap=0.0), batch=rows).bpb
         if not math.isfinite(bpb):
             raise NonFiniteLoss(
                 f"got a validation of {bpb} bits per byte after step {self.progress.step}; it must be finite. Try a lower "
@@ -296,8 +295,15 @@ class Trainer:
             CheckpointError: a damaged file, or one of another training.
         """
         tensors, document = read_tensors(path, device=self.device)
-        for key, mine in (("model", self.model.config), ("train", self.config)):
-            if _config_of(type(mine), document.get(key)) != mine:
+        train = _config_of(TrainConfig, document.get("train"))
+        same = {
+            "model": _config_of(ModelConfig, document.get("model")) == self.model.config,
+            # A run that met the end of memory may go on with smaller micro-batches.
+            "train": train is not None
+            and train.model_copy(update={"auto_batch": self.config.auto_batch}) == self.config,
+        }
+        for key, agrees in same.items():
+            if not agrees:
                 raise CheckpointError(
                     f"{path}: was written by a training with another {key} config. Try its own config.json"
                 )
@@ -315,7 +321,7 @@ def _crossed(before: float, now: float, every: float) -> bool:
     return now >= 1 or math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)
 
 
-def _config_of(kind: type[Config], stored: Any) -> Config | None:
+def _config_of(kind: type[_Config], stored: Any) -> _Config | None:
     """A config as it was stored, with what has been added since at its default; none where it cannot be."""
     try:
         return kind.of(stored)
@@ -467,7 +473,8 @@ def autocast_wanted(device: torch.device, enabled: bool | None) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory: PyTorch's, of any device, or Python's."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    """Whether an error says that there was no memory: Python's, or PyTorch's in one of the ways that it has."""
+    said = isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    )
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -112,8 +112,9 @@ def attention_map(query_BHNK: Tensor, key_BHMK: Tensor, window: int | None, *, c
 
     Quadratic in time and memory, whatever the window.
     """
-    score_BHNM = (query_BHNK.float() @ key_BHMK.float().mT) * query_BHNK.shape[-1] ** -0.5
-    if causal:
-        seen_NM = _seen(query_BHNK.shape[2], key_BHMK.shape[2], window, query_BHNK.device)
-        score_BHNM = score_BHNM.masked_fill_(~seen_NM, -torch.inf)
-    return score_BHNM.softmax(-1)
+    with torch.autocast(query_BHNK.device.type, enabled=False):
+        score_BHNM = (query_BHNK.float() @ key_BHMK.float().mT) * query_BHNK.shape[-1] ** -0.5
+        if causal:
+            seen_NM = _seen(query_BHNK.shape[2], key_BHMK.shape[2], window, query_BHNK.device)
+            score_BHNM = score_BHNM.masked_fill_(~seen_NM, -torch.inf)
+        return score_BHNM.softmax(-1)

@@ -9,7 +9,8 @@ and the way back takes it off again:
 In floating point x + u - u is not x, and the error grows with depth. Here the streams are integers, multiples of 2^-18 in
 32 bits (2^-40 in 64 bits where the model is in float64), to which every update is rounded; integer sums are undone exactly.
 So the backward pass sees the very activations of the forward, and its gradients are those of the same network with
-everything kept, bit for bit: `run_stored` is that network, and a test compares. Rounding has the gradient of the identity.
+everything kept, bit for bit: `run_stored` is that network, and a test compares (one forward to an autocast block: several share
+rounded copies of weights, and add up their gradients in bfloat16). Rounding has the gradient of the identity.
 
 Sources: Gomez et al. 2017, arXiv:1707.04585 (the coupling); Kitaev et al. 2020, arXiv:2001.04451 (for transformers);
 MacKay et al. 2018, arXiv:1810.10999 (fixed point, so that no bits are lost).
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bit_transformer.errors import ConfigError, StreamOverflow
+from bit_transformer.errors import ConfigError, NotRebuilt, StreamOverflow
 from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import LayerCache
 
@@ -41,8 +42,8 @@ class Coupling:
         like: in its dtype branches read the streams.
 
     Attributes:
-        reach: a bound on every value of both streams so far: the largest input and the largest of each update, summed.
-            Not a number where one of them was not.
+        reach: the largest value of the streams and of updates so far, in size; not a number where one of them was not.
+        limit: below it no sum leaves the integers.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -51,6 +52,7 @@ class Coupling:
         self.integer = torch.int64 if double else torch.int32
         self.unit = 2.0**40 if double else 2.0**FRACTION_BITS
         self.reach = torch.zeros((), dtype=self.wide, device=like.device)
+        self.limit = (torch.iinfo(self.integer).max + 1) / self.unit / 2
 
     def enter(self, x_BND: Tensor) -> Tensor:
         """Numbers to a stream."""
@@ -58,9 +60,10 @@ class Coupling:
 
     def add(self, stream: Tensor, update_BND: Tensor) -> Tensor:
         """The stream after an update."""
-        low, high = torch.aminmax(update_BND.detach())
-        self.reach = self.reach + torch.maximum(-low, high)
-        return self._rounded(update_BND).add_(stream)
+        after = self._rounded(update_BND).add_(stream)
+        for low, high in (torch.aminmax(update_BND.detach()), (x * (1 / self.unit) for x in torch.aminmax(after))):
+            self.reach = torch.maximum(self.reach, torch.maximum(-low, high))
+        return after
 
     def take_off(self, stream: Tensor, update_BND: Tensor) -> Tensor:
         """The stream before an update."""
@@ -74,19 +77,31 @@ class Coupling:
         return update_BND.detach().to(self.wide).mul(self.unit).round_().to(self.integer)
 
     def leave(self, stream_1: Tensor, stream_2: Tensor) -> Tensor:
-        """Both streams to the trunk's output, their sum.
+        """Both streams to the trunk's output, their sum; nothing but NaN where an update was not finite.
 
         Raises:
             StreamOverflow: a value may have left the integers, and could not be rebuilt.
         """
-        reach, limit = self.reach.item(), torch.iinfo(self.integer).max / self.unit
-        if math.isfinite(reach) and reach >= limit:
+        reach = self.reach.item()
+        if math.isfinite(reach) and reach >= self.limit:
             raise StreamOverflow(
-                f"got values of up to {reach:.3g} in the reversible trunk; they must stay below {limit:.0f}, where they can be "
-                f"rebuilt exactly. Try a lower train.optim.matrix_lr, or use_checkpoint=True instead of reversible=True"
+                f"got values of {reach:.4g} in the reversible trunk; they must stay below {self.limit:.0f}, where they can be rebuilt "
+                f"exactly. Try a lower train.optim.matrix_lr, or use_checkpoint=True instead of reversible=True"
             )
         y_BND = self.read(stream_1).add_(self.read(stream_2))
-        return y_BND if math.isfinite(reach) else y_BND.fill_(math.nan)  # what was not a number stays none
+        return y_BND if math.isfinite(reach) else y_BND.fill_(math.nan)
+
+    def check_begin(self, stream_1: Tensor, stream_2: Tensor) -> None:
+        """At the end of the way back: both streams began as one, so they are equal again, or something was not rebuilt.
+
+        Raises:
+            NotRebuilt: they are not.
+        """
+        if math.isfinite(self.reach.item()) and not torch.equal(stream_1, stream_2):
+            raise NotRebuilt(
+                "got other activations in the backward pass than in the forward; weights, dropout and training mode must be the "
+                "same in both. Try backward() before optimizer.step(), eval() and set_dropout"
+            )
 
 
 def run(
@@ -98,7 +113,8 @@ def run(
 ) -> Tensor:
     """A trunk of reversible blocks: their activations are not kept, whether or not there are gradients to come.
 
-    Gradients of the blocks' parameters are accumulated by `backward()`; `torch.autograd.grad` does not see them.
+    Gradients of the blocks' parameters are accumulated into `.grad` by any backward pass through the trunk, by
+    `torch.autograd.grad` too, which does not return them.
 
     Args:
         turn_NK2: rotary turns of the N positions.
@@ -108,6 +124,7 @@ def run(
     Raises:
         ConfigError: dropout on a device without a generator whose state can be kept.
         StreamOverflow: values too large to be rebuilt exactly.
+        NotRebuilt: in the backward pass, after weights, dropout or training mode changed.
     """
     if layers is None and torch.is_grad_enabled():
         # Without an input that needs a gradient nothing would be recorded, and parameters silently get none.
@@ -171,6 +188,7 @@ class _Stack(torch.autograd.Function):
                 stream_1 = coupling.take_off(stream_1, update_BND)
                 torch.autograd.backward(update_BND, grad_1.to(update_BND.dtype))
                 grad_2 = grad_2 + read_BND.grad
+        coupling.check_begin(stream_1, stream_2)
         return grad_1 + grad_2, None, None, None
 
 
@@ -180,27 +198,28 @@ class _RandomStates:
     def __init__(self, blocks: Sequence[Block], device: torch.device) -> None:
         drops = [m.p for block in blocks for m in block.modules() if isinstance(m, nn.Dropout) and m.training and m.p]
         self.generator = _generator_of(device, drops[0]) if drops else None
+        self.device = () if device.type == "cpu" else (device,)
         self.states: list[Tensor] = []
 
     def keep(self) -> None:
         """Before the next branch."""
         if self.generator is not None:
-            self.states.append(self.generator.get_rng_state())
+            self.states.append(self.generator.get_rng_state(*self.device))
 
     def back_to(self, branch: int) -> None:
         """As it was before that branch."""
         if self.generator is not None:
-            self.generator.set_rng_state(self.states[branch])
+            self.generator.set_rng_state(self.states[branch], *self.device)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Around the way back: afterwards the generator is where it was."""
-        now = self.generator.get_rng_state() if self.generator is not None else None
+        now = self.generator.get_rng_state(*self.device) if self.generator is not None else None
         try:
             yield
         finally:
             if self.generator is not None:
-                self.generator.set_rng_state(now)
+                self.generator.set_rng_state(now, *self.device)
 
 
 def _generator_of(device: torch.device, dropout: float) -> Any:

@@ -58,9 +58,10 @@ def estimate(
     """
     if budget is not None and budget < 1:
         raise ConfigError(f"budget={budget}; it must be at least one byte. Try 8GB")
-    how = _with_precision(train)
+    device = default_device()
+    how = _with_precision(train, device) if training else train.model_copy(update={"amp": False})
     found = estimate_memory(model, how, training=training, batch=batch, world_size=world_size)
-    there = budget or free_on(default_device())
+    there = budget or free_on(device)
     window = min(train.window or model.max_seq_len, model.max_seq_len) if training else model.max_seq_len
     return MemoryReport(
         training=training,
@@ -81,15 +82,22 @@ def free_on(device: torch.device) -> int | None:
 
 
 def micro_batches_that_fit(model: ModelConfig, train: TrainConfig, device: torch.device) -> int | None:
-    """The fewest micro-batches, at least the training's own, whose estimate is below what is free; none where none is."""
-    free, how = free_on(device), _with_precision(train)
+    """How many micro-batches an update needs: the training's own count, doubled until what is free is enough.
+
+    Parameters and bank are there already, and do not count. None where not even single windows fit.
+    """
+    free, how = free_on(device), _with_precision(train, device)
     parts = train.accum_steps
-    while free is not None and estimate_memory(model, how.model_copy(update={"accum_steps": parts})).peak > free:
-        if parts * 2 > train.batch_size or train.batch_size % (parts * 2):
+    while free is not None:
+        even = math.ceil(train.batch_size / parts) * parts
+        found = estimate_memory(model, how.model_copy(update={"batch_size": even, "accum_steps": parts}))
+        if found.peak - found.parameters - found.experts <= free:
+            break
+        if parts >= train.batch_size:
             return None
-        parts *= 2
+        parts = min(2 * parts, train.batch_size)
     return parts
 
 
-def _with_precision(train: TrainConfig) -> TrainConfig:
-    return train.model_copy(update={"amp": autocast_wanted(default_device(), train.amp)})
+def _with_precision(train: TrainConfig, device: torch.device) -> TrainConfig:
+    return train.model_copy(update={"amp": autocast_wanted(device, train.amp)})

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ def train(request: TrainRequest, *, overwrite: bool = False, report: Report | No
     began = time.monotonic()
     trainer = _trainer(model, request, train_part, held_out, report)
     trainer.progress.seconds = time.monotonic() - began  # the experts' pass over the data is part of the budget
+    _foresee(trainer, report)
     document = _document(request, train_part, held_out)
     request.out.mkdir(parents=True, exist_ok=True)
     store = RunStore(request.store)
@@ -123,13 +124,18 @@ def train(request: TrainRequest, *, overwrite: bool = False, report: Report | No
     return _run(trainer, request, held_out, store, report)
 
 
-def resume(out: Path, *, report: Report | None = None) -> TrainResult:
+def resume(out: Path, *, auto_batch: bool = False, report: Report | None = None) -> TrainResult:
     """Go on with a training that was stopped, interrupted or killed, from its last checkpoint, in its own store.
+
+    Args:
+        auto_batch: from here on with smaller micro-batches where memory does not suffice.
 
     Raises:
         CheckpointError: there is no such run, or it has no checkpoint, or its data changed.
     """
     request, digest = _read_request(out)
+    if auto_batch:
+        request = replace(request, train=request.train.model_copy(update={"auto_batch": True}))
     store = RunStore(request.store)
     if store.get(_name(out)).status == "finished":
         raise CheckpointError(f"{out} is finished: its budget is spent. Try a new run with a larger one")
@@ -141,6 +147,7 @@ def resume(out: Path, *, report: Report | None = None) -> TrainResult:
     model = BitTransformerLM(request.model).to(default_device())
     trainer = _trainer(model, request, train_part, held_out, report)
     trainer.load(out / TRAINING_FILE)
+    _foresee(trainer, report)
     store.go_on(_name(out), trainer.progress.step)
     return _run(trainer, request, held_out, store, report)
 
@@ -213,19 +220,18 @@ def _trainer(
     sample = held_out.thinned(request.train.eval_bytes, VALIDATION_PIECE, request.model.align_bytes)
     validation = sample if len(sample) else None
     trainer = Trainer(model, windows, request.train, validation)
-    _foresee(trainer, tell)
     return trainer
 
 
-def _foresee(trainer: Trainer, tell: Report) -> None:
+def _foresee(trainer: Trainer, report: Report | None) -> None:
     """Say before training that memory will not suffice, or begin with micro-batches for which it does."""
     parts = micro_batches_that_fit(trainer.model.config, trainer.config, trainer.device)
-    if parts == trainer.config.accum_steps:
+    if parts is not None and parts <= trainer.micro_batches:
         return
     if trainer.config.auto_batch:
         trainer.progress.micro_batches = parts or trainer.config.batch_size
-    else:
-        tell(Notice(f"there may not be memory enough: {trainer.memory_advice()}"))
+    if report and (parts is None or not trainer.config.auto_batch):
+        report(Notice(f"there may not be memory enough: {trainer.memory_advice()}"))
 
 
 def _document(request: TrainRequest, train_part: Corpus, held_out: Corpus) -> dict[str, Any]:

@@ -128,7 +128,7 @@ BAD = [
     (["train", "TEXT", "--recipe", "none.toml"], "cannot be read"),
     (["train", "TEXT", "--set", "model.lambda_K=0.1"], "not in this version"),
     (["train", "--out", "r", "--resume"], "no run with a checkpoint"),
-    (["train", "TEXT", "--out", "r", "--resume"], "with --out alone"),
+    (["train", "TEXT", "--out", "r", "--resume"], "with --out alone, or --auto-batch"),
     (["train", "TEXT", "--patch-bits", "13"], "patch_bits=13"),
     (["generate", "nowhere"], "run folder"),
     (["generate", "TEXT"], "damaged or no checkpoint"),

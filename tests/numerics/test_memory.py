@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from bit_transformer.config import Sampling
-from bit_transformer.errors import ConfigError, StreamOverflow
+from bit_transformer.errors import ConfigError, NotRebuilt, StreamOverflow
 from bit_transformer.generation import generate, infer_long
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn import reversible
@@ -156,12 +156,33 @@ def test_the_backward_pass_can_be_taken_twice():
 def test_values_too_large_to_be_rebuilt_are_an_error_and_nan_stays_nan():
     model = random_model(reversible=True, max_seq_len=64)
     with torch.no_grad():
-        model.embed.weight.fill_(9_000)
-    with pytest.raises(StreamOverflow, match="must stay below 8192"):
+        model.embed.weight.fill_(4_000)
         model.nll(random_bits(2, 64))
+        for large in (5_000.0, -5_000.0):
+            model.embed.weight.fill_(large)
+            with pytest.raises(StreamOverflow, match=r"got values of 5.*must stay below 4096"):
+                model.nll(random_bits(2, 64))
     with torch.no_grad():
         model.embed.weight.fill_(float("nan"))
     assert model.nll(random_bits(2, 64)).isnan().all()
+
+
+def test_a_trunk_that_changed_before_the_backward_pass_is_an_error():
+    model = random_model(reversible=True, dropout=0.2, max_seq_len=64).train()
+    for change in (model.eval, lambda: model.blocks[0].feed_forward.out.weight.data.mul_(1.01)):
+        model.train()
+        loss = model.nll(random_bits(2, 64)).mean()
+        change()
+        with pytest.raises(NotRebuilt, match="must be the same in both"):
+            loss.backward()
+
+
+def test_updates_that_cancel_are_no_overflow():
+    coupling = reversible.Coupling(torch.zeros(1))
+    stream = coupling.enter(torch.tensor([3_000.0]))
+    for update in (-3_900.0, 3_000.0, -2_000.0):
+        stream = coupling.add(stream, torch.tensor([update]))
+    assert coupling.leave(stream, stream).item() == 200.0
 
 
 def test_dropout_needs_a_generator_that_can_be_set_back():
@@ -204,6 +225,15 @@ def test_local_attention_goes_on_beyond_the_window_without_forgetting(reversibly
     drawn_BT = infer_long(short, prompt_BT, 560, Sampling(temperature=0))
     assert torch.equal(drawn_BT, generate(long, prompt_BT, 560, Sampling(temperature=0)))
     assert short.new_cache(batch).layers[0].key_BHSK.shape[2] == 3
+
+
+def test_attention_maps_of_several_layers_survive_a_backward_pass_and_autocast():
+    model = random_model(num_layers=3, max_seq_len=64, full_attn_logging=True, use_checkpoint=True).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, telemetry = model(random_bits(2, 64))
+    logits.sum().backward()
+    assert telemetry["attention"].shape == (3, 2, 2, 9, 9) and telemetry["attention"].dtype == torch.float32
+    assert_close(telemetry["attention"].sum(-1), torch.ones(3, 2, 2, 9))
 
 
 @pytest.mark.parametrize("shape", [{}, {"chunk_size": 24}, {"reversible": True}, {"use_checkpoint": True}], ids=str)

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.footprint import saved_for_backward
+from bit_transformer.cli.options import read_settings
 from bit_transformer.config import ModelConfig, TrainConfig
+from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.errors import ConfigError, OutOfMemory
 from bit_transformer.experts.bank import ExpertBank
 from bit_transformer.machine import free_memory
-from bit_transformer.memory import estimate_memory, largest_batch, saved_for_backward, savings
+from bit_transformer.memory import estimate_memory, largest_batch, savings
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.training import Trainer, is_out_of_memory
 from tests.conftest import ROOT, TEXT, random_bits
@@ -39,13 +42,13 @@ SWITCHES = [
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_what_is_kept_for_the_backward_pass_is_counted_exactly(switches, amp):
+def test_what_is_kept_for_the_backward_pass_is_counted(switches, amp):
     model = BitTransformerLM(**{**SHAPE, **switches}).train()
     bits_BT = random_bits(4, model.config.max_seq_len)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
         counted = saved_for_backward(lambda: model.nll(bits_BT).mean())
     guess = estimate_memory(model.config, TrainConfig(steps=1, batch_size=4, amp=amp))
-    assert math.isclose(guess.activations + guess.logits // 2, counted, rel_tol=0.02)
+    assert math.isclose(guess.activations + guess.logits // 2, counted, rel_tol=0.01)
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
@@ -101,6 +104,70 @@ def test_savings_are_sorted_true_and_leave_out_what_is_on():
     assert {saving.settings for saving in found} >= {"model.reversible=true", "train.accum_steps=2", "train.amp=true"}
     reversible = savings(ModelConfig(**SHAPE, reversible=True), train)
     assert not {"model.reversible=true", "model.use_checkpoint=true"} & {saving.settings for saving in reversible}
+
+
+@pytest.mark.parametrize(
+    "switches", [{}, {"use_checkpoint": True}, {"use_checkpoint": True, "checkpoint_every": 2}, {"reversible": True}]
+)
+def test_savings_are_settings_that_can_be_set_and_save_what_they_say(switches):
+    model = ModelConfig(**{**SHAPE, "num_layers": 12, **switches})
+    for saving in savings(model, TrainConfig(steps=1, batch_size=64)):
+        set_ = read_settings(None, saving.settings.split())
+        changed = ModelConfig.of(model.model_dump() | set_["model"])
+        train = TrainConfig.of({"steps": 1, "batch_size": 64, **set_["train"]})
+        assert (changed, train) != (model, TrainConfig(steps=1, batch_size=64))
+        assert estimate_memory(changed, train).peak == saving.peak
+
+
+def test_micro_batches_are_doubled_until_they_fit(monkeypatch):
+    from bit_transformer.service import memory
+
+    model, cpu = ModelConfig(**SHAPE), torch.device("cpu")
+    train = TrainConfig(steps=1, batch_size=7, amp=False)
+
+    def needs(rows: int, parts: int) -> int:
+        found = estimate_memory(model, TrainConfig(steps=1, batch_size=rows * parts, accum_steps=parts))
+        return found.peak - found.parameters
+
+    for rows, parts in ((7, 1), (4, 2), (2, 4), (1, 7)):
+        free = needs(rows, parts)
+        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
+        assert memory.micro_batches_that_fit(model, train, cpu) == parts
+    monkeypatch.setattr(memory, "free_memory", lambda: needs(1, 7) - 1)
+    assert memory.micro_batches_that_fit(model, train, cpu) is None
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    assert memory.micro_batches_that_fit(model, train, cpu) == 1
+
+
+def test_a_resumed_training_keeps_its_micro_batches_and_may_get_more(tmp_path):
+    def trainer(auto_batch: bool) -> Trainer:
+        torch.manual_seed(0)
+        model = BitTransformerLM(**SHAPE, dropout=0.1)
+        return Trainer(model, _windows(model), TrainConfig(steps=3, batch_size=2, auto_batch=auto_batch, amp=False))
+
+    first = trainer(auto_batch=False)
+    first.update()
+    first.progress.micro_batches = 2
+    first.save(tmp_path / "state")
+    second = trainer(auto_batch=True)
+    second.load(tmp_path / "state")
+    assert second.micro_batches == 2
+    for each in (first, second):
+        each.update()
+    assert all(map(torch.equal, first.model.parameters(), second.model.parameters()))
+
+
+def test_no_memory_for_validation_is_said_too(monkeypatch):
+    from bit_transformer import training
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(training, "bits_per_byte", full)
+    model = BitTransformerLM(**SHAPE)
+    trainer = Trainer(model, _windows(model), TrainConfig(steps=1, batch_size=2), bytes_corpus(TEXT[:500]))
+    with pytest.raises(OutOfMemory, match="Try"):
+        trainer.run()
 
 
 def test_devices_share_parameters_and_batch():
@@ -175,7 +242,7 @@ def test_out_of_memory_is_met_with_advice_or_with_smaller_micro_batches():
     advice = str(run("plain")["error"])
     assert len(advice.splitlines()) == 1
     for part in (
-        "no memory for step 1",
+        "no memory at step 1",
         "64 windows in 1 micro-batch",
         "model.reversible=true",
         "train.auto_batch=true",
@@ -209,7 +276,7 @@ def test_a_training_that_outgrows_memory_says_so_and_other_errors_pass(monkeypat
         return step
 
     monkeypatch.setattr(trainer.optimizers, "step", fail(torch.OutOfMemoryError("no")))
-    with pytest.raises(OutOfMemory, match="no memory for step 1"):
+    with pytest.raises(OutOfMemory, match="no memory at step 1"):
         trainer.run()
     monkeypatch.setattr(trainer.optimizers, "step", fail(RuntimeError("another")))
     with pytest.raises(RuntimeError, match="another"):

@@ -76,7 +76,6 @@ def run(
             "seconds": seconds,
             "batch_size": batch_size,
             "seed": seed,
-            "auto_batch": auto_batch or None,
         }
         flags = {key: value for key, value in given.items() if value is not None}
         if resume:
@@ -84,14 +83,16 @@ def run(
                 raise ConfigError("--resume got no --out; it must name the run to go on with. Try --out runs/NAME")
             if corpora or recipe or preset or patch_bits or parity or experts is not None or flags or set_ or overwrite:
                 raise ConfigError(
-                    "--resume keeps the run's own settings; it must be given with --out alone. Try without the others"
+                    "--resume keeps the run's own settings; it must be given with --out alone, or --auto-batch. Try without the others"
                 )
             from bit_transformer.service import training
 
             with live_progress() as report:
-                result = training.resume(out, report=report)
+                result = training.resume(out, auto_batch=auto_batch, report=report)
         else:
             settings = read_settings(recipe, set_ or [])
+            if auto_batch:
+                settings["train"]["auto_batch"] = True
             request = _request(settings, corpora, out, preset, patch_bits, parity, experts, flags, eval_bytes, store)
             from bit_transformer.service import training
 
