@@ -130,7 +130,9 @@ def test_validation_comes_at_shares_of_the_budget_and_at_the_end():
 
 def test_patience_stops_a_training_that_no_longer_improves(monkeypatch):
     values = iter([5.0, 4.0, 4.5, 4.2, 1.0])
-    monkeypatch.setattr("bit_transformer.training.bits_per_byte", lambda *_: Score(next(values), 1, Protocol(1, 1)))
+    monkeypatch.setattr(
+        "bit_transformer.training.bits_per_byte", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
+    )
     trainer = new_trainer(steps=100, patience=2, eval_every=0.01)
     trainer.run()
     assert trainer.progress.stopped == "no better validation in 2"
@@ -168,7 +170,9 @@ def test_no_clipping_means_no_clipping():
 
 
 def test_a_validation_that_is_not_finite_stops_too(monkeypatch):
-    monkeypatch.setattr("bit_transformer.training.bits_per_byte", lambda *_: Score(float("nan"), 1, Protocol(1, 1)))
+    monkeypatch.setattr(
+        "bit_transformer.training.bits_per_byte", lambda *_, **__: Score(float("nan"), 1, Protocol(1, 1))
+    )
     with pytest.raises(NonFiniteLoss, match="validation"):
         new_trainer().run()
 
