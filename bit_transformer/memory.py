@@ -137,15 +137,14 @@ def savings(model: ModelConfig, train: TrainConfig, *, world_size: int = 1) -> l
 
 def _switches(model: ModelConfig, train: TrainConfig) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     """Fields of the model and of the training to set, and what that costs."""
-    again = "about 30 % more time"
     choices: list[tuple[dict[str, Any], dict[str, Any], str]] = []
     if not model.reversible:
         off = {"use_checkpoint": False, "checkpoint_every": 1} if model.use_checkpoint else {}
-        choices.append(({"reversible": True, **off}, {}, f"{again}, another function"))
+        choices.append(({"reversible": True, **off}, {}, "about a third more time, another function"))
         if not model.use_checkpoint:
-            choices.append(({"use_checkpoint": True}, {}, again))
+            choices.append(({"use_checkpoint": True}, {}, "about a fifth more time"))
         elif model.checkpoint_every > 1:
-            choices.append(({"checkpoint_every": 1}, {}, again))
+            choices.append(({"checkpoint_every": 1}, {}, "up to a fifth more time"))
     if model.chunk_size is None:
         chunk = max(1, model.max_patches // 8) * model.patch_bits
         choices.append(({"chunk_size": chunk}, {}, "attention reaches less far"))
@@ -271,19 +270,17 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
     )
 
 
-def _block_in_use(c: ModelConfig, rows: int, size: int) -> tuple[int, int]:
+def _block_in_use(c: ModelConfig, rows: int) -> tuple[int, int]:
     """Without gradients, of whole windows: the streams between blocks, and the results of a branch."""
     M, D, F = rows * (c.max_patches + 1), c.d_model, c.feedforward_width
-    return M * D * FLOAT * (4 if c.reversible else 1), M * max(8 * D, D + 2 * F) * size
+    return M * D * FLOAT * (4 if c.reversible else 1), M * max(8 * D, D + 2 * F) * FLOAT
 
 
-def _scoring(c: ModelConfig, rows: int, size: int = FLOAT) -> int:
+def _scoring(c: ModelConfig, rows: int) -> int:
     """Without gradients, of whole windows: at most, in a block or in the head."""
-    streams, results = _block_in_use(c, rows, size)
-    M = rows * (c.max_patches + 1)
-    head = M * (c.d_model + (1 << c.patch_bits)) * size + M * c.patch_bits * (
-        INDEX + 3 * FLOAT + 2 * _features(c) * FLOAT
-    )
+    streams, results = _block_in_use(c, rows)
+    M, P = rows * (c.max_patches + 1), c.patch_bits
+    head = M * (c.d_model + (1 << P)) * FLOAT + M * P * (INDEX + (3 + 2 * _features(c)) * FLOAT)
     return streams + max(results, head)
 
 
@@ -292,7 +289,7 @@ def _in_use(c: ModelConfig, batch: int, world_size: int) -> MemoryEstimate:
     block, tables, mixer, others = _elements(c)
     parameters = (L * block + tables + mixer + others) * FLOAT // world_size
     parameters += (2 * block + mixer + others + tables) * FLOAT if world_size > 1 else 0
-    working = sum(_block_in_use(c, batch, FLOAT))
+    working = sum(_block_in_use(c, batch))
     cache = batch * L * 2 * min(c.attention_window or N, N) * D * FLOAT
     maps = L * batch * c.nhead * N * N * FLOAT if c.full_attn_logging else 0
     experts = _bank(c)
