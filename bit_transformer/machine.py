@@ -7,9 +7,12 @@ from pathlib import Path
 
 
 def free_memory() -> int | None:
-    """Bytes that a process may still take: of the system, and of a container (cgroup v2); none where neither says."""
-    limits = [limit for limit in (_system(), _control_group(Path("/sys/fs/cgroup"))) if limit is not None]
-    return min(limits, default=None)
+    """Bytes that this process may still take, of the system, of a container (cgroup v2), of its limit of address space.
+
+    None where none of them says.
+    """
+    limits = (_system(), _control_group(Path("/sys/fs/cgroup")), _address_space())
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _system() -> int | None:
@@ -31,3 +34,14 @@ def _control_group(folder: Path) -> int | None:
     except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
         return None
     return max(0, most - now + cached)
+
+
+def _address_space() -> int | None:
+    try:
+        import resource  # not on Windows
+
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if most == resource.RLIM_INFINITY else max(0, most - pages * os.sysconf("SC_PAGE_SIZE"))

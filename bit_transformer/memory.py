@@ -24,7 +24,7 @@ class MemoryEstimate:
     """Bytes on one device.
 
     Attributes:
-        parameters: weights; in use under FSDP also what is gathered at once.
+        parameters: weights; under FSDP a share of them, and the blocks that are gathered whole at the time.
         gradients: of all parameters, and the rows of sparse tables.
         optimizer: moments and momenta.
         activations: kept for the backward pass of one micro-batch.
@@ -66,24 +66,29 @@ def estimate_memory(
     Args:
         model: the shape; or give its fields as keywords: `estimate_memory(d_model=512, num_layers=24)`.
         train: batch, window, accumulation, precision (`amp` not given: float32) and optimizer; the default if not given.
-        training: otherwise the model is in use, in float32: whole windows scored, and as many streams generated, `batch` at once.
+        training: otherwise the model is in use, in float32: whole windows scored, and as many streams generated, at once.
+        batch: windows in use at once; of a training, see `train`.
         world_size: devices that share one model (FSDP), and the batch.
 
     Raises:
         ConfigError: a shape that cannot be, or no devices, or windows that are not shared evenly.
     """
+    if model is not None and not isinstance(model, ModelConfig):
+        raise ConfigError(f"got a {type(model).__name__}; a ModelConfig, or its fields, is needed. Try model.config")
     config = ModelConfig.of({**(model.model_dump() if model else {}), **fields})
     how = train or TrainConfig(steps=1)
-    if world_size < 1 or batch < 1:
-        raise ConfigError(f"got world_size={world_size} and batch={batch}; each must be at least 1. Try 1")
-    if training and how.batch_size % (how.accum_steps * world_size):
+    if world_size < 1:
+        raise ConfigError(f"world_size={world_size}; it must be at least 1. Try 1")
+    windows = how.batch_size if training else batch
+    pieces = world_size * (how.accum_steps if training else 1)
+    if windows < 1 or windows % pieces:
         raise ConfigError(
-            f"batch_size={how.batch_size} is not shared evenly by world_size={world_size} devices and "
-            f"accum_steps={how.accum_steps}. Try batch_size={how.accum_steps * world_size}"
+            f"a batch of {windows} is not shared evenly by world_size={world_size} devices"
+            f"{f' and accum_steps={how.accum_steps}' if training else ''}. Try a batch of {-(-max(1, windows) // pieces) * pieces}"
         )
     if not training:
-        return _in_use(config, batch, world_size)
-    return _in_training(config, how, how.batch_size // how.accum_steps // world_size, world_size)
+        return _in_use(config, batch // world_size, world_size)
+    return _in_training(config, how, windows // pieces, world_size)
 
 
 def largest_batch(
@@ -93,7 +98,10 @@ def largest_batch(
 
     def fits(rows: int) -> bool:
         how = train.model_copy(update={"batch_size": rows * world_size, "accum_steps": 1})
-        return estimate_memory(model, how, training=training, batch=rows, world_size=world_size).peak <= budget
+        return (
+            estimate_memory(model, how, training=training, batch=rows * world_size, world_size=world_size).peak
+            <= budget
+        )
 
     if not fits(1):
         return 0
@@ -125,7 +133,7 @@ def savings(model: ModelConfig, train: TrainConfig, *, world_size: int = 1) -> l
     """Switches that are off and would lower the peak of a training, the best first."""
     now = estimate_memory(model, train, world_size=world_size).peak
     found = []
-    for model_fields, train_fields, price in _switches(model, train):
+    for model_fields, train_fields, price in _switches(model, train, world_size):
         how = TrainConfig.of(train.model_dump() | train_fields)
         peak = estimate_memory(model, how, world_size=world_size, **model_fields).peak
         if peak < 0.98 * now:
@@ -135,7 +143,9 @@ def savings(model: ModelConfig, train: TrainConfig, *, world_size: int = 1) -> l
     return sorted(found, key=lambda saving: saving.peak)
 
 
-def _switches(model: ModelConfig, train: TrainConfig) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
+def _switches(
+    model: ModelConfig, train: TrainConfig, world_size: int
+) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     """Fields of the model and of the training to set, and what that costs."""
     choices: list[tuple[dict[str, Any], dict[str, Any], str]] = []
     if not model.reversible:
@@ -148,7 +158,7 @@ def _switches(model: ModelConfig, train: TrainConfig) -> list[tuple[dict[str, An
     if model.chunk_size is None:
         chunk = max(1, model.max_patches // 8) * model.patch_bits
         choices.append(({"chunk_size": chunk}, {}, "attention reaches less far"))
-    if train.batch_size % (2 * train.accum_steps) == 0:
+    if train.batch_size % (2 * train.accum_steps * world_size) == 0:
         choices.append(({}, {"accum_steps": 2 * train.accum_steps}, "smaller matrix products"))
     if not train.amp:
         choices.append(({}, {"amp": True}, "needs bfloat16 arithmetic to be fast"))

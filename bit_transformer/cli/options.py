@@ -52,17 +52,17 @@ SECONDS_DEFAULT = 60.0
 
 
 def parse_size(text: str) -> int:
-    """Bytes, as `8GB`, `500 MB`, `1.5GiB` or a plain number.
+    """Bytes, as `8GB`, `8G`, `500 MB` or `1.5GiB`.
 
     Raises:
         ConfigError: something else.
     """
-    units = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
-    units |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if not found or found[2] not in units:
-        raise ConfigError(f"got size {text!r}; it must be a number and a unit of bytes. Try 8GB")
-    return int(float(found[1]) * units[found[2]])
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?)b?\s*", text.lower())
+    if not found:
+        raise ConfigError(
+            f"got size {text!r}; it must be a positive number and kB, MB, GB, TB or KiB, MiB, GiB, TiB. Try 8GB"
+        )
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "kmgt".index(found[2])))
 
 
 def model_of(

@@ -50,7 +50,7 @@ def estimate(
     """Memory on one device, the best one here, unless the training says otherwise.
 
     Args:
-        training: otherwise the model is in use: `batch` windows scored, or streams generated, at once.
+        training: otherwise the model is in use: `batch` windows scored, or streams generated, at once, on all devices.
         budget: bytes of a device; what is free here if not given.
 
     Raises:
@@ -66,7 +66,7 @@ def estimate(
     return MemoryReport(
         training=training,
         precision="bfloat16 autocast" if how.amp else "float32",
-        windows=train.batch_size // train.accum_steps // world_size if training else batch,
+        windows=(train.batch_size // train.accum_steps if training else batch) // world_size,
         positions=math.ceil(window / model.patch_bits),
         world_size=world_size,
         estimate=found,

@@ -165,7 +165,8 @@ BAD = [
     ),
     (["estimate", "--budget", "8 potatoes"], "Try 8GB"),
     (["estimate", "--budget", "0GB"], "at least one byte"),
-    (["estimate", "--batch-size", "6", "--world-size", "4"], "Try batch_size=4"),
+    (["estimate", "--budget", "8"], "Try 8GB"),
+    (["estimate", "--batch-size", "6", "--world-size", "4"], "Try a batch of 8"),
     (["estimate", "--world-size", "0"], "world_size=0"),
     (["estimate", "--preset", "colossal"], "tiny, small, medium, large"),
 ]
@@ -181,7 +182,10 @@ def test_memory_is_estimated_before_there_is_a_model(btlm):
     assert with_it["estimate"]["peak"] == switches["model.reversible=true"] < found["estimate"]["peak"]
     text = btlm(*flags, "--budget", "4GB").stdout
     assert "most at once" in text and "In 4.00 GB, up to" in text and "model.reversible=true" in text
-    assert "not one window fits" in btlm(*flags, "--budget", "100MB").stdout
+    assert "no batch fits: parameters" in btlm(*flags, "--budget", "100MB").stdout
+    fixed = found["estimate"]["parameters"] + found["estimate"]["optimizer"]
+    assert "not one window fits" in btlm(*flags, "--budget", f"{fixed // 10**6 + 5}MB").stdout
+    assert json.loads(btlm(*flags, "--budget", "2GiB", "--json").stdout)["budget"] == 2 << 30
     assert "cache" in btlm(*flags, "--in-use").stdout
 
 

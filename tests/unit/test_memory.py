@@ -179,6 +179,14 @@ def test_devices_share_parameters_and_batch():
         estimate_memory(model, train, world_size=3)
     with pytest.raises(ConfigError, match="world_size=0"):
         estimate_memory(model, train, world_size=0)
+    used, halves = (estimate_memory(model, training=False, batch=4, world_size=size) for size in (1, 2))
+    assert halves.cache == used.cache // 2
+    with pytest.raises(ConfigError, match="Try a batch of 4"):
+        estimate_memory(model, training=False, batch=3, world_size=2)
+    with pytest.raises(ConfigError, match=r"Try model\.config"):
+        estimate_memory(BitTransformerLM(**SHAPE))
+    each = TrainConfig(steps=1, batch_size=4)  # one window for each of four devices: no more micro-batches to offer
+    assert not any("accum_steps" in saving.settings for saving in savings(model, each, world_size=4))
 
 
 def test_free_memory_is_what_the_system_or_the_control_group_says(tmp_path: Path):

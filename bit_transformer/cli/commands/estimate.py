@@ -87,9 +87,11 @@ def _show(found: MemoryReport) -> None:
     made.columns[2].justify = "left"
     console.print(made)
     if found.budget:
-        largest = found.largest_batch
-        fits = f"up to {largest:,} windows fit" if largest else "not one window fits"
-        console.print(f"\nIn {_size(found.budget)}, {fits} at once.", soft_wrap=True)
+        together = " on all devices" if found.world_size > 1 else ""
+        fits = (
+            f"up to {found.largest_batch:,} windows fit at once{together}" if found.largest_batch else _too_small(found)
+        )
+        console.print(f"\nIn {_size(found.budget)}, {fits}.", soft_wrap=True)
     if found.savings:
         saved = table("\nwhat would save", "setting", "most at once", "price")
         for saving in found.savings:
@@ -97,11 +99,18 @@ def _show(found: MemoryReport) -> None:
         saved.columns[2].justify = "left"
         console.print(saved)
     console.print(
-        "\nTensors alone: a process with torch takes some 0.4 GB more, and on a processor its allocator may keep a few hundred MB "
-        "that are free.",
+        "\nTensors alone: a process with torch takes some 0.4 GB more, and on a processor its allocator keeps 0.1 to 0.7 GB of what is "
+        "free. Leave room for them.",
         style="dim",
         soft_wrap=True,
     )
+
+
+def _too_small(found: MemoryReport) -> str:
+    fixed = found.estimate.parameters + found.estimate.optimizer
+    if found.budget and fixed > found.budget:
+        return f"no batch fits: parameters and optimizer alone take {_size(fixed)}; a smaller model or more devices would take less"
+    return "not one window fits at once"
 
 
 def _size(count: int) -> str:
