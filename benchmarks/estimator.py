@@ -1,7 +1,7 @@
 """How far is `btlm estimate` from what is measured? Trainings and models in use, under every switch.
 
 Measured: bytes saved for the backward pass, through hooks; peak resident memory of a process of its own, beyond its libraries,
-with an allocator that gives back what is freed. How much more the allocator as it comes keeps is printed beside.
+with an allocator that gives back what is freed; `btlm bench memory` prints how much more the allocator as it comes keeps.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 import harness
-from footprint import DEFAULT_ALLOCATOR, footprint
+from footprint import footprint
 
 from bit_transformer.config import ModelConfig, TrainConfig
 from bit_transformer.memory import estimate_memory
@@ -68,20 +68,16 @@ def main(quick: bool) -> int:
         {"worst_error": "<= 0.1"},
     )
     errors: list[float] = []
-    kept: list[float] = []
     for name, (fields, how) in cases.items():
         model, train = {**SHAPE, **fields}, {**TRAIN, **how}
         found = footprint(model, train)
-        default = footprint(model, train, environment=DEFAULT_ALLOCATOR)["peak"]
         guess = estimate_memory(ModelConfig.of(model), TrainConfig.of(train))
         saved = guess.activations + guess.logits // 2  # the other half are gradients
         both = saved / found["saved"] - 1, guess.peak / found["peak"] - 1
         errors += both
-        kept.append(default - found["peak"])
         report.row(
             name,
-            f"saved {found['saved'] / 1e6:7.1f} MB {both[0]:+6.1%}   peak {found['peak'] / 1e6:7.1f} MB {both[1]:+6.1%}   "
-            f"(allocator as it comes {default / 1e6:7.1f})",
+            f"saved {found['saved'] / 1e6:7.1f} MB {both[0]:+6.1%}   peak {found['peak'] / 1e6:7.1f} MB {both[1]:+6.1%}",
         )
     for name, (fields, batch) in IN_USE.items():
         model, train = {**SHAPE, **fields}, {**TRAIN, "batch_size": batch}
@@ -89,10 +85,6 @@ def main(quick: bool) -> int:
         guess = estimate_memory(ModelConfig.of(model), TrainConfig.of(train), training=False, batch=batch)
         errors.append(guess.peak / found["peak"] - 1)
         report.row(name, f"peak {found['peak'] / 1e6:7.1f} MB {errors[-1]:+6.1%}")
-    report.row(
-        "kept by the allocator as it comes, median and most",
-        f"{statistics.median(kept) / 1e6:.0f}, {max(kept) / 1e6:.0f} MB",
-    )
     report.figures = {
         "worst_error": max(map(abs, errors)),
         "median_error": statistics.median(map(abs, errors)),

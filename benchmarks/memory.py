@@ -70,7 +70,7 @@ def main(quick: bool) -> int:
     rounds = 3 if quick else 12
     report = harness.Report(
         "memory",
-        "saved: width 128, 4 heads, 8 windows of 256 patches; total: width 256, 24 layers, 8 windows of 512, two updates of Muon "
+        "saved: width 128, 4 heads, 8 windows of 256 patches; total: width 256, 24 layers, 16 windows of 512, two updates of Muon "
         f"and AdamW; time: width 256, 8 layers, 8 windows of 512, forward + backward, {rounds} interleaved rounds; float32, "
         f"{torch.get_num_threads()} threads",
         {
@@ -89,7 +89,7 @@ def main(quick: bool) -> int:
         by_depth = ", ".join(f"{layers}: {size / 1e6:.1f}" for layers, size in zip(DEPTHS, saved, strict=True))
         report.row(f"{kind}: MB saved for backward, by depth", f"{by_depth}   {slopes[kind] / 1e6:.3f} a layer")
 
-    layers, batch = 24, 2 if quick else 8
+    layers, batch = 24, 2 if quick else 16
     peaks = {}
     for kind, fields in KINDS.items():
         shape = {"d_model": 256, "nhead": 8, "num_layers": layers, "max_seq_len": 8 * 512, **fields}
