@@ -12,7 +12,7 @@ import statistics
 import harness
 import torch
 
-from bit_transformer.config import OptimConfig, TrainConfig
+from bit_transformer.config import TrainConfig
 from bit_transformer.data.sources import Corpus
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.model import BitTransformerLM
@@ -26,7 +26,7 @@ def bpb(reversible: bool, seed: int, train: Corpus, held: Corpus, steps: int) ->
     """Bits per byte on held-out bytes, and seconds of training."""
     torch.manual_seed(seed)
     model = BitTransformerLM(d_model=WIDTH, nhead=2, num_layers=LAYERS, max_seq_len=8 * CONTEXT, reversible=reversible)
-    config = TrainConfig(steps=steps, batch_size=BATCH, seed=seed, amp=False, optim=OptimConfig())
+    config = TrainConfig(steps=steps, batch_size=BATCH, seed=seed, amp=False)
     history = train_loop(model, train, config)
     return bits_per_byte(model, held.thinned(1 << 14, 1 << 11, 1), default_protocol(model)).bpb, history[-1]["seconds"]
 

@@ -1,7 +1,7 @@
 """How much memory a model takes, before it is made: in training and in use, under every switch that saves some.
 
 Counted from the shapes, tensor by tensor, as the code keeps them; `btlm bench estimator` holds it against what was measured.
-Sizes are bytes on one device. What the libraries take for themselves (some 300 MB of a process with torch) comes on top.
+Sizes are bytes on one device. What the libraries take for themselves (some 0.4 GB of a process with torch) comes on top.
 """
 
 # Letters: M positions of a micro-batch, N of a window, D model width, F feed-forward width, V = 2^P symbols, P bits of a patch.

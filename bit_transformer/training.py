@@ -223,10 +223,7 @@ class Trainer:
     def memory_advice(self) -> str:
         """What an update takes, and what would take less."""
         config, parts = self.config, self.micro_batches
-        even = math.ceil(config.batch_size / parts) * parts
-        now = config.model_copy(
-            update={"batch_size": even, "accum_steps": parts, "amp": autocast_wanted(self.device, config.amp)}
-        )
+        now = as_estimated(config, self.device, parts)
         peak = estimate_memory(self.model.config, now).peak
         ways = [f"{saving.settings} ({saving.peak / 1e9:.2g} GB)" for saving in savings(self.model.config, now)]
         ways += [] if config.auto_batch or parts >= config.batch_size else ["train.auto_batch=true"]
@@ -470,6 +467,13 @@ def autocast_wanted(device: torch.device, enabled: bool | None) -> bool:
     if device.type == "cpu":
         return cpu_has_bfloat16()
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def as_estimated(config: TrainConfig, device: torch.device, micro_batches: int) -> TrainConfig:
+    """A training for the estimate of its memory: the device's precision, the batch filled up to even micro-batches."""
+    even = math.ceil(config.batch_size / micro_batches) * micro_batches
+    amp = autocast_wanted(device, config.amp)
+    return config.model_copy(update={"batch_size": even, "accum_steps": micro_batches, "amp": amp})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

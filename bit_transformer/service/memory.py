@@ -12,7 +12,7 @@ from bit_transformer.errors import ConfigError
 from bit_transformer.machine import free_memory
 from bit_transformer.memory import MemoryEstimate, Saving, estimate_memory, largest_batch, savings
 from bit_transformer.service.models import default_device
-from bit_transformer.training import autocast_wanted
+from bit_transformer.training import as_estimated
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def estimate(
     if budget is not None and budget < 1:
         raise ConfigError(f"budget={budget}; it must be at least one byte. Try 8GB")
     device = default_device()
-    how = _with_precision(train, device) if training else train.model_copy(update={"amp": False})
+    how = as_estimated(train, device, train.accum_steps) if training else train.model_copy(update={"amp": False})
     found = estimate_memory(model, how, training=training, batch=batch, world_size=world_size)
     there = budget or free_on(device)
     window = min(train.window or model.max_seq_len, model.max_seq_len) if training else model.max_seq_len
@@ -86,18 +86,12 @@ def micro_batches_that_fit(model: ModelConfig, train: TrainConfig, device: torch
 
     Parameters and bank are there already, and do not count. None where not even single windows fit.
     """
-    free, how = free_on(device), _with_precision(train, device)
-    parts = train.accum_steps
+    free, parts = free_on(device), train.accum_steps
     while free is not None:
-        even = math.ceil(train.batch_size / parts) * parts
-        found = estimate_memory(model, how.model_copy(update={"batch_size": even, "accum_steps": parts}))
+        found = estimate_memory(model, as_estimated(train, device, parts))
         if found.peak - found.parameters - found.experts <= free:
             break
         if parts >= train.batch_size:
             return None
         parts = min(2 * parts, train.batch_size)
     return parts
-
-
-def _with_precision(train: TrainConfig, device: torch.device) -> TrainConfig:
-    return train.model_copy(update={"amp": autocast_wanted(device, train.amp)})
