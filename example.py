@@ -1,19 +1,23 @@
-"""Text to bits, a small model, a sample, and what it is worth: one minute from nothing.
+"""Text to bits, a small model, a sample, what it is worth and whether it is sane: one minute from nothing.
 
 Run: python example.py
 """
+
+from os import urandom
 
 from bit_transformer import (
     BitTransformerLM,
     Sampling,
     bits_per_byte,
     bits_to_text,
+    bytes_to_bits,
     stream_bytes,
     text_to_bits,
     train_loop,
 )
 from bit_transformer.data.sources import bytes_corpus, split, stdlib_files
 from bit_transformer.evaluation.baselines import compressors_bpb
+from bit_transformer.safety import Reference
 
 # 1. A text is bits, eight to a byte, and nothing else.
 bits = text_to_bits("Hi")
@@ -43,6 +47,14 @@ for name, bpb in compressors_bpb(bytes_corpus(held_out.read(0, len(held_out)).to
 
 # 5. And what does it think code looks like?
 print("\ndef ", end="")
-for piece in stream_bytes(model, b"def ", 200, Sampling(temperature=0.7, seed=1)):
+sample = b""
+for piece in stream_bytes(model, b"def ", 256, Sampling(temperature=0.7, seed=1)):
+    sample += piece
     print(piece.decode("utf-8", errors="replace"), end="", flush=True)
-print()
+
+# 6. Is that sane? Order, complexity and likeness to what was read, beside real code and noise; a gate would go by these.
+reference = Reference(model.bank, byte_bits=8)
+print("\n\n             K order  C complexity  S likeness")
+for name, data in {"the sample": sample, "real code": held_out.read(0, 256).tobytes(), "noise": urandom(256)}.items():
+    (vitals,) = reference.measure(bytes_to_bits(data)[None])
+    print(f"{name:12}{vitals.K:8.2f}{vitals.C:14.2f}{vitals.S:12.2f}")

@@ -1,4 +1,4 @@
-"""All phases in one command: train, validate, evaluate beside compressors, generate.
+"""All phases in one command: train, validate, evaluate beside compressors, calibrate a gate, generate behind it.
 
 Run: python unified_workflow.py --epochs 1 --dataset-size 2000000
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from bit_transformer.cli.output import EXIT_INTERRUPTED, console, errors_in_one_line
 from bit_transformer.cli.training_output import live_progress, show_training
 from bit_transformer.config import DataConfig, Sampling, TrainConfig
-from bit_transformer.errors import ConfigError
+from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.presets import optim_for, preset
 
 # Flags of phases that this version does not have: asking for one is an error, not a silent no-op.
@@ -57,7 +57,7 @@ def main() -> int:
             if getattr(flags, flag) not in (None, False):
                 name = flag.replace("_", "-")
                 raise ConfigError(f"--{name} got a value; {what} is not in this version. Try without --{name}")
-        from bit_transformer.service import inference, training
+        from bit_transformer.service import training
 
         model = preset(flags.preset)
         budget = {"bytes": round(flags.epochs * flags.dataset_size)} if flags.dataset_size else {"epochs": flags.epochs}
@@ -71,13 +71,28 @@ def main() -> int:
         show_training(result)
         if result.status == "stopped":
             return EXIT_INTERRUPTED
-        console.print("\nsample:")
-        sys.stdout.flush()
-        sys.stdout.buffer.write(PROMPT)
-        for piece in inference.stream(result.folder, PROMPT, 200, Sampling(temperature=0.7, seed=1), store=store):
-            sys.stdout.buffer.write(piece)
-        print()
+        show_sample(result.folder, store)
     return 0
+
+
+def show_sample(run: str, store: Path) -> None:
+    """A sample, behind a gate that is calibrated on what was held out, where that is enough."""
+    from bit_transformer.service import inference, safety
+
+    sampling = Sampling(temperature=0.7, seed=1)
+    try:
+        floors = safety.calibrate_run(run, [], store=store)
+        console.print(f"\nsample, gated at {floors.alpha:.0%} of false alarms:")
+        windows = inference.stream_gated(run, PROMPT, 256, sampling, window=128, retries=3, store=store)
+        pieces = (window.data if window.allow else f"\n{window.why}".encode() for window in windows)
+    except BitStreamError as too_small:
+        console.print(f"\nsample, not gated: {too_small}", soft_wrap=True)
+        pieces = inference.stream(run, PROMPT, 256, sampling, store=store)
+    sys.stdout.flush()
+    sys.stdout.buffer.write(PROMPT)
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+    print()
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def backward(model: nn.Module, nats: Callable[[nn.Module, Tensor], Tensor], byte
 def batch(corpus: Corpus, place: int) -> Tensor:
     """The same windows for both."""
     windows = CorpusWindows(corpus, CONTEXT, seed=1)
-    windows.load_state_dict({"epoch": place * BATCH // len(windows), "drawn": place * BATCH % len(windows)})
-    return torch.from_numpy(np.packbits(windows.draw(BATCH).numpy(), axis=1))
+    windows.load_state_dict({"epoch": place * BATCH // len(windows), "drawn": place * BATCH % len(windows)}, {})
+    return torch.from_numpy(np.packbits(windows.draw(BATCH).bits_BT.numpy(), axis=1))
 
 
 def trained_bpb(

@@ -24,7 +24,7 @@ class Report:
     """Figures of one benchmark, and the goals some of them have.
 
     Attributes:
-        goals: by figure, such as ">= 1.3".
+        goals: by figure, such as ">= 1.3", or ">= 0.5 and <= 1.5".
     """
 
     bench: str
@@ -65,8 +65,8 @@ class Report:
 
 
 def _holds(value: float, goal: str) -> bool:
-    sign, bound = goal.split()
-    return value >= float(bound) if sign == ">=" else value <= float(bound)
+    bounds = [part.split() for part in goal.split(" and ")]
+    return all(value >= float(bound) if sign == ">=" else value <= float(bound) for sign, bound in bounds)
 
 
 def interleaved(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -158,6 +158,18 @@ class ModelConfig(Config):
     full_attn_logging: bool = Field(
         False, description="Also give attention maps: nhead x (patches + 1)^2 x 4 bytes for each layer and window."
     )
+    lambda_K: NonNegativeFloat = Field(
+        0.0,
+        description="Weight in training of 1 - K, the entropy of predictions in bits: higher makes them more certain.",
+    )
+    lambda_C: NonNegativeFloat = Field(
+        0.0,
+        description="Weight in training of the probability given to repetitions: higher makes what is generated more complex.",
+    )
+    lambda_S: NonNegativeFloat = Field(
+        0.0,
+        description="Weight in training of the divergence from the experts' own mixture: higher stays closer to them.",
+    )
     ngram_orders: tuple[PositiveInt, ...] = Field(
         (), description="Context lengths, in patches, of the hashed n-gram embeddings."
     )
@@ -237,6 +249,10 @@ class ModelConfig(Config):
                 f"chunk_size={self.chunk_size} must be a multiple of patch_bits={self.patch_bits}, up to "
                 f"max_seq_len={self.max_seq_len}. Try chunk_size={near}"
             )
+        if self.lambda_S and self.experts is None:
+            raise ValueError(
+                f"lambda_S={self.lambda_S} needs experts, whose mixture is the reference; got experts=None. Try experts=True"
+            )
         contexts = len(self.ngram_orders) + 2 * self.ngram_words
         if self.ngram_dropout and len(self.ngram_dropout) != contexts:
             raise ValueError(
@@ -311,9 +327,6 @@ class ModelConfig(Config):
 
 # Keywords of the public signature whose machinery this version does not have, and the value that means "off".
 _LATER: dict[str, object] = {
-    "lambda_K": 0,
-    "lambda_C": 0,
-    "lambda_S": 0,
     "causal": True,
 }
 
@@ -360,6 +373,9 @@ class TrainConfig(Config):
         description="Bytes of experts' features kept on disk; for larger corpora they are made while training.",
     )
     patience: PositiveInt | None = Field(None, description="Stop after so many validations without a better one.")
+    telemetry: float = Field(
+        0.005, ge=0, le=1, description="Share of the time that measuring K, C and S of predictions may take; 0: none."
+    )
     checkpoint_seconds: PositiveFloat = Field(60.0, description="Longest time between checkpoints.")
     optim: OptimConfig = OptimConfig()
 

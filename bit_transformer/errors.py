@@ -12,6 +12,7 @@ BitTransformerError
 │   ├── StreamOverflow              values of a reversible trunk that cannot be rebuilt exactly
 │   ├── NotRebuilt                  a reversible trunk that is not what it was in the forward pass
 │   └── OutOfMemory                 no memory for an update; says what would take less
+├── SafetyRejection                 the gate blocked what was generated; carries the decision
 └── MissingExtra (ImportError)      an optional library that is not installed
 
 `assert` is for what cannot happen; these are for what users do and disks suffer.
@@ -84,6 +85,18 @@ class NotRebuilt(TrainingError):
 
 class OutOfMemory(TrainingError):
     """There was no memory for an update; the message says which switch would save how much."""
+
+
+class SafetyRejection(BitTransformerError):
+    """The gate blocked what was generated, and nobody let it pass.
+
+    Attributes:
+        decision: the gate's, a `safety.Decision`.
+    """
+
+    def __init__(self, message: str, decision: object) -> None:
+        super().__init__(message)
+        self.decision = decision
 
 
 class MissingExtra(BitTransformerError, ImportError):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bit_transformer.bit_io import Bits, ParityPolicy, as_bits, bits_to_bytes, bytes_to_bits, find_parity_errors
 from bit_transformer.config import Sampling
-from bit_transformer.errors import ConfigError, ParityError
+from bit_transformer.errors import BitStreamError, ConfigError, ParityError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.cache import DecodeCache
 from bit_transformer.nn.patching import leaf_log_probs, pack_patches
@@ -227,7 +227,13 @@ class _Picker:
         self.plain = how.top_p == 1 and how.repetition_penalty == 1 and not how.no_repeat_ngram
 
     def __call__(self, node_logit_BV: NDArray[np.float32], place: int) -> NDArray[np.int64]:
-        """The patches at index `place` of every stream."""
+        """The patches at index `place` of every stream.
+
+        Raises:
+            BitStreamError: a logit is NaN.
+        """
+        if np.isnan(node_logit_BV).any():
+            raise BitStreamError("got NaN among the model's logits; nothing can be drawn. Try an earlier checkpoint")
         masked = self.parity or place * self.config.patch_bits < self.longest
         if self.plain and self.how.temperature == 1 and not masked:
             return self._walk(node_logit_BV)

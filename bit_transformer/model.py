@@ -10,7 +10,7 @@ in `nn/patching.py`, the blocks in `nn/block.py`, cached decoding state in `nn/c
 # Shapes: B batch, T bits, N patches, P bits of a patch, D model width, V = 2^P symbols, F features of a bit.
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -32,6 +32,7 @@ from bit_transformer.nn.norm import RMSNorm
 from bit_transformer.nn.patching import PrefixTreeHead, pack_patches, tree_nodes
 from bit_transformer.nn.position import rotary_table
 from bit_transformer.nn.single import SingleStream
+from bit_transformer.telemetry import Telemetry, lz_complexity, negentropy, penalties, symbiosis
 
 if TYPE_CHECKING:
     from bit_transformer.experts.bank import ExpertBank
@@ -43,12 +44,15 @@ class ModelOutput(NamedTuple):
 
     Attributes:
         logits: (B, T, 2); `logits[:, t]` are the log-odds of the two values of bit t + 1, given bits 0 .. t.
-        telemetry: measurements of the pass, by name. With `full_attn_logging`, `attention`: (L, B, H, N, N), how much each
-            of the N positions (the start symbol, then the patches) reads from each, in every layer and head.
+        telemetry: measurements of the pass, by name, made when they are read. `K`: (B,), negentropy of the predictions; `C`:
+            (B,), Lempel-Ziv complexity of the bits read, of which eight are needed; `S`, where there are experts: (B,), symbiosis of
+            predictions and experts. With `full_attn_logging` also `attention`: (L, B, H, N, N), how much each
+            of the N positions (the start symbol, then the patches) reads from each, in every layer and head; and
+            `activations`: (L, 2, B, N), the root mean square of what attention and feed-forward of each layer add to the stream.
     """
 
     logits: Tensor
-    telemetry: dict[str, Tensor]
+    telemetry: Telemetry
 
 
 class BitTransformerLM(nn.Module):
@@ -145,9 +149,44 @@ class BitTransformerLM(nn.Module):
         Raises:
             BitStreamError: another shape, another value, or a longer window.
         """
-        maps: list[Tensor] | None = [] if self.config.full_attn_logging else None
-        z_BT = self.all_bit_logits(bits_BT, maps)[:, 1:]
-        return ModelOutput(as_pair(z_BT), {"attention": torch.stack(maps)} if maps else {})
+        if not self.config.full_attn_logging:
+            z_BT, q_BT = self._all_bit_logits(bits_BT, None)
+            return ModelOutput(as_pair(z_BT[:, 1:]), self._telemetry(bits_BT, z_BT, q_BT))
+        maps: list[Tensor] = []
+        with self._watched_branches() as added:
+            z_BT, q_BT = self._all_bit_logits(bits_BT, maps)
+        telemetry = self._telemetry(
+            bits_BT,
+            z_BT,
+            q_BT,
+            attention=lambda: torch.stack(maps),
+            activations=lambda: torch.stack(added).view(len(self.blocks), 2, *added[0].shape),
+        )
+        return ModelOutput(as_pair(z_BT[:, 1:]), telemetry)
+
+    def _telemetry(self, bits_BT: Tensor, z_BT: Tensor, q_BT: Tensor | None, **more: Callable[[], Tensor]) -> Telemetry:
+        """Measurements of a pass over bits, with logits of all of them and of the one after, and the experts' chances for these."""
+        z_BT = z_BT.detach()
+        makers = {"K": lambda: negentropy(as_pair(z_BT[:, 1:])), "C": lambda: lz_complexity(bits_BT), **more}
+        if q_BT is not None:
+            makers["S"] = lambda: symbiosis(torch.sigmoid(z_BT.double()), q_BT)
+        return Telemetry(makers)
+
+    @contextmanager
+    def _watched_branches(self) -> Iterator[list[Tensor]]:
+        """Within: the root mean square, by position, of what every branch adds, in the order of the branches."""
+        added: list[Tensor] = []
+
+        def watch(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+            added.append(made.detach().float().square().mean(-1).sqrt())
+
+        branches = [branch for block in self.blocks for branch in block.children()]
+        handles = [branch.register_forward_hook(watch) for branch in branches]
+        try:
+            yield added
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def all_bit_logits(self, bits_BT: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         """Logits of P(bit = 1) for all bits 0 .. T, the first and the one after the last included: z of (B, T + 1).
@@ -155,6 +194,10 @@ class BitTransformerLM(nn.Module):
         Args:
             maps: the attention map of every layer is appended to it, if it is given.
         """
+        return self._all_bit_logits(bits_BT, maps)[0]
+
+    def _all_bit_logits(self, bits_BT: Tensor, maps: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        """The same, and the chance of a one that the experts' own mixture gives each, where there are experts."""
         self._check_bits(bits_BT)
         B, T = bits_BT.shape
         P = self.config.patch_bits
@@ -165,7 +208,13 @@ class BitTransformerLM(nn.Module):
         known_BN = torch.cat((patch_BN, pack_patches(padded_BP, P)), dim=1)
         h_BND = self.trunk(self.shift(patch_BN, last=True), maps=maps)
         features_BTF = self._features(torch.cat((bits_BT[:, :whole], padded_BP), dim=1)) if self.mixer else None
-        return self.path_logits(h_BND, known_BN, features_BTF).flatten(1)[:, : T + 1]
+        z_BT = self.path_logits(h_BND, known_BN, features_BTF).flatten(1)[:, : T + 1]
+        return z_BT, None if features_BTF is None else self.experts_chances(features_BTF)[:, : T + 1]
+
+    def experts_chances(self, features_BTF: Tensor) -> Tensor:
+        """What the experts' own mixture, their last feature, says: P(bit = 1)."""
+        assert self.mixer is not None
+        return torch.sigmoid(features_BTF[..., -1] * self.mixer.scale)
 
     def path_logits(self, h_BND: Tensor, patch_BN: Tensor, features_BTF: Tensor | None = None) -> Tensor:
         """Logits along the paths to the given patches: the head's and, with features of their bits, the experts'; z_BNP."""
@@ -188,7 +237,7 @@ class BitTransformerLM(nn.Module):
     def nll(self, bits_BT: Tensor, features_BTF: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of every bit, the first included, in nats: (B, T), T a multiple of `patch_bits`.
 
-        The training path: it checks the shape, not the values.
+        It checks the shape, not the values.
 
         Args:
             features_BTF: int8, of a model with experts: what they say of each bit. Not given, they are asked as they
@@ -197,6 +246,31 @@ class BitTransformerLM(nn.Module):
         Raises:
             BitStreamError: a partial last patch, or a longer window than the model's.
         """
+        z_BNP, _, _ = self.window_logits(bits_BT, features_BTF)
+        return _nats(z_BNP, bits_BT)
+
+    def losses(self, bits_BT: Tensor, features_BTF: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The training path: what is lowered, and the mean of `nll`, in nats a bit, which it is without lambdas.
+
+        With lambdas it is their mean plus lambda_K (1 - K) + lambda_C r + lambda_S (1 - S)^2 of the predictions, each in [0, 1], as
+        `telemetry/penalties.py` defines them. Arguments and errors are those of `nll`.
+        """
+        c = self.config
+        z_BNP, patch_BN, features_BTF = self.window_logits(bits_BT, features_BTF)
+        nats = loss = _nats(z_BNP, bits_BT).mean()
+        if c.lambda_K:
+            loss = loss + c.lambda_K * penalties.uncertainty(z_BNP)
+        if c.lambda_C:
+            loss = loss + c.lambda_C * penalties.repetition(z_BNP, patch_BN)
+        if c.lambda_S and features_BTF is not None:
+            loss = loss + c.lambda_S * penalties.disagreement(z_BNP, self.experts_chances(features_BTF).view_as(z_BNP))
+        return loss, nats
+
+    def window_logits(
+        self, bits_BT: Tensor, features_BTF: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits of all bits of windows of whole patches, the first included: z_BNP; the patches; and the experts' features, asked
+        for where they were not given. Arguments and errors are those of `nll`."""
         T, c = bits_BT.shape[1], self.config
         if T % c.patch_bits or c.max_seq_len < T:
             raise BitStreamError(
@@ -205,10 +279,8 @@ class BitTransformerLM(nn.Module):
             )
         if self.mixer and features_BTF is None:
             features_BTF = self._features(bits_BT)
-        patch_BN = pack_patches(bits_BT, self.config.patch_bits)
-        z_BNP = self.path_logits(self.trunk(self.shift(patch_BN)), patch_BN, features_BTF)
-        target_BT = bits_BT.to(z_BNP.dtype)
-        return F.binary_cross_entropy_with_logits(z_BNP.flatten(1), target_BT, reduction="none")
+        patch_BN = pack_patches(bits_BT, c.patch_bits)
+        return self.path_logits(self.trunk(self.shift(patch_BN)), patch_BN, features_BTF), patch_BN, features_BTF
 
     def shift(self, patch_BN: Tensor, *, last: bool = False) -> Tensor:
         """The start symbol, then the patches; without the last one unless `last`, which predicts beyond the end."""
@@ -422,6 +494,10 @@ class ParameterCount(NamedTuple):
 
     total: int
     active: int
+
+
+def _nats(z_BNP: Tensor, bits_BT: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(z_BNP.flatten(1), bits_BT.to(z_BNP.dtype), reduction="none")
 
 
 def as_pair(z: Tensor) -> Tensor:

@@ -83,6 +83,9 @@ class Record(TypedDict, total=False):
     grad_norm: float
     rate: float
     val_bpb: float
+    K: float
+    C: float
+    S: float
 
 
 Observer = Callable[["Trainer", Record], None]
@@ -112,6 +115,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimizers = Optimizers(self.model, self.config.optim)
+        self.latest: Batch | None = None  # that of the latest update, for observers
 
     @property
     def device(self) -> torch.device:
@@ -168,7 +172,7 @@ class Trainer:
         config, progress = self.config, self.progress
         rate = schedule(progress.share, config.optim)
         self.optimizers.set_rate(rate)
-        batch = self.windows.draw(config.batch_size)
+        batch = self.latest = self.windows.draw(config.batch_size)
         nats = self._accumulated(batch)
         norm = clip_gradients(self.model, config.clip_norm)
         if not (math.isfinite(nats) and math.isfinite(norm)):
@@ -215,9 +219,10 @@ class Trainer:
         for at, micro_BT in enumerate(bits_BT.chunk(parts)):
             said_BTF = None if features_BTF is None else features_BTF.chunk(parts)[at]
             with autocast(self.device, self.config.amp):
-                loss = self.model.nll(micro_BT, said_BTF).mean() * (len(micro_BT) / len(bits_BT))
-            loss.backward()  # type: ignore[no-untyped-call]
-            nats += loss.item()
+                loss, mean_nats = self.model.losses(micro_BT, said_BTF)
+            share = len(micro_BT) / len(bits_BT)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            nats += mean_nats.item() * share
         return nats
 
     def memory_advice(self) -> str:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import typer
 
-from bit_transformer.cli.commands import bench, estimate, evaluate, generate, runs, score, train
+from bit_transformer.cli.commands import (
+    bench,
+    calibrate,
+    estimate,
+    evaluate,
+    explain,
+    generate,
+    runs,
+    score,
+    telemetry,
+    train,
+)
 
 app = typer.Typer(
     name="btlm",
     help="Language modelling on bits: no tokenizer, any file, text or binary.",
     epilog="Exit codes: 0 done, 1 a fault of this program, 2 input that cannot be, 3 a benchmark missed a goal, "
-    "130 interrupted, a training under way saved.",
+    "4 the gate blocked what was generated, 130 interrupted, a training under way saved.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -20,6 +31,9 @@ app.command("estimate")(estimate.run)
 app.command("generate")(generate.run)
 app.command("evaluate")(evaluate.run)
 app.command("score")(score.run)
+app.command("telemetry")(telemetry.run)
+app.command("calibrate")(calibrate.run)
+app.command("explain")(explain.run)
 app.add_typer(runs.app, name="runs")
 app.command("bench")(bench.run)
 

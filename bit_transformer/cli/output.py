@@ -1,16 +1,17 @@
 """What the command line says: results to standard output, progress and errors to standard error.
 
 Exit codes: 0 done · 1 a fault of this program (with a traceback) · 2 input that cannot be, in one line · 3 a benchmark
-missed a goal · 130 interrupted; a training under way is saved.
+missed a goal · 4 the gate blocked what was generated · 130 interrupted; a training under way is saved.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from bit_transformer.errors import BitTransformerError
 if TYPE_CHECKING:
     from bit_transformer.service.evaluation import Comparison
 
-EXIT_INPUT, EXIT_GOAL_MISSED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_INPUT, EXIT_GOAL_MISSED, EXIT_BLOCKED, EXIT_INTERRUPTED = 2, 3, 4, 130
+SPARK = "▁▂▃▄▅▆▇█"
 
 
 class _Console(Console):
@@ -84,3 +86,22 @@ def show_comparison(found: Comparison, what: str) -> None:
         made.add_row(name, bpb(value), style="bold" if name == "this model" else None)
     console.print(made)
     console.print(f"model: {found.protocol}; compressors start empty", style="dim", soft_wrap=True)
+
+
+def show_alerts(alerts: Sequence[tuple[int, str, str, float]]) -> None:
+    """Where metrics of a run drifted, if they did."""
+    if not alerts:
+        return
+    made = table("\ndrift", "metric", "update", "noticed by", "change")
+    for step, metric, detector, size in alerts:
+        made.add_row(metric, f"{step:,}", detector, f"{size:+.3f}")
+    console.print(made)
+
+
+def spark(values: Sequence[float], *, low: float = 0.0, high: float | None = None, width: int = 72) -> str:
+    """Values as a line of bars, the mean of neighbours where there are more than fit."""
+    count = min(width, len(values))
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    top = (max(means) if high is None else high) - low or 1.0
+    return "".join(SPARK[max(0, min(len(SPARK) - 1, int((value - low) / top * len(SPARK))))] for value in means)

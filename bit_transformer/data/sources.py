@@ -156,6 +156,10 @@ class Corpus:
         starts = [int(i * gap) // align * align for i in range(count)]
         return Corpus(span for start in starts for span in self._between(start, start + piece))
 
+    def part(self, start: int, stop: int) -> Corpus:
+        """Its bytes from one place to another."""
+        return Corpus(self._between(start, stop))
+
     def _between(self, start: int, stop: int) -> Iterator[Span]:
         for span, end in zip(self.spans, self._ends, strict=True):
             begin = end - len(span)

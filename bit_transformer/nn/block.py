@@ -19,7 +19,7 @@ class SquaredReLU(torch.autograd.Function):
 
     It keeps nothing of its own: the square is kept by the linear map after it, and its root is max(x, 0) again, to the bit
     (Boldo 2015, "Stupid is as stupid does: taking the square root of the square of a floating-point number"). Values below
-    1e-11 come back to within 1e-19.
+    1e-11 come back to within 1e-15, zero included.
     """
 
     @staticmethod
@@ -35,8 +35,9 @@ class SquaredReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """2 max(x, 0) grad."""
         (squared,) = ctx.saved_tensors
-        root = squared.add(1e-38).sqrt_()  # of an exact zero it would take ten times as long
-        return root.mul_(grad).mul_(2)
+        # Roots of zeros, and sums that are subnormal, take ten times as long on a processor: hence the 4e-30.
+        slope = torch.add(squared.new_tensor(4e-30), squared, alpha=4).sqrt_()
+        return slope.mul_(grad)
 
 
 class FeedForward(nn.Module):

@@ -15,3 +15,12 @@ CREATE TABLE IF NOT EXISTS metrics (
     value REAL NOT NULL,
     PRIMARY KEY (run, step, key)
 ) WITHOUT ROWID;
+-- One row each time that a metric drifted.
+CREATE TABLE IF NOT EXISTS alerts (
+    run      TEXT NOT NULL REFERENCES runs (id),
+    step     INTEGER NOT NULL,
+    metric   TEXT NOT NULL,
+    detector TEXT NOT NULL,
+    size     REAL NOT NULL,              -- new level - old level
+    PRIMARY KEY (run, step, metric, detector)
+) WITHOUT ROWID;

@@ -76,14 +76,15 @@ class RunStore:
                 raise StoreError(
                     f"got run name {run!r}, which {taken[0]} has in {self.path}. Try another --out or --store"
                 )
-            db.execute("DELETE FROM metrics WHERE run = ?", (run,))
+            for table in ("metrics", "alerts"):
+                db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
             db.execute(
                 "INSERT OR REPLACE INTO runs (id, folder, created, status, config) VALUES (?, ?, ?, 'running', ?)",
                 (run, place, now, json.dumps(config)),
             )
 
     def go_on(self, run: str, step: int) -> None:
-        """Record that a run goes on from a step; metrics beyond it, which it is about to make again, go.
+        """Record that a run goes on from a step; metrics and alerts beyond it, which it is about to make again, go.
 
         Raises:
             RunNotFound: none of that name.
@@ -91,12 +92,26 @@ class RunStore:
         self.get(run)
         with self._open(write=True) as db:
             db.execute("UPDATE runs SET status = 'running', note = '' WHERE id = ?", (run,))
-            db.execute("DELETE FROM metrics WHERE run = ? AND step > ?", (run, step))
+            for table in ("metrics", "alerts"):
+                db.execute(f"DELETE FROM {table} WHERE run = ? AND step > ?", (run, step))
 
     def add_metrics(self, run: str, rows: list[tuple[int, str, float]]) -> None:
         """Record (step, key, value) rows; a key of a step that is there already is replaced."""
         with self._open(write=True) as db:
             db.executemany("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", [(run, *row) for row in rows])
+
+    def add_alert(self, run: str, step: int, metric: str, detector: str, size: float) -> None:
+        """Record that a metric drifted, by how much and who noticed."""
+        with self._open(write=True) as db:
+            db.execute("INSERT OR REPLACE INTO alerts VALUES (?, ?, ?, ?, ?)", (run, step, metric, detector, size))
+
+    def alerts(self, run: str) -> list[tuple[int, str, str, float]]:
+        """(step, metric, detector, size) of every drift, by step."""
+        with self._open(write=False) as db:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'alerts'").fetchone():
+                return []  # a store of before there were any
+            query = "SELECT step, metric, detector, size FROM alerts WHERE run = ? ORDER BY step, metric, detector"
+            return [tuple(row) for row in db.execute(query, (run,))]
 
     def end(self, run: str, status: Status, note: str, result: Mapping[str, Any] | None = None) -> None:
         """Record how a run ended."""

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bit_transformer.config import Sampling
 from bit_transformer.errors import ConfigError
 from bit_transformer.generation import check_learning, generate_bytes, stream_bytes
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.safety import stream_guarded
+from bit_transformer.safety.guarded import WINDOW
 from bit_transformer.service import DEFAULT_STORE
-from bit_transformer.service.models import load_model
+from bit_transformer.service.models import load_guard, load_model
+
+
+@dataclass(frozen=True)
+class GatedWindow:
+    """A window of gated generation.
+
+    Attributes:
+        data: its bytes; none where it was blocked.
+        margin: how far above the floors, 1 being typical; negative below.
+        retries: how often it was drawn again.
+        why: what the gate says, in words.
+    """
+
+    data: bytes
+    allow: bool
+    margin: float
+    retries: int
+    why: str
 
 
 def stream(
@@ -30,6 +51,36 @@ def stream(
     """
     _check(max_bytes, stop)
     return stream_bytes(_model(run, store, sampling), prompt, max_bytes, sampling, stop=stop)
+
+
+def stream_gated(
+    run: str,
+    prompt: bytes,
+    max_bytes: int,
+    sampling: Sampling,
+    *,
+    window: int = WINDOW,
+    retries: int = 0,
+    store: Path = DEFAULT_STORE,
+) -> Iterator[GatedWindow]:
+    """Continue a prompt behind the run's calibrated gate, a window at a time; the first that is blocked for good is the last.
+
+    Args:
+        window: bytes that are judged at a time.
+        retries: how often a blocked window is drawn again.
+
+    Raises:
+        CheckpointError: no such run, or not calibrated.
+        ConfigError: a length or a window that cannot be judged, or retries that cannot be.
+    """
+    _check(max_bytes, ())
+    if retries < 0:
+        raise ConfigError(f"retries={retries}; it must not be negative. Try 3")
+    model = _model(run, store, sampling)
+    guard = load_guard(model, run, store, window=window)
+    for piece in stream_guarded(model, prompt, max_bytes, guard, sampling, retries=retries):
+        decision = piece.decision
+        yield GatedWindow(piece.data, decision.allow, decision.margin, piece.retries, guard.gate.explain(decision))
 
 
 def generate(

@@ -10,6 +10,9 @@ from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint
 from bit_transformer.errors import CheckpointError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.runs.store import RunStore
+from bit_transformer.safety import Calibration, Guard, Reference, SafetyGate, load_calibration
+from bit_transformer.safety.calibration import GATE_FILE
+from bit_transformer.safety.guarded import WINDOW
 from bit_transformer.service import DEFAULT_STORE
 
 
@@ -47,3 +50,32 @@ def load_model(run: str, store: Path = DEFAULT_STORE) -> BitTransformerLM:
         CheckpointError: no such run, or a damaged checkpoint.
     """
     return load_checkpoint(model_path(run, store), device=default_device())
+
+
+def load_guard(model: BitTransformerLM, run: str, store: Path = DEFAULT_STORE, *, window: int = WINDOW) -> Guard:
+    """The calibrated gate of a run.
+
+    Args:
+        model: the run's, loaded.
+        window: bytes that are judged at a time.
+
+    Raises:
+        CheckpointError: the run was not calibrated, or for another model.
+        ConfigError: a window that is shorter than what can be judged.
+    """
+    calibration, reference = load_run_calibration(model, run, store)
+    return Guard(SafetyGate.calibrated(calibration), reference, window)
+
+
+def load_run_calibration(
+    model: BitTransformerLM, run: str, store: Path = DEFAULT_STORE
+) -> tuple[Calibration, Reference]:
+    """What is normal for a run, and its reference.
+
+    Raises:
+        CheckpointError: the run was not calibrated, or for another model.
+    """
+    path = model_path(run, store).with_name(GATE_FILE)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: got no such file; the run was not calibrated. Try `btlm calibrate {run}`")
+    return load_calibration(path, model.config, model.bank if model.config.experts else None)

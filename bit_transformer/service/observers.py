@@ -1,21 +1,27 @@
-"""What hangs on the training loop: run records, checkpoints, stops, progress."""
+"""What hangs on the training loop: run records, telemetry, checkpoints, stops, progress."""
 
 from __future__ import annotations
 
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from bit_transformer.checkpoint import MODEL_FILE, save_checkpoint
+from bit_transformer.model import as_pair
 from bit_transformer.runs.store import RunStore
+from bit_transformer.telemetry import Alert, DriftMonitor, lz_complexity, negentropy, symbiosis
 from bit_transformer.training import Record, StopTraining, Trainer
 
 TRAINING_FILE = "training.safetensors"
+PROBED = 2  # windows
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,72 @@ class Recorder:
         if self.rows:
             self.store.add_metrics(self.run, self.rows)
             self.rows = []
+
+
+class Probe:
+    """K, C and S of what the model predicts, measured now and then on windows of the latest batch; and alerts where they, or the
+    loss, get worse for good.
+
+    K is of the predictions, S of them against the experts' own mixture, where there are experts, and C of bits drawn from them.
+    It takes no more than `train.telemetry` of the time, and changes nothing in the training.
+
+    Attributes:
+        spent: seconds it has taken.
+    """
+
+    def __init__(self, store: RunStore, run: str, report: Report | None = None) -> None:
+        self.store, self.run, self.report = store, run, report
+        self.spent = 0.0
+        self.began: float | None = None
+        self.monitors: dict[str, DriftMonitor] = {}
+
+    def __call__(self, trainer: Trainer, record: Record) -> None:
+        """Measure if that is due, and watch."""
+        if not trainer.config.telemetry:
+            return
+        if self.began is None:
+            self.began = trainer.progress.seconds
+        elif self.spent <= trainer.config.telemetry * (trainer.progress.seconds - self.began):
+            began = time.perf_counter()
+            record.update(self.measure(trainer))
+            self.spent += time.perf_counter() - began
+        for name in ("K", "C", "S", "train_bpb"):
+            if name in record:
+                monitor = self.monitors.setdefault(name, DriftMonitor(name))
+                for alert in monitor.update(record["step"], record[name]):
+                    self._alert(alert)
+
+    def measure(self, trainer: Trainer) -> Record:
+        """K, C and S now."""
+        assert trainer.latest is not None
+        model, batch = trainer.model, trainer.latest
+        bits_BT = batch.bits_BT[:PROBED].to(trainer.device)
+        said_BTF = None if batch.features_BTF is None else batch.features_BTF[:PROBED].to(trainer.device)
+        was_training = model.training
+        model.eval()
+        try:
+            # Another number of windows than the loop's would have a compiled trunk compiled again.
+            compiled = trainer.config.compile_model
+            with torch.inference_mode(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+                z_BNP, _, said_BTF = model.window_logits(bits_BT, said_BTF)
+            z_BT = z_BNP.flatten(1).double().cpu()
+            chance_BT = torch.rand(z_BT.shape, generator=torch.Generator().manual_seed(trainer.progress.step))
+            found = Record(
+                K=negentropy(as_pair(z_BT)).mean().item(),
+                C=lz_complexity((chance_BT < torch.sigmoid(z_BT)).to(torch.uint8)).mean().item(),
+            )
+            if said_BTF is not None:
+                found["S"] = symbiosis(torch.sigmoid(z_BT), model.experts_chances(said_BTF).cpu()).mean().item()
+        finally:
+            model.train(was_training)
+        return found
+
+    def _alert(self, alert: Alert) -> None:
+        self.store.add_alert(self.run, alert.step, alert.metric, alert.detector, alert.size)
+        if self.report:
+            self.report(
+                Notice(f"drift: {alert.metric} changed by {alert.size:+.3f} up to step {alert.step} ({alert.detector})")
+            )
 
 
 class Checkpoints:

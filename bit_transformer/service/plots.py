@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+LONG_NAMES = {"K": "order", "C": "complexity", "S": "likeness"}
 INK, TRAIN, VALIDATION = "#333333", "#9db8d2", "#c2410c"
 
 
@@ -41,6 +42,28 @@ def plot_windows(starts: Sequence[int], bpb: Sequence[float], path: Path, *, tit
     axes.step(list(starts), list(bpb), where="post", color=VALIDATION, linewidth=0.9)
     axes.set_ylim(bottom=0)
     _finish(axes, "byte offset", "bits per byte", title)
+    figure.savefig(path, dpi=120)
+
+
+def plot_telemetry(
+    series: Mapping[str, Sequence[tuple[int, float]]],
+    path: Path,
+    *,
+    title: str,
+    x: str,
+    marks: Sequence[int] = (),
+) -> None:
+    """K, C and S, one below the other; marks are where an alert was."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 1.6 * len(series)), layout="constrained")
+    rows = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, points) in zip(rows, series.items(), strict=True):
+        axes.plot(*zip(*points, strict=True), color=VALIDATION, linewidth=0.9)
+        for mark in marks:
+            axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_ylim(-0.02, 1.02)
+        _finish(axes, x if axes is rows[-1] else "", f"{name}, {LONG_NAMES[name]}", title if axes is rows[0] else "")
     figure.savefig(path, dpi=120)
 
 

@@ -45,10 +45,10 @@ def _summary(runs: RunStore, run: Run) -> RunSummary:
 
 
 def show_run(run: str, store: Path = DEFAULT_STORE) -> dict[str, Any]:
-    """All that is recorded of a run: its config, its result, its validations.
+    """All that is recorded of a run: its config, its result, its validations, its alerts.
 
     Raises:
         RunNotFound: none of that name.
     """
     runs = RunStore(store)
-    return {**asdict(runs.get(run)), "validation": runs.series(run, "val_bpb")}
+    return {**asdict(runs.get(run)), "validation": runs.series(run, "val_bpb"), "alerts": runs.alerts(run)}

@@ -20,6 +20,7 @@ from bit_transformer.data.sources import Corpus, find_files, split
 from bit_transformer.errors import BitStreamError, BitTransformerError, CheckpointError, ConfigError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.runs.store import RunStore, Status
+from bit_transformer.safety.calibration import GATE_FILE
 from bit_transformer.service.evaluation import Comparison, compare_on
 from bit_transformer.service.memory import micro_batches_that_fit
 from bit_transformer.service.models import default_device
@@ -27,6 +28,7 @@ from bit_transformer.service.observers import (
     TRAINING_FILE,
     Checkpoints,
     Notice,
+    Probe,
     Reading,
     Recorder,
     Report,
@@ -38,7 +40,7 @@ from bit_transformer.service.provenance import provenance
 from bit_transformer.training import Observer, Trainer, build_windows
 
 CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
-RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE)
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE, GATE_FILE)
 VALIDATION_PIECE = 4096
 
 
@@ -162,7 +164,7 @@ def _run(
     run, out = _name(request.out), request.out
     recorder = Recorder(store, run)
     checkpoints = Checkpoints(out, recorder)
-    observers: list[Observer] = [recorder, checkpoints]
+    observers: list[Observer] = [Probe(store, run, report), recorder, checkpoints]
     if report:
         observers.append(Reporter(report))
     try:
@@ -249,6 +251,22 @@ def _document(request: TrainRequest, train_part: Corpus, held_out: Corpus) -> di
         "command": sys.argv,
         "provenance": provenance(),
     }
+
+
+def held_out_part(out: Path) -> Corpus:
+    """The bytes that a run did not train on.
+
+    Raises:
+        CheckpointError: no run folder, or its files changed.
+        BitStreamError: nothing was held out.
+    """
+    request, digest = _read_request(out)
+    train_part, held_out = _load_data(request)
+    if train_part.digest() != digest:
+        raise CheckpointError(f"{out}: its training files are not what they were. Try naming held-out files")
+    if not len(held_out):
+        raise BitStreamError(f"{out} held nothing out. Try naming files that it was not trained on")
+    return held_out
 
 
 def _read_request(out: Path) -> tuple[TrainRequest, str]:

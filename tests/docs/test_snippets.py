@@ -58,6 +58,7 @@ def test_the_help_text_of_exit_codes_agrees_with_the_readme(btlm):
         "0 done",
         "2 input that cannot be",
         "3 a benchmark missed a goal",
+        "4 the gate blocked what was generated",
         "130 interrupted, a training under way saved",
     ):
         assert code in text

@@ -126,7 +126,24 @@ BAD = [
     (["train", "TEXT", "--steps", "2", "--seconds", "3"], "exactly one of"),
     (["train", "TEXT", "--preset", "colossal"], "tiny, small, medium, large"),
     (["train", "TEXT", "--recipe", "none.toml"], "cannot be read"),
-    (["train", "TEXT", "--set", "model.lambda_K=0.1"], "not in this version"),
+    (["train", "TEXT", "--set", "model.causal=false", "--no-experts"], "not in this version"),
+    (["train", "TEXT", "--set", "model.lambda_S=0.1", "--no-experts"], "Try experts=True"),
+    (["train", "TEXT", "--set", "train.telemetry=2"], "telemetry=2"),
+    (["calibrate", "nowhere"], "run folder"),
+    (["calibrate", "RUN", "TEXT", "--alpha", "0"], "alpha=0.0; it must be in (0, 0.5)"),
+    (["calibrate", "RUN", "TINY"], "alpha=0.01 needs 132 windows, 4,224 bytes"),
+    (["calibrate", "RUN", "EMPTY"], "empty file"),
+    (["explain", "RUN", "--K", "0.5", "--C", "0.5", "--S", "0.5"], "was not calibrated. Try `btlm calibrate"),
+    (["explain", "RUN", "--K", "1.5", "--C", "0.5", "--S", "0.5"], "K=1.5; it must be in [0, 1]"),
+    (["explain", "RUN", "--K", "0.5", "--C", "nan", "--S", "0.5"], "C=nan"),
+    (["generate", "RUN", "--gate"], "was not calibrated"),
+    (["generate", "RUN", "--gate", "--samples", "2"], "goes with one continuation"),
+    (["generate", "RUN", "--gate", "--retries", "-1"], "retries=-1"),
+    (["telemetry", "EMPTY"], "empty file"),
+    (["telemetry", "TEXT", "--window", "0"], "at least 1 byte"),
+    (["telemetry", "TEXT", "--top", "0"], "clusters=0"),
+    (["telemetry", "TEXT", "--run", "RUN"], "was not calibrated"),
+    (["telemetry", "nowhere"], "no such file"),
     (["train", "--out", "r", "--resume"], "no run with a checkpoint"),
     (["train", "TEXT", "--out", "r", "--resume"], "with --out alone, or --auto-batch"),
     (["train", "TEXT", "--patch-bits", "13"], "patch_bits=13"),
@@ -187,6 +204,81 @@ def test_memory_is_estimated_before_there_is_a_model(btlm):
     assert "not one window fits" in btlm(*flags, "--budget", f"{fixed // 10**6 + 5}MB").stdout
     assert json.loads(btlm(*flags, "--budget", "2GiB", "--json").stdout)["budget"] == 2 << 30
     assert "cache" in btlm(*flags, "--in-use").stdout
+
+
+def test_a_calibrated_run_judges_explains_and_guards(btlm, trained, text_file, tmp_path):
+    shown = btlm("calibrate", trained, text_file, "--alpha", "0.05")
+    assert shown.returncode == 0 and "floors for 5.00% of false alarms" in shown.stdout, shown.stderr
+    found = json.loads(btlm("calibrate", "one", text_file, "--alpha", "0.05", "--json").stdout)
+    assert found["file"].endswith("gate.safetensors") and found["floors"][0]["bytes"] == 32
+    assert all(0 < row["C_floor"] <= row["C_median"] <= 1 for row in found["floors"])
+
+    judged = json.loads(btlm("telemetry", text_file, "--run", trained, "--window", 128, "--json").stdout)
+    assert {w["kind"] for w in judged["windows"]} <= {"typical", "repetitive"} and judged["windows"][0]["S"] > 0.5
+    (tmp_path / "noise").write_bytes(os.urandom(1280))
+    noise = json.loads(btlm("telemetry", "noise", "--run", "one", "--window", 128, "--json").stdout)
+    assert {w["kind"] for w in noise["windows"]} == {"noise"}
+    assert "10 noise" in btlm("telemetry", "noise", "--run", trained, "--window", 128).stdout
+
+    w = judged["windows"][3]
+    triple = ["--K", w["K"], "--C", w["C"], "--S", w["S"], "--bytes", 128]
+    said = btlm("explain", trained, *triple).stdout
+    assert said.startswith("typical") and "S " in said
+    loop = json.loads(
+        btlm("explain", trained, "--K", 0.9, "--C", 0.001, "--S", w["S"], "--bytes", 128, "--json").stdout
+    )
+    assert loop["kind"] == "repetitive" and loop["ranks"]["C"] == 0
+    assert "calibrated for 32 or more" in btlm("explain", trained, *triple[:-1], 8).stderr
+
+    blocked = btlm("generate", trained, "--gate", "--bytes", 64, "--gate-window", 64, "--temperature", 5, "--seed", 1)
+    assert blocked.returncode == 4 and blocked.stdout == "" and "Blocked: window 1" in blocked.stderr
+    again = btlm("generate", "one", "--gate", "--bytes", 64, "--gate-window", 64, "--retries", 9, "--temperature", 3,
+                 "--seed", 1, "--json")  # fmt: skip
+    result = json.loads(again.stdout)
+    assert result["blocked"] == (again.returncode == 4) and result["windows"][0]["retries"] > 0
+    assert "got 8 bytes to generate" in btlm("generate", trained, "--gate", "--bytes", 8).stderr
+
+    more = btlm("train", text_file, *SMALL, "--steps", 5, "--out", "runs/one", "--overwrite")
+    assert more.returncode == 0  # other experts: the floors do not hold for them
+    assert not (trained / "gate.safetensors").exists()
+
+
+def test_what_a_run_held_out_is_its_reference(btlm, text_file, tmp_path):
+    long = tmp_path / "long.txt"
+    long.write_bytes(TEXT * 4)
+    done = btlm("train", long, *SMALL, "--steps", 3, "--out", "runs/plain", "--no-experts")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(btlm("calibrate", "runs/plain", "--alpha", "0.05", "--json").stdout)
+    assert found["reference_bytes"] == pytest.approx(len(TEXT) * 4 / 10 / 2, rel=0.01)  # the other half fitted S
+    assert "fitted to the first" in found["reference"]
+
+
+def test_telemetry_of_a_run_and_of_a_file(btlm, trained, text_file, tmp_path):
+    done = btlm("train", text_file, *SMALL, "--steps", 30, "--out", "runs/watched", "--set", "train.telemetry=1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(btlm("telemetry", "watched", "--json").stdout)
+    assert set(found["series"]) == {"K", "C", "S", "train_bpb"} and len(found["series"]["K"]) > 5
+    assert all(0 <= value <= 1 for name in "KCS" for _, value in found["series"][name])
+    shown = btlm("telemetry", "runs/watched", "--plot", "run.png")
+    assert "what the model predicts" in shown.stdout and (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    silent = btlm("train", text_file, *SMALL, "--steps", 3, "--out", "runs/silent", "--set", "train.telemetry=0")
+    assert silent.returncode == 0
+    assert "has no telemetry" in btlm("telemetry", "silent").stderr
+    of_file = btlm("telemetry", text_file, "--window", 256, "--plot", "file.png")
+    assert "the least alike" in of_file.stdout and (tmp_path / "file.png").exists()
+    tiny = json.loads(btlm("telemetry", "-", "--json", stdin=b"abc").stdout)
+    assert tiny["windows"][0]["bytes"] == 3 and tiny["windows"][0]["S"] is None
+
+
+def test_drift_is_recorded_and_shown(btlm, trained):
+    from bit_transformer.runs.store import RunStore
+
+    store = RunStore("runs/runs.sqlite")
+    store.add_alert("one", 7, "S", "adwin", -0.25)
+    assert "drift" in btlm("runs", "show", "one").stdout and "-0.250" in btlm("runs", "show", "one").stdout
+    assert json.loads(btlm("runs", "show", "one", "--json").stdout)["alerts"] == [[7, "S", "adwin", -0.25]]
+    store.go_on("one", 6)
+    assert store.alerts("one") == []
 
 
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(btlm, trained, text_file, tmp_path):
@@ -376,5 +468,5 @@ def test_the_workflow_runs_its_phases_and_refuses_those_to_come(tmp_path, text_f
 
 def test_help_names_every_verb_and_the_exit_codes(btlm):
     text = btlm("--help").stdout
-    for word in ("train", "generate", "evaluate", "score", "runs", "bench", "130"):
+    for word in ("train", "generate", "evaluate", "score", "telemetry", "calibrate", "explain", "runs", "bench", "130"):
         assert word in text

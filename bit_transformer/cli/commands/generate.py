@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bit_transformer.cli.options import Json, RunArgument, Store
-from bit_transformer.cli.output import errors_in_one_line, show_json
+from bit_transformer.cli.output import EXIT_BLOCKED, errors_in_one_line, progress_console, show_json
+from bit_transformer.errors import BitStreamError
 from bit_transformer.service import DEFAULT_STORE
+
+if TYPE_CHECKING:
+    from bit_transformer.service.inference import GatedWindow
 
 
 def run(
@@ -27,13 +32,18 @@ def run(
         str, typer.Option(help="What experts learn from: nothing, the prompt, or all (what is generated, too).")
     ] = "nothing",
     seed: Annotated[int | None, typer.Option(help="Of the draws; none: another each time.")] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Stop at the first window that the run's calibrated gate blocks.")
+    ] = False,
+    gate_window: Annotated[int, typer.Option(help="With --gate: bytes that are judged at a time.")] = 256,
+    retries: Annotated[int, typer.Option(help="With --gate: how often a blocked window is drawn again.")] = 0,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Continue a prompt; bytes go to standard output as they are made, whatever they are."""
     with errors_in_one_line(as_json):
         from bit_transformer.config import Sampling
-        from bit_transformer.errors import BitStreamError, ConfigError
+        from bit_transformer.errors import ConfigError
         from bit_transformer.service import inference
 
         sampling = Sampling.of(
@@ -48,16 +58,16 @@ def run(
         )
         if samples < 1:
             raise ConfigError(f"samples={samples}; at least 1 is needed. Try --samples 1")
-        start = os.fsencode(prompt)
-        if prompt.startswith("@"):
-            try:
-                with open(prompt[1:], "rb") as file:
-                    start = file.read()
-            except OSError as unreadable:
-                raise BitStreamError(
-                    f"{prompt[1:]}: cannot be read ({unreadable.strerror}). Try another file"
-                ) from None
+        start = _prompt(prompt)
         ends = [os.fsencode(text) for text in stop or []]
+        if gate:
+            if samples > 1 or ends:
+                raise ConfigError("--gate got --samples or --stop; it goes with one continuation. Try without them")
+            pieces = inference.stream_gated(
+                model, start, bytes_, sampling, window=gate_window, retries=retries, store=store
+            )
+            _show_gated(start, pieces, as_json)
+            return
         if as_json or samples > 1:
             made = inference.generate(model, [start] * samples, bytes_, sampling, stop=ends, store=store)
             if as_json:
@@ -73,10 +83,55 @@ def run(
             for out in made:
                 sys.stdout.buffer.write(start + out + b"\n---\n")
             return
-        pieces = inference.stream(model, start, bytes_, sampling, stop=ends, store=store)
+        stream = inference.stream(model, start, bytes_, sampling, stop=ends, store=store)
         sys.stdout.buffer.write(start)
-        for piece in pieces:
+        for piece in stream:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
         if sys.stdout.isatty():
             print()
+
+
+def _prompt(text: str) -> bytes:
+    """The prompt itself, or what the file holds that it names."""
+    if not text.startswith("@"):
+        return os.fsencode(text)
+    try:
+        with open(text[1:], "rb") as file:
+            return file.read()
+    except OSError as unreadable:
+        raise BitStreamError(f"{text[1:]}: cannot be read ({unreadable.strerror}). Try another file") from None
+
+
+def _show_gated(start: bytes, windows: Iterator[GatedWindow], as_json: bool) -> None:
+    """Windows as they are allowed; what was blocked, to standard error, and exit code 4."""
+    seen: list[GatedWindow] = []
+    if not as_json:
+        sys.stdout.buffer.write(start)
+    for window in windows:
+        seen.append(window)
+        if as_json:
+            continue
+        sys.stdout.buffer.write(window.data)
+        sys.stdout.buffer.flush()
+        if window.retries and window.allow:
+            progress_console.print(f"\nnote: window {len(seen)} was drawn {window.retries + 1} times", soft_wrap=True)
+    blocked = not seen[-1].allow
+    if as_json:
+        allowed = b"".join(window.data for window in seen)
+        rows = [
+            {"bytes": len(w.data), "allow": w.allow, "margin": w.margin, "retries": w.retries, "why": w.why}
+            for w in seen
+        ]
+        show_json(
+            {
+                "text": allowed.decode("utf-8", errors="replace"),
+                "hex": allowed.hex(),
+                "blocked": blocked,
+                "windows": rows,
+            }
+        )
+    elif blocked:
+        progress_console.print(f"\n{seen[-1].why}", soft_wrap=True)
+    if blocked:
+        raise typer.Exit(EXIT_BLOCKED)

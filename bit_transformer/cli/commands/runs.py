@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bit_transformer.cli.options import Json, Store
-from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_json, table
+from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_alerts, show_json, table
 from bit_transformer.service import DEFAULT_STORE
 
 app = typer.Typer(help="Runs and how they went.", no_args_is_help=False, invoke_without_command=True)
@@ -74,3 +74,4 @@ def show(
         for step, value in found["validation"]:
             made.add_row(f"{step:,}", bpb(value))
         console.print(made)
+        show_alerts(found["alerts"])

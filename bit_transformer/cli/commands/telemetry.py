@@ -1,0 +1,73 @@
+"""`btlm telemetry`: K, C and S of a file by window, or of a run by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bit_transformer.cli.options import Json, Store
+from bit_transformer.cli.output import console, errors_in_one_line, show_alerts, show_json, spark, table
+from bit_transformer.service import DEFAULT_STORE
+
+if TYPE_CHECKING:
+    from bit_transformer.service.telemetry import FileTelemetry, RunTelemetry
+
+LEGEND = "K: 0 noise, 1 order · C: 0 constant, 1 fair coins · S: 1 like the reference"
+
+
+def run(
+    target: Annotated[str, typer.Argument(metavar="FILE|RUN", help="A file, '-', or a run: its name or folder.")],
+    model: Annotated[
+        str | None, typer.Option("--run", help="Of a file: a calibrated run, whose reference S is measured against.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Of a file: bytes of a window.")] = 512,
+    top: Annotated[int, typer.Option(help="Of a file: how many windows to list, the least alike.")] = 5,
+    plot: Annotated[Path | None, typer.Option(help="Also draw them, as a PNG.")] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Order (K), complexity (C) and likeness to a reference (S): of a file by window, or of a run's predictions by step."""
+    with errors_in_one_line(as_json):
+        from bit_transformer.service import telemetry
+
+        if telemetry.is_run(target, store):
+            found = telemetry.of_run(target, store=store, plot=plot)
+            show_json(found) if as_json else _show_run(found)
+            return
+        of_file = telemetry.of_file(target, run=model, window=window, informative=top, store=store, plot=plot)
+        show_json(of_file) if as_json else _show_file(of_file)
+
+
+def _show_run(found: RunTelemetry) -> None:
+    console.print(f"{found.run}: what the model predicts, by update", style="bold")
+    for name, rows in found.series.items():
+        values = [value for _, value in rows]
+        high = 1.0 if name in "KCS" else None
+        console.print(
+            f"{name:>9} {values[0]:6.3f} {spark(values, high=high, width=60)} {values[-1]:.3f}", soft_wrap=True
+        )
+    show_alerts(found.alerts)
+    console.print(f"{LEGEND}, here the experts", style="dim", soft_wrap=True)
+
+
+def _show_file(found: FileTelemetry) -> None:
+    windows = found.windows
+    console.print(f"{found.file}: {len(windows):,} windows of {windows[0].bytes:,} bytes", style="bold")
+    keys = ["K", "C"] if windows[0].S is None else ["K", "C", "S"]
+    for key in keys:
+        values = [getattr(w, key) for w in windows]
+        console.print(f"{key} {min(values):.3f} {spark(values, high=1.0, width=60)} {max(values):.3f}", soft_wrap=True)
+    kinds = [w.kind for w in windows if w.kind]
+    if kinds:
+        console.print(
+            ", ".join(f"{kinds.count(kind):,} {kind}" for kind in sorted(set(kinds), key=kinds.count, reverse=True))
+        )
+    made = table("\nthe least alike", "offset", *keys, "like it", *(["kind"] if kinds else []))
+    for index in found.informative:
+        w = windows[index]
+        values = [f"{getattr(w, key):.3f}" for key in keys]
+        made.add_row(f"{w.offset:,}", *values, f"{found.cluster.count(index):,}", *([w.kind or "-"] if kinds else []))
+    console.print(made)
+    console.print(LEGEND if found.run else f"{LEGEND}, with --run", style="dim", soft_wrap=True)

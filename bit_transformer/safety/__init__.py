@@ -1,0 +1,30 @@
+"""What may go out: a reference of what is normal, floors with known false alarms, a gate, and generation behind it."""
+
+from bit_transformer.safety.calibration import Calibration, calibrate, load_calibration, save_calibration
+from bit_transformer.safety.gate import Decision, SafetyGate
+from bit_transformer.safety.guarded import (
+    Guard,
+    Piece,
+    SafeSample,
+    hil_safe_inference,
+    safe_sample_with_retry,
+    stream_guarded,
+)
+from bit_transformer.safety.reference import Reference, Vitals
+
+__all__ = [
+    "Calibration",
+    "Decision",
+    "Guard",
+    "Piece",
+    "Reference",
+    "SafeSample",
+    "SafetyGate",
+    "Vitals",
+    "calibrate",
+    "hil_safe_inference",
+    "load_calibration",
+    "safe_sample_with_retry",
+    "save_calibration",
+    "stream_guarded",
+]

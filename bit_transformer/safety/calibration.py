@@ -1,0 +1,287 @@
+"""Which K, C and S are normal, by length, measured on reference windows; and floors whose false alarms are known.
+
+Split-conformal: reference windows are divided by chance. One part says how C and S are spread: their median and a low quantile. On the
+other each window gets a score, the lesser of how far its C and its S lie above that quantile, in units of its distance from the
+median. The k-th lowest score, k = floor((n + 1) alpha) of n windows, sets the floors: of new windows of the same kind a share of at
+most alpha falls below, whatever the distribution (Vovk et al. 2005, "Algorithmic learning in a random world"). Short windows
+scatter more, so each length has floors of its own.
+"""
+
+# Shapes: L lengths, N windows, Q quantiles, M = 3 metrics: K, C, S.
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.config import ExpertConfig, ModelConfig
+from bit_transformer.data.sources import Corpus
+from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
+from bit_transformer.experts.bank import ExpertBank
+from bit_transformer.safety.reference import Reference, Vitals, as_array
+from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
+
+LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)  # bytes
+MOST_WINDOWS = 8000  # of one length; more say little more
+QUANTILES = 201
+SHAPE_SHARE = 1 / 4  # of the windows, for medians and low quantiles
+METRICS = ("K", "C", "S")
+GATE_FILE = "gate.safetensors"
+_ROWS = 256  # windows measured at once
+_FACTS = ("alpha", "patch_bits", "byte_bits", "unit_bits")
+_ARRAYS = ("lengths", "windows", "floors", "medians", "quantiles", "noise")
+
+Kind = Literal["typical", "repetitive", "noise", "off-domain"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is normal, by length.
+
+    Attributes:
+        alpha: share of reference windows that fall below the floors, at most.
+        lengths: (L,) in bytes.
+        windows: (L,) how many were measured of each length.
+        floors: (L, 2), of C and of S.
+        medians: (L, 2), of C and of S.
+        quantiles: (L, M, Q) of reference windows, evenly spaced from the least to the most.
+        noise: (L, M, Q) of windows of fair coins.
+        patch_bits, byte_bits, unit_bits: of the model that it is for.
+    """
+
+    alpha: float
+    lengths: NDArray[np.float64]
+    windows: NDArray[np.float64]
+    floors: NDArray[np.float64]
+    medians: NDArray[np.float64]
+    quantiles: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    patch_bits: int
+    byte_bits: int
+    unit_bits: int
+
+    @property
+    def least_bytes(self) -> int:
+        """The shortest window that can be judged."""
+        return int(self.lengths[0])
+
+    def floors_at(self, bits: int) -> tuple[float, float]:
+        """Floors of C and S for windows of so many bits: between lengths by the logarithm, beyond the longest those of the longest.
+
+        Raises:
+            BitStreamError: shorter than the shortest length.
+        """
+        low, high = self._at(bits, self.floors)
+        return float(low), float(high)
+
+    def medians_at(self, bits: int) -> tuple[float, float]:
+        """Medians of C and S; see `floors_at`."""
+        low, high = self._at(bits, self.medians)
+        return float(low), float(high)
+
+    def _at(self, bits: int, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A table's row for windows of so many bits."""
+        size = bits / self.byte_bits
+        if size < self.lengths[0]:
+            raise BitStreamError(
+                f"got a window of {size:g} bytes; it was calibrated for {self.least_bytes} or more. Try longer windows"
+            )
+        place = float(np.interp(math.log(size), np.log(self.lengths), np.arange(len(self.lengths))))
+        index = min(int(place), len(table) - 2) if len(table) > 1 else 0
+        if len(table) == 1:
+            return table[0]
+        share = place - index
+        return (1 - share) * table[index] + share * table[index + 1]
+
+    def ranks(self, vitals: Vitals) -> dict[str, float]:
+        """For each metric the share of reference windows of this length that lie below."""
+        rows = self._at(vitals.bits, self.quantiles)
+        return {name: _share_below(row, getattr(vitals, name)) for name, row in zip(METRICS, rows, strict=True)}
+
+    def kind(self, vitals: Vitals) -> Kind:
+        """What a window is like: `repetitive` where C is below its floor, `noise` where S is and K and C are as fair coins have
+        them, `off-domain` where S is below otherwise, else `typical`."""
+        c_floor, s_floor = self.floors_at(vitals.bits)
+        if not c_floor <= vitals.C:
+            return "repetitive"
+        if not s_floor <= vitals.S:
+            k_noise, c_noise, _ = self._at(vitals.bits, self.noise)
+            return "noise" if k_noise[-3] >= vitals.K and c_noise[2] <= vitals.C else "off-domain"
+        return "typical"
+
+    def check_fits(self, model: ModelConfig, source: object) -> None:
+        """Refuse a calibration for another kind of model.
+
+        Raises:
+            CheckpointError: other patches, parity or units.
+        """
+        for name in ("patch_bits", "byte_bits", "unit_bits"):
+            if getattr(self, name) != getattr(model, name):
+                raise CheckpointError(
+                    f"{source}: was calibrated for {name}={getattr(self, name)}; the model has {getattr(model, name)}. "
+                    f"Try `btlm calibrate` for this model"
+                )
+
+
+def calibrate(
+    reference: Reference,
+    corpus: Corpus,
+    model: ModelConfig,
+    *,
+    alpha: float = 0.01,
+    lengths: Sequence[int] = LENGTHS,
+    most: int = MOST_WINDOWS,
+    seed: int = 0,
+) -> Calibration:
+    """Measure what is normal on windows of a corpus that do not overlap, evenly spread.
+
+    Args:
+        alpha: share of false alarms, in (0, 0.5).
+        lengths: in bytes, ascending; those that the corpus has not windows enough for are left out.
+        most: windows of one length, at most.
+
+    Raises:
+        ConfigError: alpha or lengths that cannot be.
+        BitStreamError: a corpus too small for even the shortest length; says how much is needed.
+    """
+    if not 0 < alpha < 0.5:
+        raise ConfigError(f"alpha={alpha}; it must be in (0, 0.5). Try 0.01")
+    if list(lengths) != sorted(set(lengths)) or not lengths or lengths[0] < 8:
+        raise ConfigError(f"lengths={tuple(lengths)}; they must ascend from 8 bytes or more. Try {LENGTHS}")
+    needed = least_windows(alpha)
+    kept = [size for size in lengths if len(corpus) // _aligned(size, model) >= needed]
+    if not kept:
+        size = _aligned(lengths[0], model)
+        raise BitStreamError(
+            f"got {len(corpus):,} bytes of reference; alpha={alpha} needs {needed} windows, {needed * size:,} bytes for the "
+            f"shortest length of {size}. Try more files, or a larger --alpha"
+        )
+    random = np.random.default_rng(seed)
+    tables = [_measure_length(reference, corpus, model, size, alpha, most, random) for size in kept]
+    columns = [np.stack(column) for column in zip(*tables, strict=True)]
+    sizes = np.array([_aligned(size, model) for size in kept], dtype=np.float64)
+    windows, floors, medians, quantiles, noise = columns
+    shape = model.patch_bits, model.byte_bits, model.unit_bits
+    return Calibration(alpha, sizes, windows, floors, medians, quantiles, noise, *shape)
+
+
+def least_windows(alpha: float) -> int:
+    """Reference windows of one length without which there is no floor: the lowest score must have a rank of alpha."""
+    scored = math.ceil(1 / alpha) - 1
+    return math.ceil(scored / (1 - SHAPE_SHARE))
+
+
+def _aligned(size: int, model: ModelConfig) -> int:
+    return -(-size // model.align_bytes) * model.align_bytes
+
+
+def _measure_length(
+    reference: Reference,
+    corpus: Corpus,
+    model: ModelConfig,
+    size: int,
+    alpha: float,
+    most: int,
+    random: np.random.Generator,
+) -> tuple[NDArray[np.float64], ...]:
+    """One row of each table."""
+    size = _aligned(size, model)
+    room = len(corpus) // size
+    count = min(most, room)
+    starts = [int(i * room / count) * size for i in range(count)]
+    values_NM = np.concatenate(
+        [
+            as_array(reference.measure(_bits([corpus.read(s, size) for s in starts[at : at + _ROWS]], model)))
+            for at in range(0, count, _ROWS)
+        ]
+    )
+    random.shuffle(values_NM)
+    shape = max(1, count - math.ceil(count * (1 - SHAPE_SHARE)))
+    floors, medians = _floors(values_NM[:shape, 1:], values_NM[shape:, 1:], alpha)
+    coins = [random.integers(0, 256, size, dtype=np.uint8) for _ in range(_ROWS)]
+    noise_NM = as_array(reference.measure(_bits(coins, model)))
+    at = np.linspace(0, 1, QUANTILES)
+    return (
+        np.array(count, dtype=np.float64),
+        floors,
+        medians,
+        np.quantile(values_NM, at, axis=0).T,
+        np.quantile(noise_NM, at, axis=0).T,
+    )
+
+
+def _bits(windows: Sequence[NDArray[np.uint8]], model: ModelConfig) -> NDArray[np.uint8]:
+    return bytes_to_bits(np.stack(windows), parity=model.parity)
+
+
+def _floors(
+    shape_NM: NDArray[np.float64], scored_NM: NDArray[np.float64], alpha: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Split-conformal floors, and medians, of the columns."""
+    medians = np.median(shape_NM, axis=0)
+    low = np.minimum(np.quantile(shape_NM, alpha / shape_NM.shape[1], axis=0), medians - 1e-3)
+    scores = np.sort(((scored_NM - low) / (medians - low)).min(1))
+    score = scores[max(1, math.floor((len(scores) + 1) * alpha)) - 1]
+    return np.clip(low + score * (medians - low), 0.0, 1.0), medians
+
+
+def _share_below(quantiles: NDArray[np.float64], value: float) -> float:
+    return float(np.searchsorted(quantiles, value) / len(quantiles))
+
+
+# ---- with a checkpoint ----
+
+
+def save_calibration(path: str | Path, calibration: Calibration, reference: Reference, *, of_model: bool) -> None:
+    """Write a calibration.
+
+    Args:
+        of_model: whether the reference is the model's own bank; else it is written too.
+
+    Raises:
+        CheckpointError: the disk refused.
+    """
+    tensors = {name: torch.from_numpy(np.array(getattr(calibration, name))) for name in _ARRAYS}
+    if not of_model:
+        tensors |= prefixed("bank.", reference.bank.state_dict())
+    document = {
+        **{name: getattr(calibration, name) for name in _FACTS},
+        "reference": reference.bank.digest(),
+        "experts": None if of_model else reference.bank.config.model_dump(mode="json"),
+    }
+    write_tensors(Path(path), tensors, document)
+
+
+def load_calibration(path: str | Path, model: ModelConfig, bank: ExpertBank | None) -> tuple[Calibration, Reference]:
+    """The inverse of `save_calibration`.
+
+    Args:
+        bank: the model's own, if it has experts.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one for another model or another state of its experts.
+    """
+    tensors, document = read_tensors(Path(path))
+    try:
+        parts: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}
+        calibration = Calibration(**parts, **{name: document[name] for name in _FACTS})
+        experts = document["experts"]
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{path}: holds no calibration. Try `btlm calibrate`") from None
+    calibration.check_fits(model, path)
+    if experts is not None:
+        config = model.model_copy(update={"experts": ExpertConfig.of(experts)})
+        bank = ExpertBank.of(config)
+        bank.load_state_dict({name: table.numpy() for name, table in under("bank.", tensors).items()})
+    if bank is None or bank.digest() != document["reference"]:
+        raise CheckpointError(
+            f"{path}: was calibrated for another state of this model's experts. Try `btlm calibrate` again"
+        )
+    return calibration, Reference(bank, model.byte_bits)

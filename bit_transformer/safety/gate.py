@@ -1,0 +1,199 @@
+"""The gate: smoothed C and S against floors, a decision for every window, and reasons that a person can act on.
+
+The gate never fails open: a measurement that is missing or no number blocks, and so does an error inside the gate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bit_transformer.errors import ConfigError
+from bit_transformer.safety.calibration import Calibration
+from bit_transformer.safety.reference import Vitals
+
+_MEANING = {
+    "C": ("it repeats itself", "a higher temperature, a repetition penalty, or no_repeat_ngram"),
+    "S": ("it is unlike the reference", "a lower temperature or top_p, or a prompt of the reference's kind"),
+    "parity": ("parity bits do not fit their bytes", "force_parity=True, or repair_parity"),
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate says of one window.
+
+    Attributes:
+        allow: whether the window may pass.
+        reasons: why not; or why it passed although a metric was low.
+        vitals: what was measured; none where measuring failed.
+        smoothed: C and S as compared, after smoothing.
+        floors: what they were compared with.
+        window: how many windows of this stream came before.
+        stream: which.
+        margin: the lesser of how far C and S are above their floors; negative below. With a calibration in units of the
+            distance of the median from the floor, so that 1 is typical.
+    """
+
+    allow: bool
+    reasons: tuple[str, ...]
+    vitals: Vitals | None
+    smoothed: Mapping[str, float]
+    floors: Mapping[str, float]
+    window: int
+    stream: int
+    margin: float
+
+
+@dataclass
+class _State:
+    """A stream so far: its smoothed C and S, and how many windows it had."""
+
+    C: float = 0.0
+    S: float = 0.0
+    windows: int = 0
+
+
+class SafetyGate:
+    """Blocks what repeats itself (C below its floor) and what is unlike the reference (S below its floor).
+
+    Args:
+        c_floor, s_floor: floors of C and S in [0, 1], for windows of any length. `SafetyGate.calibrated` has better ones.
+        decay: of the moving averages that are compared, in [0, 1); 0 takes every window by itself.
+        burn_in: windows of a stream before the first that is blocked for a low C or S. Wrong parity and failures block from the
+            first on.
+        calibration: floors by length, in place of the two.
+
+    Raises:
+        ConfigError: a floor outside [0, 1], or another value that cannot be.
+    """
+
+    def __init__(
+        self,
+        c_floor: float = 0.3,
+        s_floor: float = 0.5,
+        decay: float = 0.9,
+        burn_in: int = 10,
+        *,
+        calibration: Calibration | None = None,
+    ) -> None:
+        for name, value in (("c_floor", c_floor), ("s_floor", s_floor)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name}={value}; it must be in [0, 1]. Try {0.3 if name == 'c_floor' else 0.5}")
+        if not 0 <= decay < 1:
+            raise ConfigError(f"decay={decay}; it must be in [0, 1). Try 0.9")
+        if burn_in < 0:
+            raise ConfigError(f"burn_in={burn_in}; it must not be negative. Try 0")
+        self.c_floor, self.s_floor, self.decay, self.burn_in = c_floor, s_floor, decay, burn_in
+        self.calibration = calibration
+        self._streams: dict[int, _State] = {}
+        self._latest: Decision | None = None
+
+    @classmethod
+    def calibrated(cls, calibration: Calibration) -> SafetyGate:
+        """The gate that a calibration is for: every window by itself, against floors for its length."""
+        return cls(decay=0.0, burn_in=0, calibration=calibration)
+
+    def update(self, vitals: Vitals | None, stream: int = 0) -> Decision:
+        """Take the next window of a stream.
+
+        Args:
+            vitals: what was measured; none where measuring failed, which blocks.
+        """
+        try:
+            decision = self._decide(vitals, stream)
+        except Exception as failed:
+            decision = self._blocked(f"the gate itself failed ({type(failed).__name__}: {failed})", vitals, stream)
+        self._latest = decision
+        return decision
+
+    def update_batch(self, vitals: Sequence[Vitals]) -> list[Decision]:
+        """Take the next window of each of several streams: those numbered 0, 1, ..."""
+        return [self.update(of_one, stream) for stream, of_one in enumerate(vitals)]
+
+    def _decide(self, vitals: Vitals | None, stream: int) -> Decision:
+        state = self._streams.setdefault(stream, _State())
+        window = state.windows
+        state.windows += 1
+        if vitals is None:
+            return self._blocked("nothing was measured", vitals, stream, window)
+        wrong = [name for name in ("K", "C", "S") if not 0 <= getattr(vitals, name) <= 1]
+        if wrong:
+            got = ", ".join(f"{name}={getattr(vitals, name)}" for name in wrong)
+            return self._blocked(f"got {got}; measurements must be in [0, 1]", vitals, stream, window)
+        keep = self.decay if window else 0.0
+        state.C = keep * state.C + (1 - keep) * vitals.C
+        state.S = keep * state.S + (1 - keep) * vitals.S
+        smoothed = {"C": state.C, "S": state.S}
+        c_floor, s_floor = self.c_floor, self.s_floor
+        scales = {"C": 1.0, "S": 1.0}
+        if self.calibration is not None:
+            c_floor, s_floor = self.calibration.floors_at(vitals.bits)
+            c_median, s_median = self.calibration.medians_at(vitals.bits)
+            scales = {"C": max(c_median - c_floor, 1e-6), "S": max(s_median - s_floor, 1e-6)}
+        floors = {"C": c_floor, "S": s_floor}
+        margins = {name: (smoothed[name] - floors[name]) / scales[name] for name in floors}
+        low = [
+            f"{name} {smoothed[name]:.3f} is below its floor {floors[name]:.3f}" for name in floors if margins[name] < 0
+        ]
+        burning_in = window < self.burn_in
+        reasons = [f"{text}, in the burn-in" for text in low] if burning_in else low
+        odd = [f"parity is wrong in {vitals.odd_bytes} bytes"] if vitals.odd_bytes else []
+        allow = not odd and (burning_in or not low)
+        margin = -1.0 if odd else min(margins.values())
+        return Decision(allow, tuple(odd + reasons), vitals, smoothed, floors, window, stream, margin)
+
+    def _blocked(self, reason: str, vitals: Vitals | None, stream: int, window: int | None = None) -> Decision:
+        count = self._streams[stream].windows - 1 if window is None and stream in self._streams else window or 0
+        return Decision(False, (reason,), vitals, {}, {}, count, stream, -math.inf)
+
+    def explain(self, decision: Decision | None = None) -> str:
+        """A decision in plain words: which metric, which window, by how much, what to try.
+
+        Args:
+            decision: not given: the latest.
+        """
+        d = decision or self._latest
+        if d is None:
+            return "No window was seen yet."
+        size = f" of {d.vitals.bits // 8:,} bytes" if d.vitals else ""
+        lines = [f"{'Allowed' if d.allow else 'Blocked'}: window {d.window + 1} of stream {d.stream}{size}."]
+        if not d.reasons:
+            lines.append(
+                "  " + "; ".join(f"{name} {d.smoothed[name]:.3f}, floor {d.floors[name]:.3f}" for name in d.floors)
+            )
+        for reason in d.reasons:
+            name = reason.split()[0]
+            meaning, advice = _MEANING.get(
+                name, ("the window could not be judged", "measuring it again, or a checkpoint before")
+            )
+            lines.append(f"  {reason}: {meaning}. Try {advice}.")
+        if self.calibration is not None and d.vitals is not None and d.floors:
+            rank = self.calibration.ranks(d.vitals)
+            below = ", ".join(f"{name} of {share:.1%}" for name, share in rank.items())
+            lines.append(f"  Of reference windows of this length, lower have: {below}.")
+        return "\n".join(lines)
+
+    def reset(self) -> None:
+        """Forget all streams."""
+        self._streams.clear()
+        self._latest = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every stream's state, as plain JSON."""
+        return {str(stream): asdict(state) for stream, state in self._streams.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`.
+
+        Raises:
+            ConfigError: something else.
+        """
+        try:
+            self._streams = {
+                int(stream): _State(float(s["C"]), float(s["S"]), int(s["windows"])) for stream, s in state.items()
+            }
+        except (KeyError, TypeError, ValueError) as wrong:
+            raise ConfigError(f"got a gate state that cannot be read ({wrong}). Try gate.state_dict()") from None

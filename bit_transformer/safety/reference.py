@@ -1,0 +1,99 @@
+"""What a domain's bits are like: a bank of experts that has read some of them, and from then on only compares.
+
+A model with experts has one already. For others a small one is fitted: contexts of one to four units.
+"""
+
+# Shapes: B windows, T bits.
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bit_transformer.bit_io import find_parity_errors
+from bit_transformer.config import ExpertConfig, ModelConfig
+from bit_transformer.data.features import corpus_units
+from bit_transformer.data.sources import Corpus
+from bit_transformer.errors import BitStreamError
+from bit_transformer.experts.bank import FEATURE_ONE, ExpertBank, pack_units
+from bit_transformer.telemetry.measures import bit_negentropy, lz_complexity, symbiosis
+
+SMALL = ExpertConfig(orders=(1, 2, 3, 4), words=False, buckets=1 << 16, history=1 << 16)
+PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """What was measured of a window.
+
+    Attributes:
+        K, C, S: see `telemetry/measures.py`; S is that of the bits against a reference.
+        bits: how long the window is.
+        odd_bytes: bytes whose parity bit is wrong; 0 without parity.
+    """
+
+    K: float
+    C: float
+    S: float
+    bits: int
+    odd_bytes: int = 0
+
+
+class Reference:
+    """Bits of a domain, as a frozen bank of experts knows them.
+
+    Args:
+        bank: what is known.
+        byte_bits: 9 with parity, else 8.
+    """
+
+    def __init__(self, bank: ExpertBank, byte_bits: int) -> None:
+        self.bank, self.byte_bits = bank, byte_bits
+
+    @classmethod
+    def fit(cls, corpus: Corpus, model: ModelConfig) -> Reference:
+        """A small bank that has read a corpus, for models that have none."""
+        small = model.experts or SMALL.model_copy(update={"unit_bits": model.unit_bits})
+        config = model.model_copy(update={"experts": small})
+        bank = ExpertBank.of(config)
+        stream = bank.stream()
+        piece = PIECE // config.align_bytes * config.align_bytes
+        for offset in range(0, len(corpus), piece):
+            bank.read(corpus_units(corpus, offset, piece, config), stream, learn=True, wanted=False)
+        return cls(bank, model.byte_bits)
+
+    def chances(self, bits_BT: NDArray[np.uint8]) -> Tensor:
+        """P(bit = 1) of every bit of windows that are read each by itself, from a blank context: (B, T), float64."""
+        T = bits_BT.shape[1]
+        unit_BN = pack_units(bits_BT, self.bank.unit_bits)
+        said = [self.bank.read(unit_N, self.bank.stream(), learn=False)[..., -1].reshape(-1)[:T] for unit_N in unit_BN]
+        return torch.sigmoid(torch.from_numpy(np.stack(said)).double() / FEATURE_ONE)
+
+    def measure(self, bits: Tensor | NDArray[np.uint8]) -> list[Vitals]:
+        """K, C and S of windows of one length.
+
+        Args:
+            bits: (B, T) zeros and ones, each row from the start of a byte on.
+
+        Raises:
+            BitStreamError: not bits, or fewer than eight.
+        """
+        bits_BT = bits.detach().cpu().numpy() if isinstance(bits, Tensor) else bits
+        K_B, C_B = bit_negentropy(bits_BT), lz_complexity(bits_BT)
+        if not len(bits_BT):
+            raise BitStreamError("got no window; at least one is needed. Try bits[None]")
+        bits_BT = bits_BT.astype(np.uint8, copy=False)
+        S_B = symbiosis(torch.from_numpy(bits_BT), self.chances(bits_BT))
+        whole = bits_BT.shape[1] // 9 * 9
+        odd = [len(find_parity_errors(row[:whole])) if self.byte_bits == 9 else 0 for row in bits_BT]
+        rows = zip(K_B.tolist(), C_B.tolist(), S_B.tolist(), odd, strict=True)
+        return [Vitals(k, c, s, bits_BT.shape[1], wrong) for k, c, s, wrong in rows]
+
+
+def as_array(vitals: Sequence[Vitals]) -> NDArray[np.float64]:
+    """K, C and S of windows as an array: (N, 3)."""
+    return np.array([(v.K, v.C, v.S) for v in vitals], dtype=np.float64).reshape(-1, 3)

@@ -1,0 +1,151 @@
+"""Calibrating a run's gate, and explaining K, C and S by what was measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from bit_transformer.data.sources import Corpus, Span, find_files
+from bit_transformer.errors import ConfigError
+from bit_transformer.safety import Reference, Vitals, calibrate, save_calibration
+from bit_transformer.safety.calibration import GATE_FILE, SHAPE_SHARE, Calibration
+from bit_transformer.service import DEFAULT_STORE
+from bit_transformer.service.models import load_model, load_run_calibration, model_path
+from bit_transformer.service.training import held_out_part
+
+
+@dataclass(frozen=True)
+class Floors:
+    """What is normal for windows of one length.
+
+    Attributes:
+        bytes: the length; `windows`: how many were measured.
+        C_floor, S_floor: below, a window is blocked.
+        C_median, S_median: of the reference.
+        alarms: two standard deviations about the share of false alarms that so many windows promise.
+    """
+
+    bytes: int
+    windows: int
+    C_floor: float
+    S_floor: float
+    C_median: float
+    S_median: float
+    alarms: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibrated run."""
+
+    run: str
+    file: str
+    alpha: float
+    reference_bytes: int
+    reference: str
+    floors: list[Floors]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What K, C and S mean for a run.
+
+    Attributes:
+        kind: typical, repetitive, noise or off-domain.
+        ranks: for each metric, the share of reference windows of this length that lie below.
+        floors: of C and S.
+        text: the same in words.
+    """
+
+    run: str
+    bytes: int
+    kind: str
+    ranks: dict[str, float]
+    floors: dict[str, float]
+    text: str
+
+
+def calibrate_run(
+    run: str, names: list[str], *, alpha: float = 0.01, seed: int = 0, store: Path = DEFAULT_STORE
+) -> Calibrated:
+    """Measure what is normal on reference files, and store floors beside the checkpoint.
+
+    Args:
+        names: files that the model was not trained on; none: what the run held out.
+        alpha: share of false alarms, in (0, 0.5).
+
+    Raises:
+        BitStreamError: too few bytes; says how many are needed.
+        CheckpointError: no such run.
+        ConfigError: an alpha that cannot be.
+    """
+    model = load_model(run, store)
+    checkpoint = model_path(run, store)
+    if names:
+        corpus = Corpus(Span(path, 0, path.stat().st_size) for path in find_files(names))
+    else:
+        corpus = held_out_part(checkpoint.parent)
+    corpus = corpus.aligned(model.config.align_bytes)
+    if model.config.experts:
+        reference, what = Reference(model.bank, model.config.byte_bits), "the model's experts"
+    else:
+        half = len(corpus) // 2 // model.config.align_bytes * model.config.align_bytes
+        reference = Reference.fit(corpus.part(0, half), model.config)
+        what = f"contexts of one to four units, fitted to the first {half:,} bytes"
+        corpus = corpus.part(half, len(corpus))
+    found = calibrate(reference, corpus, model.config, alpha=alpha, seed=seed)
+    path = checkpoint.with_name(GATE_FILE)
+    save_calibration(path, found, reference, of_model=model.config.experts is not None)
+    return Calibrated(run, str(path), alpha, len(corpus), what, _floors(found))
+
+
+def explain(run: str, *, K: float, C: float, S: float, size: int = 512, store: Path = DEFAULT_STORE) -> Explanation:
+    """What a triple means, by the quantiles that were measured when the run was calibrated.
+
+    Args:
+        size: bytes of the window that it was measured on.
+
+    Raises:
+        CheckpointError: no such run, or not calibrated.
+        ConfigError: values outside [0, 1].
+        BitStreamError: a shorter window than was calibrated.
+    """
+    for name, value in (("K", K), ("C", C), ("S", S)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name}={value}; it must be in [0, 1]. Try the values that btlm telemetry prints")
+    calibration, _ = load_run_calibration(load_model(run, store), run, store)
+    vitals = Vitals(K, C, S, size * calibration.byte_bits)
+    kind, ranks = calibration.kind(vitals), calibration.ranks(vitals)
+    floors = dict(zip(("C", "S"), calibration.floors_at(vitals.bits), strict=True))
+    return Explanation(run, size, kind, ranks, floors, _in_words(kind, vitals, ranks, floors, calibration))
+
+
+def _floors(found: Calibration) -> list[Floors]:
+    rows = []
+    for i, size in enumerate(found.lengths):
+        scored = found.windows[i] * (1 - SHAPE_SHARE)
+        spread = 2 * math.sqrt(found.alpha * (1 - found.alpha) / (scored + 2))
+        (c_floor, s_floor), (c_median, s_median) = found.floors[i].tolist(), found.medians[i].tolist()
+        alarms = (max(0.0, found.alpha - spread), found.alpha + spread)
+        rows.append(Floors(int(size), int(found.windows[i]), c_floor, s_floor, c_median, s_median, alarms))
+    return rows
+
+
+_SAYS = {
+    "typical": "C and S are where {share:.1%} of reference windows have them.",
+    "repetitive": "C is below its floor: the window says the same again and again.",
+    "noise": "S is below its floor, and K and C are as those of fair coins.",
+    "off-domain": "S is below its floor, though this is not noise: it has an order, but not the reference's.",
+}
+
+
+def _in_words(
+    kind: str, vitals: Vitals, ranks: dict[str, float], floors: dict[str, float], calibration: Calibration
+) -> str:
+    lines = [_SAYS[kind].format(share=1 - calibration.alpha)]
+    for name, rank in ranks.items():
+        floor = f", floor {floors[name]:.3f}" if name in floors else ""
+        where = "below all" if rank == 0 else "above all" if rank == 1 else f"above {rank:.1%}"
+        lines.append(f"{name} {getattr(vitals, name):.3f}: {where} of the reference{floor}.")
+    return "\n".join(lines)

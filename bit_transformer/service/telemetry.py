@@ -1,0 +1,164 @@
+"""K, C and S of a file by window, and of a run by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.data.sources import Corpus, Span, find_files
+from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.runs.store import RunStore
+from bit_transformer.service import DEFAULT_STORE
+from bit_transformer.service.models import load_model, load_run_calibration
+from bit_transformer.service.plots import plot_telemetry
+from bit_transformer.telemetry import TelemetrySynthesizer, bit_negentropy, lz_complexity
+
+ROWS = 256  # windows measured at once
+METRICS = ("K", "C", "S")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a file.
+
+    Attributes:
+        S: against the run's reference; none where no run was given.
+        kind: typical, repetitive, noise or off-domain, for the run; none where it was not calibrated for such a length.
+    """
+
+    offset: int
+    bytes: int
+    K: float
+    C: float
+    S: float | None
+    kind: str | None
+
+
+@dataclass(frozen=True)
+class FileTelemetry:
+    """A file, window by window.
+
+    Attributes:
+        informative: indices of the windows that are least like one another, the most typical first.
+        cluster: for each window, the index of the informative one that it is most like.
+    """
+
+    file: str
+    run: str | None
+    windows: list[Window]
+    informative: list[int]
+    cluster: list[int]
+
+
+@dataclass(frozen=True)
+class RunTelemetry:
+    """A training, step by step.
+
+    Attributes:
+        series: by metric, (step, value).
+        alerts: (step, metric, detector, size).
+    """
+
+    run: str
+    series: dict[str, list[tuple[int, float]]]
+    alerts: list[tuple[int, str, str, float]]
+
+
+def is_run(target: str, store: Path = DEFAULT_STORE) -> bool:
+    """Whether this names a run with records: by name, or by its folder."""
+    known = RunStore(store).list_runs()
+    return any(run.id == target or Path(run.folder) == Path(target).resolve() for run in known)
+
+
+def of_run(target: str, *, store: Path = DEFAULT_STORE, plot: Path | None = None) -> RunTelemetry:
+    """K, C, S and loss of a training by step, and where they drifted.
+
+    Raises:
+        RunNotFound: no such run.
+        BitStreamError: a run without telemetry.
+    """
+    runs = RunStore(store)
+    names = [run.id for run in runs.list_runs() if Path(run.folder) == Path(target).resolve()]
+    run = runs.get(names[0] if names else target).id
+    series = {name: runs.series(run, name) for name in (*METRICS, "train_bpb")}
+    series = {name: rows for name, rows in series.items() if rows}
+    if "K" not in series:
+        raise BitStreamError(f"run {run!r} has no telemetry. Try a longer training, or --set train.telemetry=0.005")
+    alerts = runs.alerts(run)
+    if plot:
+        drawn = {name: rows for name, rows in series.items() if name in METRICS}
+        plot_telemetry(drawn, plot, title=run, x="update", marks=[step for step, *_ in alerts])
+    return RunTelemetry(run, series, alerts)
+
+
+def of_file(
+    name: str,
+    *,
+    run: str | None = None,
+    window: int = 512,
+    informative: int = 5,
+    store: Path = DEFAULT_STORE,
+    plot: Path | None = None,
+) -> FileTelemetry:
+    """K and C of a file by window, and S against a run's reference.
+
+    Args:
+        window: bytes; a last window that is shorter is measured if it is at least half of that, or the only one.
+        informative: how many windows to pick that are worth reading.
+
+    Raises:
+        BitStreamError: an empty or unreadable file.
+        CheckpointError: no such run.
+        ConfigError: a window that cannot be.
+    """
+    if window < 1:
+        raise ConfigError(f"window={window}; at least 1 byte is needed. Try 512")
+    path, *others = find_files([name])
+    if others:
+        raise BitStreamError(f"{name}: got {len(others) + 1} files; telemetry takes one. Try {path}")
+    corpus = Corpus([Span(path, 0, path.stat().st_size)])
+    parity, reference, calibration = False, None, None
+    if run is not None:
+        model = load_model(run, store)
+        c = model.config
+        if window % c.align_bytes:
+            raise ConfigError(
+                f"window={window}; for this run it must be a multiple of {c.align_bytes}. Try {-(-window // c.align_bytes) * c.align_bytes}"
+            )
+        calibration, reference = load_run_calibration(model, run, store)
+        parity = c.parity
+    found: list[Window] = []
+    for offset, block in _blocks(corpus, window):
+        bits = bytes_to_bits(block, parity=parity)
+        if reference is None:
+            rows: list[tuple[float, float, float | None, str | None]]
+            rows = [
+                (k, c, None, None)
+                for k, c in zip(bit_negentropy(bits).tolist(), lz_complexity(bits).tolist(), strict=True)
+            ]
+        else:
+            vitals = reference.measure(bits)
+            judged = calibration if calibration and block.shape[1] >= calibration.least_bytes else None
+            rows = [(v.K, v.C, v.S, judged.kind(v) if judged else None) for v in vitals]
+        size = block.shape[1]
+        found += [Window(offset + i * size, size, *row) for i, row in enumerate(rows)]
+    columns = {key: [getattr(w, key) for w in found] for key in METRICS if getattr(found[0], key) is not None}
+    made = TelemetrySynthesizer(informative).cluster(columns)
+    if plot:
+        drawn = {key: list(zip([w.offset for w in found], values, strict=True)) for key, values in columns.items()}
+        plot_telemetry(drawn, plot, title=str(path), x="byte offset")
+    return FileTelemetry(
+        str(path), run, found, list(made.informative), [made.informative[cluster] for cluster in made.cluster]
+    )
+
+
+def _blocks(corpus: Corpus, window: int):  # type: ignore[no-untyped-def]
+    """(offset, windows of one length) until the corpus ends."""
+    whole = len(corpus) // window
+    for first in range(0, whole, ROWS):
+        count = min(ROWS, whole - first)
+        yield first * window, corpus.read(first * window, count * window).reshape(count, window)
+    rest = len(corpus) - whole * window
+    if rest and (not whole or rest >= window / 2):
+        yield whole * window, corpus.read(whole * window, rest)[None]

@@ -1,0 +1,21 @@
+"""What is measured of predictions and bits: K, C, S, what training can differentiate of them, and whether they drift."""
+
+from bit_transformer.telemetry.drift import Adwin, Alert, DriftMonitor, PageHinkley, detect_metric_drift
+from bit_transformer.telemetry.measures import bit_negentropy, lz_complexity, negentropy, symbiosis
+from bit_transformer.telemetry.record import Telemetry
+from bit_transformer.telemetry.synthesis import Synthesis, TelemetrySynthesizer
+
+__all__ = [
+    "Adwin",
+    "Alert",
+    "DriftMonitor",
+    "PageHinkley",
+    "Synthesis",
+    "Telemetry",
+    "TelemetrySynthesizer",
+    "bit_negentropy",
+    "detect_metric_drift",
+    "lz_complexity",
+    "negentropy",
+    "symbiosis",
+]
