@@ -180,7 +180,7 @@ def main(quick: bool) -> int:
     train_loop(model, train, seconds=seconds + len(train) / 5e5, batch_size=16)
     settings = {}
     for parity in (False, True):
-        config = ModelConfig(patch_bits=9, parity=True) if parity else model.config
+        config = ModelConfig(patch_bits=9, parity=True, max_seq_len=1152) if parity else model.config
         reference = Reference.fit(train, config) if parity else Reference(model.bank, 8)
         found = calibrate(reference, reference_part, config, alpha=ALPHA, lengths=lengths, most=most)
         settings[parity] = Setting(config, reference, found)

@@ -1,7 +1,7 @@
-"""What may go out: a reference of what is normal, floors with known false alarms, a gate, and generation behind it."""
+"""What may go out: a reference of what is normal, limits with known false alarms, a gate, and generation behind it."""
 
-from bit_transformer.safety.calibration import Calibration, calibrate, load_calibration, save_calibration
-from bit_transformer.safety.gate import Decision, SafetyGate
+from bit_transformer.safety.calibration import Calibration, Limits, calibrate, load_calibration, save_calibration
+from bit_transformer.safety.gate import Decision, Reason, SafetyGate
 from bit_transformer.safety.guarded import (
     Guard,
     Piece,
@@ -16,7 +16,9 @@ __all__ = [
     "Calibration",
     "Decision",
     "Guard",
+    "Limits",
     "Piece",
+    "Reason",
     "Reference",
     "SafeSample",
     "SafetyGate",

@@ -1,20 +1,22 @@
-"""Which K, C and S are normal, by length, measured on reference windows; and floors whose false alarms are known.
+"""Which K, C and S are normal, by length, measured on reference windows; and limits whose false alarms are known.
 
-Split-conformal: reference windows are divided by chance. One part says how C and S are spread: their median and a low quantile. On the
-other each window gets a score, the lesser of how far its C and its S lie above that quantile, in units of its distance from the
-median. The k-th lowest score, k = floor((n + 1) alpha) of n windows, sets the floors: of new windows of the same kind a share of at
-most alpha falls below, whatever the distribution (Vovk et al. 2005, "Algorithmic learning in a random world"). Short windows
-scatter more, so each length has floors of its own.
+Three limits: a floor of C, a floor of S, and a ceiling of S, which text has that says only what is most expected, as greedy decoding does.
+
+Split-conformal: reference windows are divided by chance. One part says how the values are spread: their median, and a quantile on
+the bad side. On the other each window gets a score, the least of how far its values lie on the good side of that quantile, in units of
+its distance from the median. The k-th lowest score, k = floor((n + 1) alpha) of n windows, sets the limits: of new windows of
+the same kind a share of at most alpha is beyond one, whatever the distribution (Vovk et al. 2005, "Algorithmic learning in a random
+world"). Short windows scatter more, so each length has limits of its own.
 """
 
-# Shapes: L lengths, N windows, Q quantiles, M = 3 metrics: K, C, S.
+# Shapes: L lengths, N windows, Q quantiles, M = 3 metrics: K, C, S; R = 3 limits: of C from below, of S from below and from above.
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,11 +36,20 @@ QUANTILES = 201
 SHAPE_SHARE = 1 / 4  # of the windows, for medians and low quantiles
 METRICS = ("K", "C", "S")
 GATE_FILE = "gate.safetensors"
+_LIMITED, _SIDE = [1, 2, 2], np.array([1.0, 1.0, -1.0])  # columns of K, C, S; -1: bad is above
 _ROWS = 256  # windows measured at once
 _FACTS = ("alpha", "patch_bits", "byte_bits", "unit_bits")
-_ARRAYS = ("lengths", "windows", "floors", "medians", "quantiles", "noise")
+_ARRAYS = ("lengths", "windows", "limits", "medians", "quantiles", "noise")
 
-Kind = Literal["typical", "repetitive", "noise", "off-domain"]
+Kind = Literal["typical", "repetitive", "predictable", "noise", "off-domain"]
+
+
+class Limits(NamedTuple):
+    """Of windows of one length."""
+
+    c_floor: float
+    s_floor: float
+    s_ceiling: float
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,10 @@ class Calibration:
     """What is normal, by length.
 
     Attributes:
-        alpha: share of reference windows that fall below the floors, at most.
+        alpha: share of reference windows that are beyond a limit, at most.
         lengths: (L,) in bytes.
         windows: (L,) how many were measured of each length.
-        floors: (L, 2), of C and of S.
-        medians: (L, 2), of C and of S.
+        limits: (L, R); `medians`: (L, R) of what they limit, so that S is there twice.
         quantiles: (L, M, Q) of reference windows, evenly spaced from the least to the most.
         noise: (L, M, Q) of windows of fair coins.
         patch_bits, byte_bits, unit_bits: of the model that it is for.
@@ -59,7 +69,7 @@ class Calibration:
     alpha: float
     lengths: NDArray[np.float64]
     windows: NDArray[np.float64]
-    floors: NDArray[np.float64]
+    limits: NDArray[np.float64]
     medians: NDArray[np.float64]
     quantiles: NDArray[np.float64]
     noise: NDArray[np.float64]
@@ -72,19 +82,17 @@ class Calibration:
         """The shortest window that can be judged."""
         return int(self.lengths[0])
 
-    def floors_at(self, bits: int) -> tuple[float, float]:
-        """Floors of C and S for windows of so many bits: between lengths by the logarithm, beyond the longest those of the longest.
+    def limits_at(self, bits: int) -> Limits:
+        """Limits for windows of so many bits: between lengths by the logarithm, beyond the longest those of the longest.
 
         Raises:
             BitStreamError: shorter than the shortest length.
         """
-        low, high = self._at(bits, self.floors)
-        return float(low), float(high)
+        return Limits(*self._at(bits, self.limits).tolist())
 
-    def medians_at(self, bits: int) -> tuple[float, float]:
-        """Medians of C and S; see `floors_at`."""
-        low, high = self._at(bits, self.medians)
-        return float(low), float(high)
+    def medians_at(self, bits: int) -> Limits:
+        """Medians of what they limit; see `limits_at`."""
+        return Limits(*self._at(bits, self.medians).tolist())
 
     def _at(self, bits: int, table: NDArray[np.float64]) -> NDArray[np.float64]:
         """A table's row for windows of so many bits."""
@@ -106,14 +114,19 @@ class Calibration:
         return {name: _share_below(row, getattr(vitals, name)) for name, row in zip(METRICS, rows, strict=True)}
 
     def kind(self, vitals: Vitals) -> Kind:
-        """What a window is like: `repetitive` where C is below its floor, `noise` where S is and K and C are as fair coins have
-        them, `off-domain` where S is below otherwise, else `typical`."""
-        c_floor, s_floor = self.floors_at(vitals.bits)
-        if not c_floor <= vitals.C:
+        """What a window is like: `repetitive` where C is below its floor, `predictable` where S is above its ceiling, `noise` where S
+        is below its floor, and K and C are as 99 of 100 windows of fair coins have them, `off-domain` where S is below
+        otherwise; else `typical`."""
+        limits = self.limits_at(vitals.bits)
+        if not limits.c_floor <= vitals.C:
             return "repetitive"
-        if not s_floor <= vitals.S:
+        if limits.s_ceiling < vitals.S:
+            return "predictable"
+        if not limits.s_floor <= vitals.S:
             k_noise, c_noise, _ = self._at(vitals.bits, self.noise)
-            return "noise" if k_noise[-3] >= vitals.K and c_noise[2] <= vitals.C else "off-domain"
+            last = QUANTILES - 1
+            in_noise = k_noise[last * 99 // 100] >= vitals.K and c_noise[last // 100] <= vitals.C
+            return "noise" if in_noise else "off-domain"
         return "typical"
 
     def check_fits(self, model: ModelConfig, source: object) -> None:
@@ -167,9 +180,9 @@ def calibrate(
     tables = [_measure_length(reference, corpus, model, size, alpha, most, random) for size in kept]
     columns = [np.stack(column) for column in zip(*tables, strict=True)]
     sizes = np.array([_aligned(size, model) for size in kept], dtype=np.float64)
-    windows, floors, medians, quantiles, noise = columns
+    windows, limits, medians, quantiles, noise = columns
     shape = model.patch_bits, model.byte_bits, model.unit_bits
-    return Calibration(alpha, sizes, windows, floors, medians, quantiles, noise, *shape)
+    return Calibration(alpha, sizes, windows, limits, medians, quantiles, noise, *shape)
 
 
 def least_windows(alpha: float) -> int:
@@ -204,13 +217,14 @@ def _measure_length(
     )
     random.shuffle(values_NM)
     shape = max(1, count - math.ceil(count * (1 - SHAPE_SHARE)))
-    floors, medians = _floors(values_NM[:shape, 1:], values_NM[shape:, 1:], alpha)
+    limited_NR = values_NM[:, _LIMITED]
+    limits, medians = _limits(limited_NR[:shape], limited_NR[shape:], alpha)
     coins = [random.integers(0, 256, size, dtype=np.uint8) for _ in range(_ROWS)]
     noise_NM = as_array(reference.measure(_bits(coins, model)))
     at = np.linspace(0, 1, QUANTILES)
     return (
         np.array(count, dtype=np.float64),
-        floors,
+        limits,
         medians,
         np.quantile(values_NM, at, axis=0).T,
         np.quantile(noise_NM, at, axis=0).T,
@@ -221,15 +235,16 @@ def _bits(windows: Sequence[NDArray[np.uint8]], model: ModelConfig) -> NDArray[n
     return bytes_to_bits(np.stack(windows), parity=model.parity)
 
 
-def _floors(
-    shape_NM: NDArray[np.float64], scored_NM: NDArray[np.float64], alpha: float
+def _limits(
+    shape_NR: NDArray[np.float64], scored_NR: NDArray[np.float64], alpha: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Split-conformal floors, and medians, of the columns."""
-    medians = np.median(shape_NM, axis=0)
-    low = np.minimum(np.quantile(shape_NM, alpha / shape_NM.shape[1], axis=0), medians - 1e-3)
-    scores = np.sort(((scored_NM - low) / (medians - low)).min(1))
+    """Split-conformal limits, and medians, of the columns."""
+    shape_NR, scored_NR = shape_NR * _SIDE, scored_NR * _SIDE  # so that low is bad
+    medians = np.median(shape_NR, axis=0)
+    low = np.minimum(np.quantile(shape_NR, alpha / shape_NR.shape[1], axis=0), medians - 1e-3)
+    scores = np.sort(((scored_NR - low) / (medians - low)).min(1))
     score = scores[max(1, math.floor((len(scores) + 1) * alpha)) - 1]
-    return np.clip(low + score * (medians - low), 0.0, 1.0), medians
+    return np.clip((low + score * (medians - low)) * _SIDE, 0.0, 1.0), medians * _SIDE
 
 
 def _share_below(quantiles: NDArray[np.float64], value: float) -> float:

@@ -1,4 +1,4 @@
-"""The gate: smoothed C and S against floors, a decision for every window, and reasons that a person can act on.
+"""The gate: smoothed C and S against their limits, a decision for every window, and reasons that a person can act on.
 
 The gate never fails open: a measurement that is missing or no number blocks, and so does an error inside the gate.
 """
@@ -11,14 +11,33 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bit_transformer.errors import ConfigError
-from bit_transformer.safety.calibration import Calibration
+from bit_transformer.safety.calibration import Calibration, Limits
 from bit_transformer.safety.reference import Vitals
 
+_LOOSER = "a higher temperature, a repetition penalty, or no_repeat_ngram"
 _MEANING = {
-    "C": ("it repeats itself", "a higher temperature, a repetition penalty, or no_repeat_ngram"),
-    "S": ("it is unlike the reference", "a lower temperature or top_p, or a prompt of the reference's kind"),
+    "C below": ("it repeats itself", _LOOSER),
+    "S below": ("it is unlike the reference", "a lower temperature or top_p, or a prompt of the reference's kind"),
+    "S above": ("it says only what is most expected", _LOOSER),
     "parity": ("parity bits do not fit their bytes", "force_parity=True, or repair_parity"),
+    "judged": ("nothing is known of the window", "measuring it again, or a checkpoint before"),
 }
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a window is not as it should be.
+
+    Attributes:
+        kind: `C below`, `S below`, `S above`, `parity`, or `judged` where it could not be.
+        text: with the values.
+    """
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -27,21 +46,21 @@ class Decision:
 
     Attributes:
         allow: whether the window may pass.
-        reasons: why not; or why it passed although a metric was low.
+        reasons: why not; or what was low although it passed, in the burn-in.
         vitals: what was measured; none where measuring failed.
         smoothed: C and S as compared, after smoothing.
-        floors: what they were compared with.
+        limits: what they were compared with; none where it could not be judged.
         window: how many windows of this stream came before.
         stream: which.
-        margin: the lesser of how far C and S are above their floors; negative below. With a calibration in units of the
-            distance of the median from the floor, so that 1 is typical.
+        margin: the least of how far C and S are within their limits; negative beyond. With a calibration in units of the
+            distance of the median from the limit, so that 1 is typical.
     """
 
     allow: bool
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     vitals: Vitals | None
     smoothed: Mapping[str, float]
-    floors: Mapping[str, float]
+    limits: Limits | None
     window: int
     stream: int
     margin: float
@@ -64,7 +83,7 @@ class SafetyGate:
         decay: of the moving averages that are compared, in [0, 1); 0 takes every window by itself.
         burn_in: windows of a stream before the first that is blocked for a low C or S. Wrong parity and failures block from the
             first on.
-        calibration: floors by length, in place of the two.
+        calibration: limits by length, in place of the two, and a ceiling of S.
 
     Raises:
         ConfigError: a floor outside [0, 1], or another value that cannot be.
@@ -93,7 +112,7 @@ class SafetyGate:
 
     @classmethod
     def calibrated(cls, calibration: Calibration) -> SafetyGate:
-        """The gate that a calibration is for: every window by itself, against floors for its length."""
+        """The gate that a calibration is for: every window by itself, against limits for its length."""
         return cls(decay=0.0, burn_in=0, calibration=calibration)
 
     def update(self, vitals: Vitals | None, stream: int = 0) -> Decision:
@@ -102,10 +121,15 @@ class SafetyGate:
         Args:
             vitals: what was measured; none where measuring failed, which blocks.
         """
+        state = self._streams.setdefault(stream, _State())
+        window = state.windows
+        state.windows += 1
         try:
-            decision = self._decide(vitals, stream)
+            decision = self._decide(vitals, state, window, stream)
         except Exception as failed:
-            decision = self._blocked(f"the gate itself failed ({type(failed).__name__}: {failed})", vitals, stream)
+            decision = self._blocked(
+                f"the gate itself failed ({type(failed).__name__}: {failed})", vitals, window, stream
+            )
         self._latest = decision
         return decision
 
@@ -113,41 +137,44 @@ class SafetyGate:
         """Take the next window of each of several streams: those numbered 0, 1, ..."""
         return [self.update(of_one, stream) for stream, of_one in enumerate(vitals)]
 
-    def _decide(self, vitals: Vitals | None, stream: int) -> Decision:
-        state = self._streams.setdefault(stream, _State())
-        window = state.windows
-        state.windows += 1
+    def _decide(self, vitals: Vitals | None, state: _State, window: int, stream: int) -> Decision:
         if vitals is None:
-            return self._blocked("nothing was measured", vitals, stream, window)
+            return self._blocked("nothing was measured", vitals, window, stream)
         wrong = [name for name in ("K", "C", "S") if not 0 <= getattr(vitals, name) <= 1]
         if wrong:
             got = ", ".join(f"{name}={getattr(vitals, name)}" for name in wrong)
-            return self._blocked(f"got {got}; measurements must be in [0, 1]", vitals, stream, window)
+            return self._blocked(f"got {got}; measurements must be in [0, 1]", vitals, window, stream)
         keep = self.decay if window else 0.0
         state.C = keep * state.C + (1 - keep) * vitals.C
         state.S = keep * state.S + (1 - keep) * vitals.S
-        smoothed = {"C": state.C, "S": state.S}
-        c_floor, s_floor = self.c_floor, self.s_floor
-        scales = {"C": 1.0, "S": 1.0}
+        limits, scales = Limits(self.c_floor, self.s_floor, 1.0), Limits(1.0, 1.0, 1.0)
         if self.calibration is not None:
-            c_floor, s_floor = self.calibration.floors_at(vitals.bits)
-            c_median, s_median = self.calibration.medians_at(vitals.bits)
-            scales = {"C": max(c_median - c_floor, 1e-6), "S": max(s_median - s_floor, 1e-6)}
-        floors = {"C": c_floor, "S": s_floor}
-        margins = {name: (smoothed[name] - floors[name]) / scales[name] for name in floors}
-        low = [
-            f"{name} {smoothed[name]:.3f} is below its floor {floors[name]:.3f}" for name in floors if margins[name] < 0
-        ]
+            limits = self.calibration.limits_at(vitals.bits)
+            medians = self.calibration.medians_at(vitals.bits)
+            scales = Limits(*(max(abs(m - limit), 1e-6) for m, limit in zip(medians, limits, strict=True)))
+        margins = {
+            "C below": (state.C - limits.c_floor) / scales.c_floor,
+            "S below": (state.S - limits.s_floor) / scales.s_floor,
+            "S above": (limits.s_ceiling - state.S) / scales.s_ceiling,
+        }
+        texts = {
+            "C below": f"C {state.C:.3f} is below its floor {limits.c_floor:.3f}",
+            "S below": f"S {state.S:.3f} is below its floor {limits.s_floor:.3f}",
+            "S above": f"S {state.S:.3f} is above its ceiling {limits.s_ceiling:.3f}",
+        }
         burning_in = window < self.burn_in
-        reasons = [f"{text}, in the burn-in" for text in low] if burning_in else low
-        odd = [f"parity is wrong in {vitals.odd_bytes} bytes"] if vitals.odd_bytes else []
-        allow = not odd and (burning_in or not low)
-        margin = -1.0 if odd else min(margins.values())
-        return Decision(allow, tuple(odd + reasons), vitals, smoothed, floors, window, stream, margin)
+        note = ", in the burn-in" if burning_in else ""
+        reasons = [Reason(kind, texts[kind] + note) for kind, margin in margins.items() if margin < 0]
+        allow = burning_in or not reasons
+        margin = min(margins.values())
+        if vitals.odd_bytes:
+            reasons = [Reason("parity", f"parity is wrong in {vitals.odd_bytes} bytes"), *reasons]
+            allow, margin = False, min(margin, -1.0)
+        smoothed = {"C": state.C, "S": state.S}
+        return Decision(allow, tuple(reasons), vitals, smoothed, limits, window, stream, margin)
 
-    def _blocked(self, reason: str, vitals: Vitals | None, stream: int, window: int | None = None) -> Decision:
-        count = self._streams[stream].windows - 1 if window is None and stream in self._streams else window or 0
-        return Decision(False, (reason,), vitals, {}, {}, count, stream, -math.inf)
+    def _blocked(self, text: str, vitals: Vitals | None, window: int, stream: int) -> Decision:
+        return Decision(False, (Reason("judged", text),), vitals, {}, None, window, stream, -math.inf)
 
     def explain(self, decision: Decision | None = None) -> str:
         """A decision in plain words: which metric, which window, by how much, what to try.
@@ -160,17 +187,15 @@ class SafetyGate:
             return "No window was seen yet."
         size = f" of {d.vitals.bits // 8:,} bytes" if d.vitals else ""
         lines = [f"{'Allowed' if d.allow else 'Blocked'}: window {d.window + 1} of stream {d.stream}{size}."]
-        if not d.reasons:
-            lines.append(
-                "  " + "; ".join(f"{name} {d.smoothed[name]:.3f}, floor {d.floors[name]:.3f}" for name in d.floors)
-            )
         for reason in d.reasons:
-            name = reason.split()[0]
-            meaning, advice = _MEANING.get(
-                name, ("the window could not be judged", "measuring it again, or a checkpoint before")
-            )
+            meaning, advice = _MEANING[reason.kind]
             lines.append(f"  {reason}: {meaning}. Try {advice}.")
-        if self.calibration is not None and d.vitals is not None and d.floors:
+        if not d.reasons and d.limits:
+            c_floor, s_floor, s_ceiling = d.limits
+            lines.append(
+                f"  C {d.smoothed['C']:.3f}, floor {c_floor:.3f}; S {d.smoothed['S']:.3f}, within {s_floor:.3f} to {s_ceiling:.3f}."
+            )
+        if self.calibration is not None and d.vitals is not None and d.limits:
             rank = self.calibration.ranks(d.vitals)
             below = ", ".join(f"{name} of {share:.1%}" for name, share in rank.items())
             lines.append(f"  Of reference windows of this length, lower have: {below}.")

@@ -23,7 +23,10 @@ from bit_transformer.safety.gate import Decision, SafetyGate
 from bit_transformer.safety.reference import Reference
 
 WINDOW = 256  # bytes
-WARMER, COOLER = 1.25, 0.8  # what a retry makes of the temperature, after a repetitive window and after a foreign one
+WARMER, COOLER = (
+    1.25,
+    0.8,
+)  # what a retry makes of the temperature, after a repetitive or predictable window, and after a foreign one
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,12 @@ class Guard:
         """`check` for bytes, whose parity, where there is one, is right."""
         return self.check(torch.from_numpy(bytes_to_bits(data, parity=self.reference.byte_bits == 9)))
 
-    def _enough(self, size: int) -> None:
+    def check_length(self, size: int) -> None:
+        """Refuse a length that cannot be judged.
+
+        Raises:
+            ConfigError: too short.
+        """
         if size < self.least_bytes:
             raise ConfigError(
                 f"got {size} bytes to generate; the gate judges {self.least_bytes} or more. Try {self.window}"
@@ -111,7 +119,7 @@ def stream_guarded(
     with the end of the window before.
 
     Args:
-        retries: how often a blocked window is drawn again: warmer where it repeats itself, cooler where it is foreign.
+        retries: how often a blocked window is drawn again: warmer where it repeats itself or says only what is expected, cooler where it is foreign.
 
     Yields:
         the windows; a last one without bytes where one was blocked.
@@ -119,7 +127,7 @@ def stream_guarded(
     Raises:
         ConfigError: fewer bytes than the gate can judge.
     """
-    guard._enough(max_bytes)
+    guard.check_length(max_bytes)
     asked = sampling or Sampling()
     text = b""
     stream = chain.from_iterable(stream_bytes(model, prompt, max_bytes, asked))
@@ -147,7 +155,7 @@ def stream_guarded(
 
 def _again(how: Sampling, decision: Decision, tried: int) -> Sampling:
     """How a blocked window is drawn again."""
-    repeats = any(reason.startswith("C ") for reason in decision.reasons)
+    repeats = any(reason.kind in ("C below", "S above") for reason in decision.reasons)
     temperature = max(how.temperature, 0.4) * (WARMER if repeats else COOLER)
     seed = None if how.seed is None else how.seed + 1_000_003 * (tried + 1)
     return how.model_copy(update={"temperature": temperature, "seed": seed})
@@ -190,10 +198,12 @@ def hil_safe_inference(
         SafetyRejection: a blocked row that was not let through; it carries the decision.
         ConfigError: fewer bytes than the gate can judge.
     """
-    guard._enough(max_new_bits // guard.reference.byte_bits)
+    guard.check_length(max_new_bits // guard.reference.byte_bits)
     bits_BT = infer_long(model, prompt_BT, max_new_bits, sampling)
     decisions = [guard.check(row, stream) for stream, row in enumerate(bits_BT)]
     for decision in decisions:
         if not decision.allow and not (ask is not None and ask(decision)):
-            raise SafetyRejection(f"the gate blocked stream {decision.stream}: {'; '.join(decision.reasons)}", decision)
+            raise SafetyRejection(
+                f"the gate blocked stream {decision.stream}: {'; '.join(map(str, decision.reasons))}", decision
+            )
     return bits_BT, decisions

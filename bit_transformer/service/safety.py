@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bit_transformer.data.sources import Corpus, Span, find_files
 from bit_transformer.errors import ConfigError
-from bit_transformer.safety import Reference, Vitals, calibrate, save_calibration
+from bit_transformer.safety import Limits, Reference, Vitals, calibrate, save_calibration
 from bit_transformer.safety.calibration import GATE_FILE, SHAPE_SHARE, Calibration
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model, load_run_calibration, model_path
@@ -16,12 +16,12 @@ from bit_transformer.service.training import held_out_part
 
 
 @dataclass(frozen=True)
-class Floors:
+class Normal:
     """What is normal for windows of one length.
 
     Attributes:
         bytes: the length; `windows`: how many were measured.
-        C_floor, S_floor: below, a window is blocked.
+        C_floor, S_floor, S_ceiling: beyond, a window is blocked.
         C_median, S_median: of the reference.
         alarms: two standard deviations about the share of false alarms that so many windows promise.
     """
@@ -29,9 +29,10 @@ class Floors:
     bytes: int
     windows: int
     C_floor: float
-    S_floor: float
     C_median: float
+    S_floor: float
     S_median: float
+    S_ceiling: float
     alarms: tuple[float, float]
 
 
@@ -44,7 +45,7 @@ class Calibrated:
     alpha: float
     reference_bytes: int
     reference: str
-    floors: list[Floors]
+    lengths: list[Normal]
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Explanation:
     """What K, C and S mean for a run.
 
     Attributes:
-        kind: typical, repetitive, noise or off-domain.
+        kind: typical, repetitive, predictable, noise or off-domain.
         ranks: for each metric, the share of reference windows of this length that lie below.
-        floors: of C and S.
+        limits: of C and S.
         text: the same in words.
     """
 
@@ -62,14 +63,14 @@ class Explanation:
     bytes: int
     kind: str
     ranks: dict[str, float]
-    floors: dict[str, float]
+    limits: dict[str, float]
     text: str
 
 
 def calibrate_run(
     run: str, names: list[str], *, alpha: float = 0.01, seed: int = 0, store: Path = DEFAULT_STORE
 ) -> Calibrated:
-    """Measure what is normal on reference files, and store floors beside the checkpoint.
+    """Measure what is normal on reference files, and store limits beside the checkpoint.
 
     Args:
         names: files that the model was not trained on; none: what the run held out.
@@ -97,7 +98,7 @@ def calibrate_run(
     found = calibrate(reference, corpus, model.config, alpha=alpha, seed=seed)
     path = checkpoint.with_name(GATE_FILE)
     save_calibration(path, found, reference, of_model=model.config.experts is not None)
-    return Calibrated(run, str(path), alpha, len(corpus), what, _floors(found))
+    return Calibrated(run, str(path), alpha, len(corpus), what, _normal(found))
 
 
 def explain(run: str, *, K: float, C: float, S: float, size: int = 512, store: Path = DEFAULT_STORE) -> Explanation:
@@ -117,35 +118,38 @@ def explain(run: str, *, K: float, C: float, S: float, size: int = 512, store: P
     calibration, _ = load_run_calibration(load_model(run, store), run, store)
     vitals = Vitals(K, C, S, size * calibration.byte_bits)
     kind, ranks = calibration.kind(vitals), calibration.ranks(vitals)
-    floors = dict(zip(("C", "S"), calibration.floors_at(vitals.bits), strict=True))
-    return Explanation(run, size, kind, ranks, floors, _in_words(kind, vitals, ranks, floors, calibration))
+    limits = calibration.limits_at(vitals.bits)
+    text = _in_words(kind, vitals, ranks, limits, calibration.alpha)
+    return Explanation(run, size, kind, ranks, limits._asdict(), text)
 
 
-def _floors(found: Calibration) -> list[Floors]:
+def _normal(found: Calibration) -> list[Normal]:
     rows = []
     for i, size in enumerate(found.lengths):
         scored = found.windows[i] * (1 - SHAPE_SHARE)
         spread = 2 * math.sqrt(found.alpha * (1 - found.alpha) / (scored + 2))
-        (c_floor, s_floor), (c_median, s_median) = found.floors[i].tolist(), found.medians[i].tolist()
+        (c_floor, s_floor, s_ceiling), (c_median, s_median, _) = found.limits[i].tolist(), found.medians[i].tolist()
         alarms = (max(0.0, found.alpha - spread), found.alpha + spread)
-        rows.append(Floors(int(size), int(found.windows[i]), c_floor, s_floor, c_median, s_median, alarms))
+        rows.append(Normal(int(size), int(found.windows[i]), c_floor, c_median, s_floor, s_median, s_ceiling, alarms))
     return rows
 
 
 _SAYS = {
     "typical": "C and S are where {share:.1%} of reference windows have them.",
     "repetitive": "C is below its floor: the window says the same again and again.",
+    "predictable": "S is above its ceiling: each bit is what the reference expects most, as of greedy decoding, or of text learned by heart.",
     "noise": "S is below its floor, and K and C are as those of fair coins.",
     "off-domain": "S is below its floor, though this is not noise: it has an order, but not the reference's.",
 }
 
 
-def _in_words(
-    kind: str, vitals: Vitals, ranks: dict[str, float], floors: dict[str, float], calibration: Calibration
-) -> str:
-    lines = [_SAYS[kind].format(share=1 - calibration.alpha)]
+def _in_words(kind: str, vitals: Vitals, ranks: dict[str, float], limits: Limits, alpha: float) -> str:
+    within = {
+        "C": f", floor {limits.c_floor:.3f}",
+        "S": f", floor {limits.s_floor:.3f}, ceiling {limits.s_ceiling:.3f}",
+    }
+    lines = [_SAYS[kind].format(share=1 - alpha)]
     for name, rank in ranks.items():
-        floor = f", floor {floors[name]:.3f}" if name in floors else ""
         where = "below all" if rank == 0 else "above all" if rank == 1 else f"above {rank:.1%}"
-        lines.append(f"{name} {getattr(vitals, name):.3f}: {where} of the reference{floor}.")
+        lines.append(f"{name} {getattr(vitals, name):.3f}: {where} of the reference{within.get(name, '')}.")
     return "\n".join(lines)

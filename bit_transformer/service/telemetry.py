@@ -24,7 +24,7 @@ class Window:
 
     Attributes:
         S: against the run's reference; none where no run was given.
-        kind: typical, repetitive, noise or off-domain, for the run; none where it was not calibrated for such a length.
+        kind: typical, repetitive, predictable, noise or off-domain, for the run; none where it was not calibrated for such a length.
     """
 
     offset: int

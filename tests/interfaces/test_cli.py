@@ -208,13 +208,15 @@ def test_memory_is_estimated_before_there_is_a_model(btlm):
 
 def test_a_calibrated_run_judges_explains_and_guards(btlm, trained, text_file, tmp_path):
     shown = btlm("calibrate", trained, text_file, "--alpha", "0.05")
-    assert shown.returncode == 0 and "floors for 5.00% of false alarms" in shown.stdout, shown.stderr
+    assert shown.returncode == 0 and "limits for 5.00% of false alarms" in shown.stdout, shown.stderr
     found = json.loads(btlm("calibrate", "one", text_file, "--alpha", "0.05", "--json").stdout)
-    assert found["file"].endswith("gate.safetensors") and found["floors"][0]["bytes"] == 32
-    assert all(0 < row["C_floor"] <= row["C_median"] <= 1 for row in found["floors"])
+    assert found["file"].endswith("gate.safetensors") and found["lengths"][0]["bytes"] == 32
+    assert all(0 < row["C_floor"] <= row["C_median"] <= 1 for row in found["lengths"])
 
     judged = json.loads(btlm("telemetry", text_file, "--run", trained, "--window", 128, "--json").stdout)
-    assert {w["kind"] for w in judged["windows"]} <= {"typical", "repetitive"} and judged["windows"][0]["S"] > 0.5
+    assert {w["kind"] for w in judged["windows"]} <= {"typical", "repetitive", "predictable"} and judged["windows"][0][
+        "S"
+    ] > 0.5
     (tmp_path / "noise").write_bytes(os.urandom(1280))
     noise = json.loads(btlm("telemetry", "noise", "--run", "one", "--window", 128, "--json").stdout)
     assert {w["kind"] for w in noise["windows"]} == {"noise"}

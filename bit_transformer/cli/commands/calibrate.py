@@ -1,4 +1,4 @@
-"""`btlm calibrate`: measure what is normal, and set the floors of a run's gate."""
+"""`btlm calibrate`: measure what is normal, and set the limits of a run's gate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Set the floors of a run's gate, by length, so that a known share of normal windows is blocked."""
+    """Set the limits of a run's gate, by length, so that a known share of normal windows is blocked."""
     with errors_in_one_line(as_json):
         from bit_transformer.service import safety
 
@@ -33,18 +33,10 @@ def run(
         if as_json:
             show_json(found)
             return
-        made = table(
-            f"\nfloors for {found.alpha:.2%} of false alarms",
-            "bytes",
-            "windows",
-            "C floor",
-            "median",
-            "S floor",
-            "median",
-            "alarms",
-        )
-        for row in found.floors:
-            numbers = (row.C_floor, row.C_median, row.S_floor, row.S_median)
+        columns = ("bytes", "windows", "C floor", "median", "S floor", "median", "S ceiling", "alarms")
+        made = table(f"\nlimits for {found.alpha:.2%} of false alarms", *columns)
+        for row in found.lengths:
+            numbers = (row.C_floor, row.C_median, row.S_floor, row.S_median, row.S_ceiling)
             expected = f"{row.alarms[0]:.2%} to {row.alarms[1]:.2%}"
             made.add_row(f"{row.bytes:,}", f"{row.windows:,}", *(f"{x:.3f}" for x in numbers), expected)
         console.print(made)
