@@ -33,7 +33,7 @@ from bit_transformer.safety.reference import Vitals
 from bit_transformer.training import train_loop
 
 LENGTHS = (32, 128, 512, 2048)
-ALPHA, BLOCK = 0.01, 1 << 16
+ALPHA, BLOCK, BETWEEN = 0.01, 1 << 16, 200
 Windows = NDArray[np.uint8]  # (N, L) bytes, or (N, T) bits where parity is wrong
 
 
@@ -84,9 +84,8 @@ def german_pages() -> Corpus | None:
 
 
 def windows(corpus: Corpus, length: int, count: int, random: np.random.Generator) -> Windows:
-    """Windows that do not overlap where there are enough, at random places."""
-    room = len(corpus) // length
-    places = random.permutation(room)[:count] if room >= count else random.integers(0, room, count)
+    """Windows that do not overlap, at random places; fewer where there is no room."""
+    places = random.permutation(len(corpus) // length)[:count]
     return np.stack([corpus.read(int(place) * length, length) for place in places])
 
 
@@ -227,8 +226,13 @@ def main(quick: bool) -> int:
         report.figures[f"worst_kind_{length}"] = found[worst]
         report.row(f"  worst kind at {length}", worst)
     report.row("rows in which a baseline is better", f"{len(behind)}: {'; '.join(behind)}" if behind else "none")
-    report.figures["false_alarm_over_alpha"] = float(np.mean(list(alarms.values())))
-    report.row("false alarms over alpha, by length", ", ".join(f"{n:,}: {x:.2f}" for n, x in alarms.items()))
+    between = windows(test, BETWEEN, most, random)
+    alarms[BETWEEN] = scores(bytes_to_bits(between), settings[False])[1] / ALPHA
+    report.figures["false_alarm_over_alpha"] = max(alarms.values(), key=lambda x: abs(np.log(max(x, 1e-9))))
+    report.row(
+        f"false alarms over alpha, by length ({BETWEEN} was not calibrated)",
+        ", ".join(f"{n:,}: {x:.2f}" for n, x in alarms.items()),
+    )
     return report.finish()
 
 

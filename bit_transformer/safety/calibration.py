@@ -27,7 +27,7 @@ from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
 from bit_transformer.experts.bank import ExpertBank
-from bit_transformer.safety.reference import Reference, Vitals, as_array
+from bit_transformer.safety.reference import ROWS, Reference, Vitals, as_array
 from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
 
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)  # bytes
@@ -37,7 +37,6 @@ SHAPE_SHARE = 1 / 4  # of the windows, for medians and low quantiles
 METRICS = ("K", "C", "S")
 GATE_FILE = "gate.safetensors"
 _LIMITED, _SIDE = [1, 2, 2], np.array([1.0, 1.0, -1.0])  # columns of K, C, S; -1: bad is above
-_ROWS = 256  # windows measured at once
 _FACTS = ("alpha", "patch_bits", "byte_bits", "unit_bits")
 _ARRAYS = ("lengths", "windows", "limits", "medians", "quantiles", "noise")
 
@@ -64,6 +63,9 @@ class Calibration:
         quantiles: (L, M, Q) of reference windows, evenly spaced from the least to the most.
         noise: (L, M, Q) of windows of fair coins.
         patch_bits, byte_bits, unit_bits: of the model that it is for.
+
+    Raises:
+        ConfigError: arrays that do not fit together, or values outside [0, 1].
     """
 
     alpha: float
@@ -77,53 +79,67 @@ class Calibration:
     byte_bits: int
     unit_bits: int
 
+    def __post_init__(self) -> None:
+        L, tables = len(self.lengths), (self.limits, self.medians, self.quantiles, self.noise)
+        shapes = [(L, 3), (L, 3), (L, 3, QUANTILES), (L, 3, QUANTILES)]
+        fit = L and self.windows.shape == (L,) and [table.shape for table in tables] == shapes
+        if not fit or not all(bool(((table >= 0) & (table <= 1)).all()) for table in tables):
+            raise ConfigError(
+                "got a calibration whose tables do not fit together or leave [0, 1]. Try calibrating again"
+            )
+        if not (self.lengths[0] >= 1 and bool((np.diff(self.lengths) > 0).all())):
+            raise ConfigError(f"got lengths {self.lengths.tolist()}; they must ascend. Try calibrating again")
+
     @property
-    def least_bytes(self) -> int:
-        """The shortest window that can be judged."""
+    def shortest(self) -> int:
+        """Bytes of the shortest window that can be judged."""
         return int(self.lengths[0])
 
-    def limits_at(self, bits: int) -> Limits:
-        """Limits for windows of so many bits: between lengths by the logarithm, beyond the longest those of the longest.
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest window that can be judged."""
+        return int(self.lengths[-1])
+
+    def limits_at(self, size: float) -> Limits:
+        """Limits for windows of so many bytes; between the lengths that were measured, by the logarithm.
 
         Raises:
-            BitStreamError: shorter than the shortest length.
+            BitStreamError: shorter than the shortest, or longer than the longest.
         """
-        return Limits(*self._at(bits, self.limits).tolist())
+        return Limits(*self._at(size, self.limits).tolist())
 
-    def medians_at(self, bits: int) -> Limits:
+    def medians_at(self, size: float) -> Limits:
         """Medians of what they limit; see `limits_at`."""
-        return Limits(*self._at(bits, self.medians).tolist())
+        return Limits(*self._at(size, self.medians).tolist())
 
-    def _at(self, bits: int, table: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A table's row for windows of so many bits."""
-        size = bits / self.byte_bits
-        if size < self.lengths[0]:
+    def _at(self, size: float, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A table's row for windows of so many bytes."""
+        if not self.shortest <= size <= self.longest:
             raise BitStreamError(
-                f"got a window of {size:g} bytes; it was calibrated for {self.least_bytes} or more. Try longer windows"
+                f"got a window of {size:g} bytes; it must have {self.shortest} to {self.longest:,}, for which there is a "
+                f"calibration. Try {min(max(self.shortest, 256), self.longest)}, or more reference bytes for longer ones"
             )
         place = float(np.interp(math.log(size), np.log(self.lengths), np.arange(len(self.lengths))))
-        index = min(int(place), len(table) - 2) if len(table) > 1 else 0
-        if len(table) == 1:
-            return table[0]
-        share = place - index
-        return (1 - share) * table[index] + share * table[index + 1]
+        below, share = int(place), place % 1
+        row: NDArray[np.float64] = (1 - share) * table[below] + share * table[min(below + 1, len(table) - 1)]
+        return row
 
     def ranks(self, vitals: Vitals) -> dict[str, float]:
         """For each metric the share of reference windows of this length that lie below."""
-        rows = self._at(vitals.bits, self.quantiles)
+        rows = self._at(vitals.size, self.quantiles)
         return {name: _share_below(row, getattr(vitals, name)) for name, row in zip(METRICS, rows, strict=True)}
 
     def kind(self, vitals: Vitals) -> Kind:
         """What a window is like: `repetitive` where C is below its floor, `predictable` where S is above its ceiling, `noise` where S
         is below its floor, and K and C are as 99 of 100 windows of fair coins have them, `off-domain` where S is below
         otherwise; else `typical`."""
-        limits = self.limits_at(vitals.bits)
+        limits = self.limits_at(vitals.size)
         if not limits.c_floor <= vitals.C:
             return "repetitive"
         if limits.s_ceiling < vitals.S:
             return "predictable"
         if not limits.s_floor <= vitals.S:
-            k_noise, c_noise, _ = self._at(vitals.bits, self.noise)
+            k_noise, c_noise, _ = self._at(vitals.size, self.noise)
             last = QUANTILES - 1
             in_noise = k_noise[last * 99 // 100] >= vitals.K and c_noise[last // 100] <= vitals.C
             return "noise" if in_noise else "off-domain"
@@ -158,7 +174,7 @@ def calibrate(
     Args:
         alpha: share of false alarms, in (0, 0.5).
         lengths: in bytes, ascending; those that the corpus has not windows enough for are left out.
-        most: windows of one length, at most.
+        most: windows of one length, at most, unless alpha needs more.
 
     Raises:
         ConfigError: alpha or lengths that cannot be.
@@ -187,7 +203,7 @@ def calibrate(
 
 def least_windows(alpha: float) -> int:
     """Reference windows of one length without which there is no floor: the lowest score must have a rank of alpha."""
-    scored = math.ceil(1 / alpha) - 1
+    scored = math.ceil(1 / alpha - 1e-9) - 1
     return math.ceil(scored / (1 - SHAPE_SHARE))
 
 
@@ -207,19 +223,19 @@ def _measure_length(
     """One row of each table."""
     size = _aligned(size, model)
     room = len(corpus) // size
-    count = min(most, room)
+    count = min(max(most, least_windows(alpha)), room)
     starts = [int(i * room / count) * size for i in range(count)]
     values_NM = np.concatenate(
         [
-            as_array(reference.measure(_bits([corpus.read(s, size) for s in starts[at : at + _ROWS]], model)))
-            for at in range(0, count, _ROWS)
+            as_array(reference.measure(_bits([corpus.read(s, size) for s in starts[at : at + ROWS]], model)))
+            for at in range(0, count, ROWS)
         ]
     )
     random.shuffle(values_NM)
     shape = max(1, count - math.ceil(count * (1 - SHAPE_SHARE)))
     limited_NR = values_NM[:, _LIMITED]
     limits, medians = _limits(limited_NR[:shape], limited_NR[shape:], alpha)
-    coins = [random.integers(0, 256, size, dtype=np.uint8) for _ in range(_ROWS)]
+    coins = [random.integers(0, 256, size, dtype=np.uint8) for _ in range(ROWS)]
     noise_NM = as_array(reference.measure(_bits(coins, model)))
     at = np.linspace(0, 1, QUANTILES)
     return (
@@ -243,7 +259,9 @@ def _limits(
     medians = np.median(shape_NR, axis=0)
     low = np.minimum(np.quantile(shape_NR, alpha / shape_NR.shape[1], axis=0), medians - 1e-3)
     scores = np.sort(((scored_NR - low) / (medians - low)).min(1))
-    score = scores[max(1, math.floor((len(scores) + 1) * alpha)) - 1]
+    rank = math.floor((len(scores) + 1) * alpha * (1 + 1e-12))
+    assert rank >= 1, "least_windows sees to it"
+    score = scores[rank - 1]
     return np.clip((low + score * (medians - low)) * _SIDE, 0.0, 1.0), medians * _SIDE
 
 
@@ -288,8 +306,8 @@ def load_calibration(path: str | Path, model: ModelConfig, bank: ExpertBank | No
         parts: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}
         calibration = Calibration(**parts, **{name: document[name] for name in _FACTS})
         experts = document["experts"]
-    except (KeyError, TypeError):
-        raise CheckpointError(f"{path}: holds no calibration. Try `btlm calibrate`") from None
+    except (KeyError, TypeError, ConfigError):
+        raise CheckpointError(f"{path}: holds no calibration that can be used. Try `btlm calibrate`") from None
     calibration.check_fits(model, path)
     if experts is not None:
         config = model.model_copy(update={"experts": ExpertConfig.of(experts)})

@@ -53,7 +53,7 @@ class Decision:
         window: how many windows of this stream came before.
         stream: which.
         margin: the least of how far C and S are within their limits; negative beyond. With a calibration in units of the
-            distance of the median from the limit, so that 1 is typical.
+            distance of the median from the limit, so that 1 is typical. Without end where parity is wrong or nothing is known.
     """
 
     allow: bool
@@ -68,21 +68,23 @@ class Decision:
 
 @dataclass
 class _State:
-    """A stream so far: its smoothed C and S, and how many windows it had."""
+    """A stream so far: its smoothed C and S, how many windows it had, and how many of them were averaged."""
 
     C: float = 0.0
     S: float = 0.0
     windows: int = 0
+    averaged: int = 0
 
 
 class SafetyGate:
-    """Blocks what repeats itself (C below its floor) and what is unlike the reference (S below its floor).
+    """Blocks what repeats itself (C below its floor), what is unlike the reference (S below its floor) and, calibrated, what says only
+    what is most expected (S above its ceiling).
 
     Args:
         c_floor, s_floor: floors of C and S in [0, 1], for windows of any length. `SafetyGate.calibrated` has better ones.
         decay: of the moving averages that are compared, in [0, 1); 0 takes every window by itself.
-        burn_in: windows of a stream before the first that is blocked for a low C or S. Wrong parity and failures block from the
-            first on.
+        burn_in: windows of a stream that are measured before the first that is blocked for C or S. Wrong parity and failures block
+            from the first on.
         calibration: limits by length, in place of the two, and a ceiling of S.
 
     Raises:
@@ -115,17 +117,18 @@ class SafetyGate:
         """The gate that a calibration is for: every window by itself, against limits for its length."""
         return cls(decay=0.0, burn_in=0, calibration=calibration)
 
-    def update(self, vitals: Vitals | None, stream: int = 0) -> Decision:
+    def update(self, vitals: Vitals | None, stream: int = 0, *, failure: str = "nothing was measured") -> Decision:
         """Take the next window of a stream.
 
         Args:
             vitals: what was measured; none where measuring failed, which blocks.
+            failure: why it failed, if it did.
         """
         state = self._streams.setdefault(stream, _State())
         window = state.windows
         state.windows += 1
         try:
-            decision = self._decide(vitals, state, window, stream)
+            decision = self._decide(vitals, state, window, stream, failure)
         except Exception as failed:
             decision = self._blocked(
                 f"the gate itself failed ({type(failed).__name__}: {failed})", vitals, window, stream
@@ -137,39 +140,35 @@ class SafetyGate:
         """Take the next window of each of several streams: those numbered 0, 1, ..."""
         return [self.update(of_one, stream) for stream, of_one in enumerate(vitals)]
 
-    def _decide(self, vitals: Vitals | None, state: _State, window: int, stream: int) -> Decision:
+    def _decide(self, vitals: Vitals | None, state: _State, window: int, stream: int, failure: str) -> Decision:
         if vitals is None:
-            return self._blocked("nothing was measured", vitals, window, stream)
+            return self._blocked(failure, vitals, window, stream)
         wrong = [name for name in ("K", "C", "S") if not 0 <= getattr(vitals, name) <= 1]
         if wrong:
             got = ", ".join(f"{name}={getattr(vitals, name)}" for name in wrong)
             return self._blocked(f"got {got}; measurements must be in [0, 1]", vitals, window, stream)
-        keep = self.decay if window else 0.0
-        state.C = keep * state.C + (1 - keep) * vitals.C
-        state.S = keep * state.S + (1 - keep) * vitals.S
         limits, scales = Limits(self.c_floor, self.s_floor, 1.0), Limits(1.0, 1.0, 1.0)
         if self.calibration is not None:
-            limits = self.calibration.limits_at(vitals.bits)
-            medians = self.calibration.medians_at(vitals.bits)
+            limits = self.calibration.limits_at(vitals.size)
+            medians = self.calibration.medians_at(vitals.size)
             scales = Limits(*(max(abs(m - limit), 1e-6) for m, limit in zip(medians, limits, strict=True)))
-        margins = {
-            "C below": (state.C - limits.c_floor) / scales.c_floor,
-            "S below": (state.S - limits.s_floor) / scales.s_floor,
-            "S above": (limits.s_ceiling - state.S) / scales.s_ceiling,
-        }
-        texts = {
-            "C below": f"C {state.C:.3f} is below its floor {limits.c_floor:.3f}",
-            "S below": f"S {state.S:.3f} is below its floor {limits.s_floor:.3f}",
-            "S above": f"S {state.S:.3f} is above its ceiling {limits.s_ceiling:.3f}",
-        }
-        burning_in = window < self.burn_in
+        keep = self.decay if state.averaged else 0.0
+        state.C = keep * state.C + (1 - keep) * vitals.C
+        state.S = keep * state.S + (1 - keep) * vitals.S
+        burning_in = state.averaged < self.burn_in
+        state.averaged += 1
         note = ", in the burn-in" if burning_in else ""
-        reasons = [Reason(kind, texts[kind] + note) for kind, margin in margins.items() if margin < 0]
+        tests = (
+            ("C below", state.C - limits.c_floor, scales.c_floor, f"C {state.C:.3f} is below its floor {limits.c_floor:.3f}"),
+            ("S below", state.S - limits.s_floor, scales.s_floor, f"S {state.S:.3f} is below its floor {limits.s_floor:.3f}"),
+            ("S above", limits.s_ceiling - state.S, scales.s_ceiling, f"S {state.S:.3f} is above its ceiling {limits.s_ceiling:.3f}"),
+        )  # fmt: skip
+        reasons = [Reason(kind, text + note) for kind, room, _, text in tests if not room >= 0]
         allow = burning_in or not reasons
-        margin = min(margins.values())
+        margin = min(room / scale for _, room, scale, _ in tests)
         if vitals.odd_bytes:
             reasons = [Reason("parity", f"parity is wrong in {vitals.odd_bytes} bytes"), *reasons]
-            allow, margin = False, min(margin, -1.0)
+            allow, margin = False, -math.inf  # no matter of degree
         smoothed = {"C": state.C, "S": state.S}
         return Decision(allow, tuple(reasons), vitals, smoothed, limits, window, stream, margin)
 
@@ -185,7 +184,7 @@ class SafetyGate:
         d = decision or self._latest
         if d is None:
             return "No window was seen yet."
-        size = f" of {d.vitals.bits // 8:,} bytes" if d.vitals else ""
+        size = f" of {d.vitals.size:,.6g} bytes" if d.vitals else ""
         lines = [f"{'Allowed' if d.allow else 'Blocked'}: window {d.window + 1} of stream {d.stream}{size}."]
         for reason in d.reasons:
             meaning, advice = _MEANING[reason.kind]
@@ -217,8 +216,12 @@ class SafetyGate:
             ConfigError: something else.
         """
         try:
-            self._streams = {
-                int(stream): _State(float(s["C"]), float(s["S"]), int(s["windows"])) for stream, s in state.items()
-            }
-        except (KeyError, TypeError, ValueError) as wrong:
+            streams = {int(stream): _State(**values) for stream, values in state.items()}
+            if any(set(values) != set(asdict(_State())) for values in state.values()):
+                raise ValueError("C, S, windows and averaged are needed for each stream")
+            for s in streams.values():
+                if not (0 <= s.C <= 1 and 0 <= s.S <= 1 and 0 <= s.averaged <= s.windows):
+                    raise ValueError(f"{s} cannot be")
+        except (AttributeError, TypeError, ValueError) as wrong:
             raise ConfigError(f"got a gate state that cannot be read ({wrong}). Try gate.state_dict()") from None
+        self._streams = streams

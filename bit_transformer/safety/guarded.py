@@ -1,12 +1,13 @@
 """Generation behind a gate: window by window, stopped, asked about, or drawn again.
 
-A window is judged as it is, whatever came before it; a loop that turns round in fewer bytes than a window is seen in the first
+A window is judged by itself, whatever came before it; a loop that turns round in fewer bytes than a window is seen in the first
 window that it fills.
 """
 
 # Shapes: B streams, T bits.
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, islice
@@ -16,17 +17,14 @@ from torch import Tensor
 
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.config import Sampling
-from bit_transformer.errors import BitTransformerError, ConfigError, SafetyRejection
+from bit_transformer.errors import ConfigError, SafetyRejection
 from bit_transformer.generation import infer_long, stream_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.safety.gate import Decision, SafetyGate
 from bit_transformer.safety.reference import Reference
 
 WINDOW = 256  # bytes
-WARMER, COOLER = (
-    1.25,
-    0.8,
-)  # what a retry makes of the temperature, after a repetitive or predictable window, and after a foreign one
+WARMER, COOLER, WARM = 1.25, 0.8, 0.4  # see `_again`
 
 
 @dataclass(frozen=True)
@@ -34,47 +32,67 @@ class Guard:
     """A gate, what it compares with, and how long its windows are.
 
     Attributes:
-        window: bytes.
+        gate: one that takes every window by itself, as `SafetyGate.calibrated` does.
+        window: bytes; 0: 256, or the longest that was calibrated.
+
+    Raises:
+        ConfigError: a window that the gate was not calibrated for or in which units of the reference do not fit, or a gate with
+            decay or burn_in, which would let windows through for what came before them.
     """
 
     gate: SafetyGate
     reference: Reference
-    window: int = WINDOW
+    window: int = 0
 
     def __post_init__(self) -> None:
-        least = self.least_bytes
-        if self.window < least:
+        align, known = self.reference.align_bytes, self.gate.calibration
+        window = self.window or min(WINDOW, known.longest if known else WINDOW) // align * align
+        object.__setattr__(self, "window", window)
+        if self.gate.decay or self.gate.burn_in:
             raise ConfigError(
-                f"window={self.window} bytes; the gate was calibrated from {least} on. Try {max(least, WINDOW)}"
+                f"got a gate with decay={self.gate.decay} and burn_in={self.gate.burn_in}; behind one each window is judged by itself. "
+                f"Try SafetyGate(..., decay=0, burn_in=0), or SafetyGate.calibrated"
             )
+        if window < 1 or window % align or (known and not known.shortest <= window <= known.longest):
+            lengths = f"{known.shortest} to {known.longest:,}" if known else "1 or more"
+            multiple = f", a multiple of {align}" if align > 1 else ""
+            raise ConfigError(f"window={window} bytes; the gate judges {lengths}{multiple}. Try leaving it out")
 
     @property
     def least_bytes(self) -> int:
         """The shortest window that can be judged."""
-        return self.gate.calibration.least_bytes if self.gate.calibration else 1
+        return self.gate.calibration.shortest if self.gate.calibration else 1
 
-    def check(self, bits: Tensor, stream: int = 0) -> Decision:
-        """Measure a window of bits, (T,), and decide. What cannot be measured is blocked."""
+    def check(self, bits_T: Tensor, stream: int = 0) -> Decision:
+        """Measure one window, which begins where a unit does, and decide. What cannot be measured is blocked."""
         try:
-            (vitals,) = self.reference.measure(bits[None])
-        except BitTransformerError:
-            return self.gate.update(None, stream)
+            (vitals,) = self.reference.measure(bits_T[None])
+        except Exception as failed:  # whatever it is, nothing is known of the window
+            return self.gate.update(
+                None, stream, failure=f"it could not be measured ({type(failed).__name__}: {failed})"
+            )
         return self.gate.update(vitals, stream)
 
-    def check_bytes(self, data: bytes) -> Decision:
-        """`check` for bytes, whose parity, where there is one, is right."""
-        return self.check(torch.from_numpy(bytes_to_bits(data, parity=self.reference.byte_bits == 9)))
+    def spans(self, size: int) -> Iterator[tuple[int, int]]:
+        """The windows that so many bytes, from the start of a unit on, are judged in: where each begins and ends.
 
-    def check_length(self, size: int) -> None:
-        """Refuse a length that cannot be judged.
+        A remainder that is too short to be judged is judged together with the end of the window before.
 
         Raises:
-            ConfigError: too short.
+            ConfigError: fewer bytes than can be judged.
         """
         if size < self.least_bytes:
             raise ConfigError(
                 f"got {size} bytes to generate; the gate judges {self.least_bytes} or more. Try {self.window}"
             )
+        return self._spans(size)
+
+    def _spans(self, size: int) -> Iterator[tuple[int, int]]:
+        for begin in range(0, size, self.window):
+            end = min(begin + self.window, size)
+            if end - begin < self.least_bytes:
+                begin = (size - self.least_bytes) // self.reference.align_bytes * self.reference.align_bytes
+            yield begin, end
 
 
 @dataclass(frozen=True)
@@ -115,48 +133,75 @@ def stream_guarded(
 ) -> Iterator[Piece]:
     """Continue a prompt; give each window when the gate has allowed it, and stop at the first that it blocks for good.
 
-    As long as nothing is blocked the bytes are those of `stream_bytes`. A remainder shorter than a window is judged together
-    with the end of the window before.
+    As long as nothing is blocked the bytes are those of `stream_bytes`.
 
     Args:
-        retries: how often a blocked window is drawn again: warmer where it repeats itself or says only what is expected, cooler where it is foreign.
+        retries: how often a blocked window is drawn again: warmer where it repeats itself or says only what is expected, cooler
+            where it is foreign.
 
     Yields:
         the windows; a last one without bytes where one was blocked.
 
     Raises:
-        ConfigError: fewer bytes than the gate can judge.
+        ConfigError: fewer bytes than the gate can judge, or sampling that cannot be judged or drawn again; before any is drawn.
     """
-    guard.check_length(max_bytes)
     asked = sampling or Sampling()
-    text = b""
-    stream = chain.from_iterable(stream_bytes(model, prompt, max_bytes, asked))
-    while len(text) < max_bytes:
-        size = min(guard.window, max_bytes - len(text))
+    if model.config.parity and not asked.force_parity:
+        raise ConfigError("got force_parity=False; behind a gate bytes come with even parity. Try force_parity=True")
+    if retries and asked.learn == "prompt":
+        raise ConfigError(
+            "got learn='prompt' with retries, for which what was allowed becomes prompt. Try learn='nothing'"
+        )
+    # Windows begin where units do: with a prompt that ends inside one, at its last bytes.
+    inside = len(prompt) % guard.reference.align_bytes
+    return _guarded(model, prompt, inside, guard, guard.spans(inside + max_bytes), asked, retries)
+
+
+def _guarded(
+    model: BitTransformerLM,
+    prompt: bytes,
+    inside: int,
+    guard: Guard,
+    spans: Iterator[tuple[int, int]],
+    asked: Sampling,
+    retries: int,
+) -> Iterator[Piece]:
+    ahead, text = len(prompt) - inside, prompt
+    stream = _bytes(model, text, asked)
+    for begin, end in spans:
+        size = ahead + end - len(text)
         how = asked
         for tried in count():
             fresh = bytes(islice(stream, size))
-            lacking = max(0, guard.least_bytes - size)
-            decision = guard.check_bytes(text[len(text) - lacking :] + fresh)
+            window = (text + fresh)[ahead + begin :]
+            bits = bytes_to_bits(window, parity=model.config.parity)
+            decision = guard.check(torch.from_numpy(bits))
             if decision.allow or tried == retries:
                 break
             how = _again(how, decision, tried)
-            stream = chain.from_iterable(stream_bytes(model, prompt + text, size, how))
+            stream = _bytes(model, text, how)
         if not decision.allow:
             yield Piece(b"", decision, tried)
             return
         text += fresh
         yield Piece(fresh, decision, tried)
-        if tried:
+        if tried:  # from here on as was asked, with other draws
             seed = None if asked.seed is None else asked.seed + len(text)
-            rest = asked.model_copy(update={"seed": seed})
-            stream = chain.from_iterable(stream_bytes(model, prompt + text, max_bytes - len(text), rest))
+            stream = _bytes(model, text, asked.model_copy(update={"seed": seed}))
+
+
+def _bytes(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> Iterator[int]:
+    return chain.from_iterable(stream_bytes(model, prompt, sys.maxsize, sampling))
 
 
 def _again(how: Sampling, decision: Decision, tried: int) -> Sampling:
     """How a blocked window is drawn again."""
-    repeats = any(reason.kind in ("C below", "S above") for reason in decision.reasons)
-    temperature = max(how.temperature, 0.4) * (WARMER if repeats else COOLER)
+    kinds = {reason.kind for reason in decision.reasons}
+    temperature = how.temperature
+    if kinds & {"C below", "S above"}:
+        temperature = max(temperature, WARM) * WARMER
+    elif "S below" in kinds:
+        temperature *= COOLER
     seed = None if how.seed is None else how.seed + 1_000_003 * (tried + 1)
     return how.model_copy(update={"temperature": temperature, "seed": seed})
 
@@ -186,24 +231,30 @@ def hil_safe_inference(
 ) -> tuple[Tensor, list[Decision]]:
     """Continue prompts and let nothing blocked out without a person's word (human in the loop).
 
-    Every continuation is judged as one window.
-
     Args:
         ask: called with each decision that blocks; whether it may pass all the same. Not given: nothing may.
 
     Returns:
-        (B, max_new_bits) bits, and a decision for each row.
+        (B, max_new_bits) bits, and the decisions: those of the first row's windows, then the second's, ...
 
     Raises:
-        SafetyRejection: a blocked row that was not let through; it carries the decision.
+        SafetyRejection: a blocked window that was not let through; it carries the decision.
         ConfigError: fewer bytes than the gate can judge.
     """
-    guard.check_length(max_new_bits // guard.reference.byte_bits)
+    width = guard.reference.byte_bits
+    inside = prompt_BT.shape[1] % (guard.reference.align_bytes * width)  # windows begin where units do
+    spans = list(guard.spans((inside + max_new_bits) // width))
     bits_BT = infer_long(model, prompt_BT, max_new_bits, sampling)
-    decisions = [guard.check(row, stream) for stream, row in enumerate(bits_BT)]
+    judged_BT = torch.cat((prompt_BT[:, prompt_BT.shape[1] - inside :].to(bits_BT), bits_BT), dim=1)
+    decisions = []
+    for stream, row in enumerate(judged_BT):
+        for begin, end in spans:
+            stop = len(row) if (begin, end) == spans[-1] else width * end  # bits after the last whole byte go with it
+            decisions.append(guard.check(row[width * begin : stop], stream))
     for decision in decisions:
         if not decision.allow and not (ask is not None and ask(decision)):
+            reasons = "; ".join(map(str, decision.reasons))
             raise SafetyRejection(
-                f"the gate blocked stream {decision.stream}: {'; '.join(map(str, decision.reasons))}", decision
+                f"the gate blocked window {decision.window + 1} of stream {decision.stream}: {reasons}", decision
             )
     return bits_BT, decisions

@@ -6,6 +6,7 @@ A model with experts has one already. For others a small one is fitted: contexts
 # Shapes: B windows, T bits.
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ from bit_transformer.experts.bank import FEATURE_ONE, ExpertBank, pack_units
 from bit_transformer.telemetry.measures import bit_negentropy, lz_complexity, symbiosis
 
 SMALL = ExpertConfig(orders=(1, 2, 3, 4), words=False, buckets=1 << 16, history=1 << 16)
-PIECE = 1 << 22
+PIECE = 1 << 22  # bytes read at a time
+ROWS = 256  # windows to measure at a time, for those who have many
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,32 @@ class Vitals:
 
     Attributes:
         K, C, S: see `telemetry/measures.py`; S is that of the bits against a reference.
-        bits: how long the window is.
+        size: how long the window is, in bytes.
         odd_bytes: bytes whose parity bit is wrong; 0 without parity.
     """
 
     K: float
     C: float
     S: float
-    bits: int
+    size: float
     odd_bytes: int = 0
 
 
 class Reference:
-    """Bits of a domain, as a frozen bank of experts knows them.
+    """Bits of a domain, as a bank of experts knows them that is not taught any more.
 
     Args:
-        bank: what is known.
+        bank: what is known; it is asked, never changed.
         byte_bits: 9 with parity, else 8.
     """
 
     def __init__(self, bank: ExpertBank, byte_bits: int) -> None:
         self.bank, self.byte_bits = bank, byte_bits
+
+    @property
+    def align_bytes(self) -> int:
+        """Windows must begin at multiples of this many bytes, where units begin."""
+        return self.bank.unit_bits // math.gcd(self.bank.unit_bits, self.byte_bits)
 
     @classmethod
     def fit(cls, corpus: Corpus, model: ModelConfig) -> Reference:
@@ -77,7 +84,7 @@ class Reference:
         """K, C and S of windows of one length.
 
         Args:
-            bits: (B, T) zeros and ones, each row from the start of a byte on.
+            bits: (B, T) zeros and ones, each row from the start of a unit on.
 
         Raises:
             BitStreamError: not bits, or fewer than eight.
@@ -91,7 +98,7 @@ class Reference:
         whole = bits_BT.shape[1] // 9 * 9
         odd = [len(find_parity_errors(row[:whole])) if self.byte_bits == 9 else 0 for row in bits_BT]
         rows = zip(K_B.tolist(), C_B.tolist(), S_B.tolist(), odd, strict=True)
-        return [Vitals(k, c, s, bits_BT.shape[1], wrong) for k, c, s, wrong in rows]
+        return [Vitals(k, c, s, bits_BT.shape[1] / self.byte_bits, wrong) for k, c, s, wrong in rows]
 
 
 def as_array(vitals: Sequence[Vitals]) -> NDArray[np.float64]:

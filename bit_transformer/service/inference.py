@@ -11,7 +11,6 @@ from bit_transformer.errors import ConfigError
 from bit_transformer.generation import check_learning, generate_bytes, stream_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.safety import stream_guarded
-from bit_transformer.safety.guarded import WINDOW
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_guard, load_model
 
@@ -22,7 +21,7 @@ class GatedWindow:
 
     Attributes:
         data: its bytes; none where it was blocked.
-        margin: how far above the floors, 1 being typical; negative below.
+        margin: how far within the limits, 1 being typical; negative beyond.
         retries: how often it was drawn again.
         why: what the gate says, in words.
     """
@@ -59,14 +58,14 @@ def stream_gated(
     max_bytes: int,
     sampling: Sampling,
     *,
-    window: int = WINDOW,
+    window: int = 0,
     retries: int = 0,
     store: Path = DEFAULT_STORE,
 ) -> Iterator[GatedWindow]:
     """Continue a prompt behind the run's calibrated gate, a window at a time; the first that is blocked for good is the last.
 
     Args:
-        window: bytes that are judged at a time.
+        window: bytes that are judged at a time; 0: 256, or the longest that was calibrated.
         retries: how often a blocked window is drawn again.
 
     Raises:
@@ -78,9 +77,13 @@ def stream_gated(
         raise ConfigError(f"retries={retries}; it must not be negative. Try 3")
     model = _model(run, store, sampling)
     guard = load_guard(model, run, store, window=window)
-    for piece in stream_guarded(model, prompt, max_bytes, guard, sampling, retries=retries):
-        decision = piece.decision
-        yield GatedWindow(piece.data, decision.allow, decision.margin, piece.retries, guard.gate.explain(decision))
+    pieces = stream_guarded(model, prompt, max_bytes, guard, sampling, retries=retries)
+    return (
+        GatedWindow(
+            piece.data, piece.decision.allow, piece.decision.margin, piece.retries, guard.gate.explain(piece.decision)
+        )
+        for piece in pieces
+    )
 
 
 def generate(

@@ -12,7 +12,6 @@ from bit_transformer.model import BitTransformerLM
 from bit_transformer.runs.store import RunStore
 from bit_transformer.safety import Calibration, Guard, Reference, SafetyGate, load_calibration
 from bit_transformer.safety.calibration import GATE_FILE
-from bit_transformer.safety.guarded import WINDOW
 from bit_transformer.service import DEFAULT_STORE
 
 
@@ -52,16 +51,16 @@ def load_model(run: str, store: Path = DEFAULT_STORE) -> BitTransformerLM:
     return load_checkpoint(model_path(run, store), device=default_device())
 
 
-def load_guard(model: BitTransformerLM, run: str, store: Path = DEFAULT_STORE, *, window: int = WINDOW) -> Guard:
+def load_guard(model: BitTransformerLM, run: str, store: Path = DEFAULT_STORE, *, window: int = 0) -> Guard:
     """The calibrated gate of a run.
 
     Args:
         model: the run's, loaded.
-        window: bytes that are judged at a time.
+        window: bytes that are judged at a time; 0: 256, or the longest that was calibrated.
 
     Raises:
         CheckpointError: the run was not calibrated, or for another model.
-        ConfigError: a window that is shorter than what can be judged.
+        ConfigError: a window that cannot be judged.
     """
     calibration, reference = load_run_calibration(model, run, store)
     return Guard(SafetyGate.calibrated(calibration), reference, window)

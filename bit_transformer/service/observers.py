@@ -6,8 +6,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -15,10 +15,11 @@ from types import FrameType
 import torch
 
 from bit_transformer.checkpoint import MODEL_FILE, save_checkpoint
+from bit_transformer.errors import BitStreamError
 from bit_transformer.model import as_pair
 from bit_transformer.runs.store import RunStore
 from bit_transformer.telemetry import Alert, DriftMonitor, lz_complexity, negentropy, symbiosis
-from bit_transformer.training import Record, StopTraining, Trainer
+from bit_transformer.training import Record, StopTraining, Trainer, autocast
 
 TRAINING_FILE = "training.safetensors"
 PROBED = 2  # windows
@@ -121,17 +122,29 @@ class Probe:
     loss, get worse for good.
 
     K is of the predictions, S of them against the experts' own mixture, where there are experts, and C of bits drawn from them.
-    It takes no more than `train.telemetry` of the time, and changes nothing in the training.
+    After the first time it takes no more than `train.telemetry` of the seconds. Weights, windows and dropout stay what they
+    would be without.
+
+    Args:
+        tell: called with every alert.
+        history: (step, value) of each metric so far, for a training that goes on.
 
     Attributes:
         spent: seconds it has taken.
     """
 
-    def __init__(self, store: RunStore, run: str, report: Report | None = None) -> None:
-        self.store, self.run, self.report = store, run, report
+    def __init__(
+        self,
+        tell: Callable[[Alert], None] = lambda alert: None,
+        history: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    ) -> None:
+        self.tell = tell
         self.spent = 0.0
         self.began: float | None = None
-        self.monitors: dict[str, DriftMonitor] = {}
+        self.monitors = {name: DriftMonitor(name) for name in ("K", "C", "S", "train_bpb")}
+        for name, rows in (history or {}).items():
+            for step, value in rows:
+                self.monitors[name].update(step, value)
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
         """Measure if that is due, and watch."""
@@ -139,47 +152,47 @@ class Probe:
             return
         if self.began is None:
             self.began = trainer.progress.seconds
+            lz_complexity(torch.zeros(1, 8, dtype=torch.uint8))  # compiled now, where it is no measurement's time
         elif self.spent <= trainer.config.telemetry * (trainer.progress.seconds - self.began):
             began = time.perf_counter()
-            record.update(self.measure(trainer))
+            with suppress(BitStreamError):  # NaN: the loop itself stops at it, and says so
+                record.update(self.measure(trainer))
             self.spent += time.perf_counter() - began
-        for name in ("K", "C", "S", "train_bpb"):
+        for name, monitor in self.monitors.items():
             if name in record:
-                monitor = self.monitors.setdefault(name, DriftMonitor(name))
-                for alert in monitor.update(record["step"], record[name]):
-                    self._alert(alert)
+                for alert in monitor.update(record["step"], record[name]):  # type: ignore[literal-required]
+                    self.tell(alert)
 
     def measure(self, trainer: Trainer) -> Record:
-        """K, C and S now."""
+        """K, C and S now.
+
+        Raises:
+            BitStreamError: the model predicts NaN.
+        """
         assert trainer.latest is not None
         model, batch = trainer.model, trainer.latest
-        bits_BT = batch.bits_BT[:PROBED].to(trainer.device)
-        said_BTF = None if batch.features_BTF is None else batch.features_BTF[:PROBED].to(trainer.device)
+        rows = min(PROBED, math.ceil(len(batch.bits_BT) / trainer.micro_batches))
+        bits_BT = batch.bits_BT[:rows].to(trainer.device)
+        said_BTF = None if batch.features_BTF is None else batch.features_BTF[:rows].to(trainer.device)
+        # Another number of windows than the loop's would have a compiled trunk compiled again.
+        compiled = trainer.config.compile_model
+        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
         was_training = model.training
         model.eval()
         try:
-            # Another number of windows than the loop's would have a compiled trunk compiled again.
-            compiled = trainer.config.compile_model
-            with torch.inference_mode(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            with torch.inference_mode(), autocast(trainer.device, trainer.config.amp), eager:
                 z_BNP, _, said_BTF = model.window_logits(bits_BT, said_BTF)
-            z_BT = z_BNP.flatten(1).double().cpu()
-            chance_BT = torch.rand(z_BT.shape, generator=torch.Generator().manual_seed(trainer.progress.step))
-            found = Record(
-                K=negentropy(as_pair(z_BT)).mean().item(),
-                C=lz_complexity((chance_BT < torch.sigmoid(z_BT)).to(torch.uint8)).mean().item(),
-            )
-            if said_BTF is not None:
-                found["S"] = symbiosis(torch.sigmoid(z_BT), model.experts_chances(said_BTF).cpu()).mean().item()
         finally:
             model.train(was_training)
+        z_BT = z_BNP.flatten(1).double().cpu()
+        chance_BT = torch.rand(z_BT.shape, generator=torch.Generator().manual_seed(trainer.progress.step))
+        found = Record(
+            K=negentropy(as_pair(z_BT)).mean().item(),
+            C=lz_complexity((chance_BT < torch.sigmoid(z_BT)).to(torch.uint8)).mean().item(),
+        )
+        if said_BTF is not None:
+            found["S"] = symbiosis(torch.sigmoid(z_BT), model.experts_chances(said_BTF).cpu()).mean().item()
         return found
-
-    def _alert(self, alert: Alert) -> None:
-        self.store.add_alert(self.run, alert.step, alert.metric, alert.detector, alert.size)
-        if self.report:
-            self.report(
-                Notice(f"drift: {alert.metric} changed by {alert.size:+.3f} up to step {alert.step} ({alert.detector})")
-            )
 
 
 class Checkpoints:

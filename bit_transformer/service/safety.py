@@ -110,15 +110,15 @@ def explain(run: str, *, K: float, C: float, S: float, size: int = 512, store: P
     Raises:
         CheckpointError: no such run, or not calibrated.
         ConfigError: values outside [0, 1].
-        BitStreamError: a shorter window than was calibrated.
+        BitStreamError: a shorter or longer window than was calibrated.
     """
     for name, value in (("K", K), ("C", C), ("S", S)):
         if not 0 <= value <= 1:
             raise ConfigError(f"{name}={value}; it must be in [0, 1]. Try the values that btlm telemetry prints")
     calibration, _ = load_run_calibration(load_model(run, store), run, store)
-    vitals = Vitals(K, C, S, size * calibration.byte_bits)
+    vitals = Vitals(K, C, S, size)
     kind, ranks = calibration.kind(vitals), calibration.ranks(vitals)
-    limits = calibration.limits_at(vitals.bits)
+    limits = calibration.limits_at(vitals.size)
     text = _in_words(kind, vitals, ranks, limits, calibration.alpha)
     return Explanation(run, size, kind, ranks, limits._asdict(), text)
 

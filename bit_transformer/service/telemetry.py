@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.data.sources import Corpus, Span, find_files
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.runs.store import RunStore
+from bit_transformer.safety.calibration import METRICS
+from bit_transformer.safety.reference import ROWS
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model, load_run_calibration
 from bit_transformer.service.plots import plot_telemetry
 from bit_transformer.telemetry import TelemetrySynthesizer, bit_negentropy, lz_complexity
-
-ROWS = 256  # windows measured at once
-METRICS = ("K", "C", "S")
 
 
 @dataclass(frozen=True)
@@ -118,31 +121,8 @@ def of_file(
     if others:
         raise BitStreamError(f"{name}: got {len(others) + 1} files; telemetry takes one. Try {path}")
     corpus = Corpus([Span(path, 0, path.stat().st_size)])
-    parity, reference, calibration = False, None, None
-    if run is not None:
-        model = load_model(run, store)
-        c = model.config
-        if window % c.align_bytes:
-            raise ConfigError(
-                f"window={window}; for this run it must be a multiple of {c.align_bytes}. Try {-(-window // c.align_bytes) * c.align_bytes}"
-            )
-        calibration, reference = load_run_calibration(model, run, store)
-        parity = c.parity
-    found: list[Window] = []
-    for offset, block in _blocks(corpus, window):
-        bits = bytes_to_bits(block, parity=parity)
-        if reference is None:
-            rows: list[tuple[float, float, float | None, str | None]]
-            rows = [
-                (k, c, None, None)
-                for k, c in zip(bit_negentropy(bits).tolist(), lz_complexity(bits).tolist(), strict=True)
-            ]
-        else:
-            vitals = reference.measure(bits)
-            judged = calibration if calibration and block.shape[1] >= calibration.least_bytes else None
-            rows = [(v.K, v.C, v.S, judged.kind(v) if judged else None) for v in vitals]
-        size = block.shape[1]
-        found += [Window(offset + i * size, size, *row) for i, row in enumerate(rows)]
+    measure = _plain if run is None else _against(run, window, store)
+    found = [row for offset, block in _blocks(corpus, window) for row in measure(offset, block)]
     columns = {key: [getattr(w, key) for w in found] for key in METRICS if getattr(found[0], key) is not None}
     made = TelemetrySynthesizer(informative).cluster(columns)
     if plot:
@@ -153,7 +133,38 @@ def of_file(
     )
 
 
-def _blocks(corpus: Corpus, window: int):  # type: ignore[no-untyped-def]
+def _plain(offset: int, block: NDArray[np.uint8]) -> list[Window]:
+    """K and C of windows of bytes, the first of which is at an offset."""
+    size = block.shape[1]
+    bits = bytes_to_bits(block)
+    pairs = zip(bit_negentropy(bits).tolist(), lz_complexity(bits).tolist(), strict=True)
+    return [Window(offset + i * size, size, k, c, None, None) for i, (k, c) in enumerate(pairs)]
+
+
+def _against(run: str, window: int, store: Path) -> Callable[[int, NDArray[np.uint8]], list[Window]]:
+    """What measures K, C and S of windows against a calibrated run, and says what they are like."""
+    model = load_model(run, store)
+    align, parity = model.config.align_bytes, model.config.parity
+    if window % align:
+        raise ConfigError(
+            f"window={window}; for this run it must be a multiple of {align}. Try {-(-window // align) * align}"
+        )
+    calibration, reference = load_run_calibration(model, run, store)
+
+    def measure(offset: int, block: NDArray[np.uint8]) -> list[Window]:
+        size = block.shape[1]
+        known = calibration.shortest <= size <= calibration.longest
+        vitals = reference.measure(bytes_to_bits(block, parity=parity))
+        kinds = [calibration.kind(v) if known else None for v in vitals]
+        return [
+            Window(offset + i * size, size, v.K, v.C, v.S, kind)
+            for i, (v, kind) in enumerate(zip(vitals, kinds, strict=True))
+        ]
+
+    return measure
+
+
+def _blocks(corpus: Corpus, window: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """(offset, windows of one length) until the corpus ends."""
     whole = len(corpus) // window
     for first in range(0, whole, ROWS):

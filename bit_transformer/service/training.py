@@ -37,6 +37,7 @@ from bit_transformer.service.observers import (
 )
 from bit_transformer.service.plots import plot_loss
 from bit_transformer.service.provenance import provenance
+from bit_transformer.telemetry import Alert
 from bit_transformer.training import Observer, Trainer, build_windows
 
 CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
@@ -164,7 +165,7 @@ def _run(
     run, out = _name(request.out), request.out
     recorder = Recorder(store, run)
     checkpoints = Checkpoints(out, recorder)
-    observers: list[Observer] = [Probe(store, run, report), recorder, checkpoints]
+    observers: list[Observer] = [_probe(store, run, report), recorder, checkpoints]
     if report:
         observers.append(Reporter(report))
     try:
@@ -200,6 +201,18 @@ def _run(
         active_parameters=trainer.model.num_parameters().active,
         comparison=comparison,
     )
+
+
+def _probe(store: RunStore, run: str, report: Report | None) -> Probe:
+    """Telemetry of a run that records what drifts, and goes on from what was recorded."""
+
+    def tell(alert: Alert) -> None:
+        store.add_alert(run, alert.step, alert.metric, alert.detector, alert.size)
+        if report:
+            change = f"{alert.metric} changed by {alert.size:+.3f}"
+            report(Notice(f"drift: {change}, noticed at step {alert.step} ({alert.detector})"))
+
+    return Probe(tell, {name: store.series(run, name) for name in ("K", "C", "S", "train_bpb")})
 
 
 def _load_data(request: TrainRequest) -> tuple[Corpus, Corpus]:

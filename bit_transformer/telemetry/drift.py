@@ -184,7 +184,8 @@ class DriftMonitor:
             self.first.append(value)
             if len(self.first) < self.least:
                 return []
-            self.scale = _spread(self.first) or 1e-6
+            mean = sum(self.first) / self.least
+            self.scale = max(_spread(self.first), 1e-6 * abs(mean), 1e-6)  # of a constant, more than rounding
         alerts = []
         if self.page_hinkley.update(value / self.scale):
             alerts.append(Alert(step, self.metric, "page-hinkley", self.page_hinkley.change * self.scale))

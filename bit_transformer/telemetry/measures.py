@@ -63,10 +63,11 @@ def bit_negentropy(bits: Tensor | NDArray[np.generic], word_bits: int | None = N
 
     The entropy of all overlapping words of k bits, divided by k. Entropy from counts is too low by about (words that
     occur - 1) / (2 N ln 2) (Miller and Madow); that is added. The share of ones alone would not do: it is near 1/2 for any text.
+    Only order within k bits is seen, so that of short windows looks lower: 0101... has 0.5 at 16 bits and 0.9 at 65,536.
 
     Args:
         bits: (B, T) zeros and ones.
-        word_bits: k; not given: the longest, up to 12, of which every word could occur eight times.
+        word_bits: k; not given: the longest, from 2 up to 12, of which every word could occur eight times.
 
     Returns:
         (B,) in [0, 1], float64. 0: all words equally often; 1: always the same.
@@ -79,7 +80,7 @@ def bit_negentropy(bits: Tensor | NDArray[np.generic], word_bits: int | None = N
     """
     bits_BT = _checked(bits)
     B, T = bits_BT.shape
-    k = word_bits or min(LONGEST_WORD, max(1, T.bit_length() - 4))
+    k = min(LONGEST_WORD, max(2, T.bit_length() - 4)) if word_bits is None else word_bits
     if not 1 <= k <= LONGEST_WORD or k > T:
         raise BitStreamError(f"got words of {k} bits; 1 to {min(LONGEST_WORD, T)} are possible here. Try word_bits=4")
     N = T - k + 1
@@ -96,10 +97,10 @@ def bit_negentropy(bits: Tensor | NDArray[np.generic], word_bits: int | None = N
 
 
 def lz_complexity(bits: Tensor | NDArray[np.generic]) -> Tensor:
-    """C: Lempel-Ziv phrases, where a constant has 0 and fair coins have 1 on average, at every length.
+    """C: Lempel-Ziv phrases, where a constant has 0 and fair coins have 1, at every length.
 
     (c - c0) / (c1 - c0) of c phrases, where c0 = 2 is what a constant has and c1 what fair coins of this length have on average,
-    which was measured; cut at 1.
+    which was measured; cut at 1. With what is cut the mean of fair coins is 0.87 at 8 bits, 0.97 at 64, 0.996 at 2,048.
 
     Args:
         bits: (B, T) zeros and ones.

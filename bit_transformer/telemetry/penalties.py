@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from bit_transformer.telemetry.measures import divergence
 
-CONTEXT_BITS = 16  # that must agree for a repetition: two bytes
+CONTEXT_BITS = 16  # that must agree for a repetition, and up to whole patches: two bytes, with parity or without
 _SPREAD = 0x5851F42D4C957F2D  # odd: no two sums share a product (Knuth's MMIX generator)
 _ALMOST = 1e-6  # probabilities are kept so far from 0 and 1, where the slope of an entropy is infinite
 
@@ -35,7 +35,7 @@ def repetition(z_BNP: Tensor, patch_BN: Tensor) -> Tensor:
     Source: after Welleck et al. 2020, "Neural text generation with unlikelihood training", with LZ76's matches for n-grams.
     """
     P = z_BNP.shape[-1]
-    follower_BN = followers(patch_BN, max(1, CONTEXT_BITS // P))
+    follower_BN = followers(patch_BN, -(-CONTEXT_BITS // P))
     found_BN1 = (follower_BN >= 0)[..., None]
     would_BNP = _bits(follower_BN.clamp(min=0), P)
     agrees_BNP = (would_BNP == _bits(patch_BN, P)).long()

@@ -136,7 +136,7 @@ BAD = [
     (["explain", "RUN", "--K", "0.5", "--C", "0.5", "--S", "0.5"], "was not calibrated. Try `btlm calibrate"),
     (["explain", "RUN", "--K", "1.5", "--C", "0.5", "--S", "0.5"], "K=1.5; it must be in [0, 1]"),
     (["explain", "RUN", "--K", "0.5", "--C", "nan", "--S", "0.5"], "C=nan"),
-    (["generate", "RUN", "--gate"], "was not calibrated"),
+    (["generate", "RUN", "--gate", "--prompt", "said too early"], "was not calibrated"),
     (["generate", "RUN", "--gate", "--samples", "2"], "goes with one continuation"),
     (["generate", "RUN", "--gate", "--retries", "-1"], "retries=-1"),
     (["telemetry", "EMPTY"], "empty file"),
@@ -230,7 +230,7 @@ def test_a_calibrated_run_judges_explains_and_guards(btlm, trained, text_file, t
         btlm("explain", trained, "--K", 0.9, "--C", 0.001, "--S", w["S"], "--bytes", 128, "--json").stdout
     )
     assert loop["kind"] == "repetitive" and loop["ranks"]["C"] == 0
-    assert "calibrated for 32 or more" in btlm("explain", trained, *triple[:-1], 8).stderr
+    assert "it must have 32 to " in btlm("explain", trained, *triple[:-1], 8).stderr
 
     blocked = btlm("generate", trained, "--gate", "--bytes", 64, "--gate-window", 64, "--temperature", 5, "--seed", 1)
     assert blocked.returncode == 4 and blocked.stdout == "" and "Blocked: window 1" in blocked.stderr
@@ -293,6 +293,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(btlm, trained, te
         assert done.returncode == 2, (args, done.stdout, done.stderr)
         lines = done.stderr.strip().splitlines()
         assert len(lines) == 1 and lines[0].startswith("btlm: ") and text in lines[0], (args, done.stderr)
+        assert done.stdout == "", args
         assert sorted(tmp_path.rglob("*")) == before, args
 
 

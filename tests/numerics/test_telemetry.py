@@ -107,6 +107,13 @@ def test_constants_have_complexity_zero_and_order_one_at_every_length(length: in
         assert bit_negentropy(bits).item() == 1
 
 
+@pytest.mark.parametrize("length", [8, 16, 32, 64, 1024, 65_536])
+def test_an_alternation_is_order_at_every_length(length: int) -> None:
+    bits = (torch.arange(length) % 2)[None]
+    assert bit_negentropy(bits).item() > 0.35
+    assert lz_complexity(bits).item() < 0.55
+
+
 def test_text_lies_between_whatever_its_share_of_ones() -> None:
     bits = torch.from_numpy(bytes_to_bits(TEXT[:63]))[None]  # one sentence, which repeats after that
     assert 0.5 < lz_complexity(bits).item() < 0.95
@@ -139,6 +146,7 @@ def test_the_table_of_fair_coins_is_what_fair_coins_have() -> None:
         (lambda: lz_complexity(torch.full((1, 9), 2)), "from 2 to 2"),
         (lambda: bit_negentropy(torch.full((1, 9), 0.5)), "float32"),
         (lambda: bit_negentropy(torch.zeros(1, 9, dtype=torch.long), 13), "1 to 9"),
+        (lambda: bit_negentropy(torch.zeros(1, 9, dtype=torch.long), 0), "words of 0 bits"),
         (lambda: negentropy(torch.zeros(1, 0, 2)), "(1, 0, 2)"),
         (lambda: negentropy(torch.zeros(4, 2)), "(batch, bits, 2)"),
         (lambda: negentropy(torch.full((1, 4, 2), math.nan)), "NaN"),
@@ -189,7 +197,7 @@ def test_nothing_is_measured_that_nobody_reads(monkeypatch) -> None:
 
     monkeypatch.setattr(module, "negentropy", lambda logits: pytest.fail("measured"))
     telemetry = random_model(max_seq_len=64)(random_bits(1, 4)).telemetry
-    assert "S" not in telemetry and len(telemetry) == 2
+    assert "S" not in telemetry and "K" in telemetry and "C" in telemetry and len(telemetry) == 2
     with pytest.raises(BitStreamError, match="at least 8"):
         telemetry["C"]
 
@@ -197,14 +205,14 @@ def test_nothing_is_measured_that_nobody_reads(monkeypatch) -> None:
 # ---- penalties ----
 
 
-@pytest.mark.parametrize("P", [1, 4, 8, 12])
+@pytest.mark.parametrize("P", [1, 4, 8, 9, 12])
 def test_penalties_are_their_formulas(P: int) -> None:
     B, N = 3, 60
     generator = torch.Generator().manual_seed(P)
     patch = torch.randint(0, min(1 << P, 3), (B, N), generator=generator)
     patch[0, 30:] = patch[0, :30]
     z = torch.randn(B, N, P, generator=generator, dtype=torch.float64) * 2
-    context = max(1, penalties.CONTEXT_BITS // P)
+    context = {1: 16, 4: 4, 8: 2, 9: 2, 12: 2}[P]
     assert penalties.followers(patch, context).tolist() == [slow.followers(row.tolist(), context) for row in patch]
     p = torch.sigmoid(z)
     odds = [row for rows in z.tolist() for row in rows]

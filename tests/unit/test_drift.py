@@ -76,6 +76,10 @@ def test_steady_metrics_of_any_scale_do_not_alarm(spread: float) -> None:
         assert detect_metric_drift({"S": stream(seed, 10**9, 0.0, 3000, spread)}) == []
 
 
+def test_a_constant_that_moves_by_rounding_does_not_alarm() -> None:
+    assert detect_metric_drift({"K": [0.1] * 40 + [0.1 - 1e-12] * 200}) == []
+
+
 def test_a_loss_that_falls_as_it_should_does_not_alarm() -> None:
     source = random.Random(0)
     falling = [2 + 6 / (1 + i / 20) + source.gauss(0, 0.05) for i in range(2000)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.bit_io import bits_to_bytes, bytes_to_bits
 from bit_transformer.config import ModelConfig, Sampling
 from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, SafetyRejection
@@ -33,7 +33,7 @@ from bit_transformer.safety.guarded import COOLER, WARMER, _again
 from bit_transformer.telemetry import bit_negentropy, lz_complexity, symbiosis
 from tests.conftest import random_model
 
-GOOD = Vitals(K=0.3, C=0.7, S=0.8, bits=2048)
+GOOD = Vitals(K=0.3, C=0.7, S=0.8, size=256)
 LOOP = replace(GOOD, C=0.1)
 FOREIGN = replace(GOOD, S=0.2)
 
@@ -118,11 +118,37 @@ def test_a_gate_that_goes_on_from_its_state_decides_alike():
 @pytest.mark.parametrize(
     "bad", [replace(GOOD, K=math.nan), replace(GOOD, C=math.nan), replace(GOOD, S=1.5), None, "text"]
 )
-def test_the_gate_never_fails_open(bad):
-    gate = SafetyGate(burn_in=10)
+def test_the_gate_never_fails_open_and_goes_on(bad):
+    gate = SafetyGate(burn_in=0)
     decision = gate.update(bad)
     assert not decision.allow and decision.reasons and decision.margin == -math.inf
-    assert gate.update(GOOD).allow  # and goes on
+    assert gate.update(GOOD).allow and gate.update(GOOD).allow  # no average began with what was not measured
+    gate = SafetyGate(burn_in=1, decay=0)
+    gate.update(bad)
+    assert gate.update(LOOP).allow and not gate.update(LOOP).allow  # the burn-in is of windows that were measured
+
+
+def test_what_is_no_number_inside_the_gate_does_not_open_it(calibrated):
+    for state in (
+        {"C": math.nan, "S": math.nan, "windows": 5, "averaged": 5},
+        {"C": 1e9, "S": 0.9, "windows": 0, "averaged": 0},
+        {"C": 0.5, "S": 0.9, "windows": -50, "averaged": -50},
+        {"C": "0.5", "S": 0.9, "windows": 1, "averaged": 1},
+        {"D": 0.5},
+    ):
+        with pytest.raises(ConfigError, match="gate state"):
+            SafetyGate().load_state_dict({"0": state})
+    found = calibrated[0]
+    for name in ("limits", "medians", "quantiles", "noise"):
+        with pytest.raises(ConfigError, match=r"leave \[0, 1\]"):
+            replace(found, **{name: np.full_like(getattr(found, name), math.nan)})
+    with pytest.raises(ConfigError, match="do not fit together"):
+        replace(found, limits=found.limits[:1])
+    with pytest.raises(ConfigError, match="must ascend"):
+        replace(found, lengths=found.lengths[::-1].copy())
+    broken = replace(found)
+    object.__setattr__(broken, "limits", np.full_like(found.limits, math.nan))
+    assert not SafetyGate.calibrated(broken).update(replace(GOOD, S=0.0)).allow
 
 
 def test_an_error_inside_blocks_and_says_so(monkeypatch, calibrated):
@@ -187,7 +213,7 @@ def test_a_reference_likes_what_it_read_and_not_noise(config: ModelConfig, corpu
     bits = bytes_to_bits(np.stack((like, noise)), parity=config.parity)
     read, foreign = reference.measure(bits)
     assert read.S > 0.6 > 0.5 > foreign.S
-    assert read.bits == bits.shape[1] and read.odd_bytes == 0
+    assert read.size == 300 and read.odd_bytes == 0
     assert bit_negentropy(bits)[0] == read.K and lz_complexity(bits)[0] == read.C
     assert symbiosis(torch.from_numpy(bits), reference.chances(bits))[0] == read.S
     assert 0.96 < foreign.C <= 1 and foreign.K < 0.05
@@ -255,7 +281,7 @@ def test_greedy_text_is_too_predictable(calibrated, corpus: Corpus):
         likeness = [v.S for v in reference.measure(np.stack([bytes_to_bits(t) for t in longer]))]
         text = longer[int(np.argmax(likeness))]
     (vitals,) = reference.measure(bytes_to_bits(text[-64:])[None])
-    assert found.limits_at(8 * 64).s_ceiling < vitals.S
+    assert found.limits_at(64).s_ceiling < vitals.S
     decision = SafetyGate.calibrated(found).update(vitals)
     assert not decision.allow and "S above" in {reason.kind for reason in decision.reasons}
     assert found.kind(replace(vitals, C=1.0)) == "predictable"
@@ -263,14 +289,17 @@ def test_greedy_text_is_too_predictable(calibrated, corpus: Corpus):
 
 def test_floors_rise_with_length_and_lie_between_those_measured(calibrated):
     found, _ = calibrated
-    (c32, s32, high32), (c45, s45, high45), (c64, s64, high64) = (found.limits_at(8 * n) for n in (32, 45, 64))
+    (c32, s32, high32), (c45, s45, high45), (c64, s64, high64) = (found.limits_at(n) for n in (32, 45, 64))
     assert s32 < s45 < s64 < high64 < high45 < high32
     assert min(c32, c64) <= c45 <= max(c32, c64)
     share = (math.log(45) - math.log(32)) / math.log(2)
     assert s45 == pytest.approx((1 - share) * s32 + share * s64)
-    assert found.limits_at(8 * 5000) == found.limits_at(8 * 256)
-    with pytest.raises(BitStreamError, match="calibrated for 32 or more"):
-        found.limits_at(8 * 31)
+    assert found.limits_at(256) == tuple(found.limits[-1])
+    for size in (31, 257, 5000):  # nothing was measured there
+        with pytest.raises(BitStreamError, match="it must have 32 to 256, for which there is a calibration"):
+            found.limits_at(size)
+        decision = SafetyGate.calibrated(found).update(replace(GOOD, size=size))
+        assert not decision.allow and "it must have 32 to 256" in str(decision.reasons[0])
 
 
 def test_too_small_a_reference_is_refused_with_what_is_needed(calibrated, corpus: Corpus, eight: ModelConfig):
@@ -328,7 +357,7 @@ def guard(calibrated, window: int = 64) -> Guard:
 
 
 def lenient(calibrated, window: int = 64) -> Guard:
-    return Guard(SafetyGate(0.0, 0.0, 0.0, 0), calibrated[1], window)
+    return Guard(SafetyGate(0.0, 0.0, decay=0, burn_in=0), calibrated[1], window)
 
 
 def test_allowed_output_is_what_it_would_be_without_a_gate(calibrated):
@@ -345,7 +374,7 @@ def test_a_short_remainder_is_judged_with_the_end_of_what_was_before(calibrated)
     everything = Guard(SafetyGate.calibrated(found), calibrated[1], 64)
     pieces = list(stream_guarded(random_model(max_seq_len=512), b"", 70, everything, Sampling(seed=3)))
     assert [len(p.data) for p in pieces] == [64, 6]
-    assert pieces[-1].decision.vitals.bits == 8 * 32
+    assert pieces[-1].decision.vitals.size == 32
 
 
 def test_the_first_blocked_window_ends_it(calibrated):
@@ -363,12 +392,12 @@ def test_a_blocked_window_is_drawn_again_and_the_rest_goes_on(calibrated, monkey
     strict = lenient(calibrated)
     seen = []
 
-    def check(self, data: bytes):
-        seen.append(data)
+    def check(self, bits, stream=0):
+        seen.append(bits_to_bytes(bits))
         vitals = LOOP if len(seen) == 2 else GOOD
         return SafetyGate(burn_in=0, decay=0).update(vitals)
 
-    monkeypatch.setattr(Guard, "check_bytes", check)
+    monkeypatch.setattr(Guard, "check", check)
     pieces = list(stream_guarded(model, b"go", 192, strict, Sampling(seed=5), retries=3))
     assert [p.retries for p in pieces] == [0, 1, 0] and all(p.decision.allow for p in pieces)
     assert seen[1] != seen[2] and pieces[1].data == seen[2]
@@ -383,7 +412,88 @@ def test_retries_are_warmer_after_loops_and_cooler_after_foreign_text():
     assert _again(how, gate.update(LOOP), 0).temperature == pytest.approx(0.8 * WARMER)
     assert _again(how, gate.update(FOREIGN), 0).temperature == pytest.approx(0.8 * COOLER)
     assert _again(Sampling(temperature=0), gate.update(LOOP), 0).temperature > 0.4
+    assert _again(Sampling(temperature=0.2), gate.update(FOREIGN), 0).temperature < 0.2
+    assert _again(how, gate.update(None), 0).temperature == 0.8
     assert _again(how, gate.update(LOOP), 0).seed != _again(how, gate.update(LOOP), 1).seed != 1
+
+
+def test_windows_begin_where_units_do(corpus: Corpus, monkeypatch):
+    """Words of 12 bits: three bytes are two of them, and out of step they are another language."""
+    config = ModelConfig(patch_bits=12, max_seq_len=1008)
+    reference = Reference.fit(corpus.part(0, 60_000), config)
+    found = calibrate(reference, corpus.part(60_000, 400_000), config, alpha=0.02, lengths=(33, 66, 258))
+    gate = SafetyGate.calibrated(found)
+    assert Guard(gate, reference).window == 255 and reference.align_bytes == 3
+    with pytest.raises(ConfigError, match="window=128 bytes; the gate judges 33 to 258, a multiple of 3"):
+        Guard(gate, reference, 128)
+    model = random_model(patch_bits=12, max_seq_len=1008)
+    lenient_12 = Guard(SafetyGate(0.0, 0.0, decay=0, burn_in=0), reference, 66)
+    seen = []
+    check = Guard.check
+
+    def watched(self, bits, stream=0):
+        seen.append(bits_to_bytes(bits))
+        return check(self, bits, stream)
+
+    prompt = b"12 45 78"  # two bytes beyond whole units
+    monkeypatch.setattr(Guard, "check", watched)
+    pieces = list(stream_guarded(model, prompt, 150, lenient_12, Sampling(seed=1)))
+    text = b"".join(piece.data for piece in pieces)
+    assert len(text) == 150 and text == b"".join(stream_bytes(model, prompt, 150, Sampling(seed=1)))
+    whole = prompt[6:] + text
+    assert seen == [whole[:66], whole[66:132], whole[132:152]]
+
+
+def test_parity_that_is_not_enforced_is_not_let_through(corpus: Corpus):
+    config = ModelConfig(patch_bits=9, parity=True, max_seq_len=1008)
+    reference = Reference.fit(corpus.part(0, 60_000), config)
+    found = calibrate(reference, corpus.part(60_000, 200_000), config, alpha=0.02, lengths=(32, 64))
+    behind = Guard(SafetyGate.calibrated(found), reference)
+    model = random_model(patch_bits=9, parity=True, max_seq_len=1008)
+    with pytest.raises(ConfigError, match="Try force_parity=True"):
+        stream_guarded(model, b"", 64, behind, Sampling(force_parity=False))
+    prompt = torch.zeros(1, 0, dtype=torch.uint8)
+    with pytest.raises(SafetyRejection, match="parity is wrong in"):
+        hil_safe_inference(model, prompt, 9 * 64, behind, Sampling(force_parity=False, seed=1))
+    good = torch.from_numpy(bytes_to_bits(corpus.read(300_000, 64), parity=True).copy())
+    assert behind.check(good).allow
+    assert "of 64 bytes" in behind.gate.explain()
+    good[17] ^= 1
+    blocked = behind.check(good)
+    assert not blocked.allow and blocked.margin == -math.inf
+
+
+def test_a_bad_stretch_of_a_long_continuation_is_blocked(calibrated, corpus: Corpus, monkeypatch):
+    """Each window is judged, not their average."""
+    text = corpus.read(300_000, 640).copy()
+    text[256:320] = 65
+    monkeypatch.setattr(
+        "bit_transformer.safety.guarded.infer_long", lambda *_: torch.from_numpy(bytes_to_bits(text))[None]
+    )
+    prompt = torch.zeros(1, 0, dtype=torch.uint8)
+    model = random_model(max_seq_len=512)
+    with pytest.raises(SafetyRejection) as refused:
+        hil_safe_inference(model, prompt, 8 * 640, guard(calibrated))
+    assert refused.value.decision.window == 4 and "window 5 of stream 0" in str(refused.value)
+    asked: list[int] = []
+    _, decisions = hil_safe_inference(
+        model, prompt, 8 * 640, guard(calibrated), ask=lambda d: asked.append(d.window) or True
+    )
+    assert len(decisions) == 10 and 4 in asked
+
+
+def test_any_failure_to_measure_blocks(calibrated, monkeypatch):
+    def broken(self, bits):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(Reference, "measure", broken)
+    decision = lenient(calibrated).check(torch.ones(64, dtype=torch.uint8))
+    assert not decision.allow and "MemoryError" in str(decision.reasons[0])
+
+
+def test_alpha_is_kept_however_few_windows_are_asked_for(calibrated, corpus: Corpus, eight: ModelConfig):
+    found = calibrate(calibrated[1], corpus, eight, alpha=0.02, lengths=(32,), most=5)
+    assert found.windows.tolist() == [least_windows(0.02)]
 
 
 def test_a_person_may_let_through_what_the_gate_blocks(calibrated):
@@ -410,10 +520,16 @@ def test_a_models_nan_is_an_error_and_no_output(calibrated):
 
 
 def test_what_cannot_be_judged_is_refused_or_blocked(calibrated):
-    with pytest.raises(ConfigError, match="window=16 bytes; the gate was calibrated from 32 on"):
-        guard(calibrated, 16)
+    for window in (16, 512):
+        with pytest.raises(ConfigError, match=f"window={window} bytes; the gate judges 32 to 256"):
+            guard(calibrated, window)
+    assert guard(calibrated, 0).window == 256
     with pytest.raises(ConfigError, match="got 20 bytes to generate"):
-        next(stream_guarded(random_model(max_seq_len=512), b"", 20, guard(calibrated)))
+        stream_guarded(random_model(max_seq_len=512), b"", 20, guard(calibrated))
+    with pytest.raises(ConfigError, match=r"decay=0\.9 and burn_in=10"):
+        Guard(SafetyGate(), calibrated[1])
+    with pytest.raises(ConfigError, match="learn='prompt' with retries"):
+        stream_guarded(random_model(max_seq_len=512), b"", 64, guard(calibrated), Sampling(learn="prompt"), retries=1)
     assert not lenient(calibrated).check(torch.full((64,), 2)).allow
     assert not lenient(calibrated).check(torch.ones(1, dtype=torch.uint8)).allow
     assert not guard(calibrated).check(torch.ones(64, dtype=torch.uint8)).allow

@@ -35,7 +35,9 @@ def run(
     gate: Annotated[
         bool, typer.Option("--gate", help="Stop at the first window that the run's calibrated gate blocks.")
     ] = False,
-    gate_window: Annotated[int, typer.Option(help="With --gate: bytes that are judged at a time.")] = 256,
+    gate_window: Annotated[
+        int, typer.Option(help="With --gate: bytes that are judged at a time; 0: 256, or the longest calibrated.")
+    ] = 0,
     retries: Annotated[int, typer.Option(help="With --gate: how often a blocked window is drawn again.")] = 0,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
