@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from bit_transformer.cli.commands import (
@@ -36,6 +39,21 @@ app.command("calibrate")(calibrate.run)
 app.command("explain")(explain.run)
 app.add_typer(runs.app, name="runs")
 app.command("bench")(bench.run)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"btlm {version('bit-transformer')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def about(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that go with no verb."""
 
 
 def main() -> None:

@@ -37,7 +37,8 @@ def test_every_block_runs(name, btlm, tmp_path: Path, monkeypatch, capsys):
                 program, *args = shlex.split(smaller(line), comments=True)
                 assert program == "btlm"
                 done = btlm(*args)
-                assert done.returncode == 0, (line, done.stdout, done.stderr)
+                may_be_blocked = (0, 4) if "--gate" in args else (0,)  # by a model of three updates
+                assert done.returncode in may_be_blocked, (line, done.stdout, done.stderr)
                 ran += 1
         elif language == "python":
             torch.manual_seed(0)

@@ -473,3 +473,7 @@ def test_help_names_every_verb_and_the_exit_codes(btlm):
     text = btlm("--help").stdout
     for word in ("train", "generate", "evaluate", "score", "telemetry", "calibrate", "explain", "runs", "bench", "130"):
         assert word in text
+    assert "no tokenizer" in text
+    from bit_transformer.cli.main import version
+
+    assert btlm("--version").stdout == f"btlm {version('bit-transformer')}\n"
