@@ -13,7 +13,7 @@ world"). Short windows scatter more, so each length has limits of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -168,6 +168,7 @@ def calibrate(
     lengths: Sequence[int] = LENGTHS,
     most: int = MOST_WINDOWS,
     seed: int = 0,
+    passed: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Measure what is normal on windows of a corpus that do not overlap, evenly spread.
 
@@ -175,6 +176,7 @@ def calibrate(
         alpha: share of false alarms, in (0, 0.5).
         lengths: in bytes, ascending; those that the corpus has not windows enough for are left out.
         most: windows of one length, at most, unless alpha needs more.
+        passed: told how many bytes of how many were measured.
 
     Raises:
         ConfigError: alpha or lengths that cannot be.
@@ -193,9 +195,18 @@ def calibrate(
             f"shortest length of {size}. Try more files, or a larger --alpha"
         )
     random = np.random.default_rng(seed)
-    tables = [_measure_length(reference, corpus, model, size, alpha, most, random) for size in kept]
-    columns = [np.stack(column) for column in zip(*tables, strict=True)]
     sizes = np.array([_aligned(size, model) for size in kept], dtype=np.float64)
+    counts = [min(max(most, needed), len(corpus) // int(size)) for size in sizes]
+    total, done = int(sizes @ counts), 0
+    tables = []
+    for size, count in zip(sizes.astype(int).tolist(), counts, strict=True):
+        values: list[NDArray[np.float64]] = []
+        for rows in _windows(corpus, size, count):
+            values.append(as_array(reference.measure(bytes_to_bits(rows, parity=model.parity))))
+            done += rows.size
+            passed(done, total)
+        tables.append(_normal(np.concatenate(values), reference, model, size, alpha, random))
+    columns = [np.stack(column) for column in zip(*tables, strict=True)]
     windows, limits, medians, quantiles, noise = columns
     shape = model.patch_bits, model.byte_bits, model.unit_bits
     return Calibration(alpha, sizes, windows, limits, medians, quantiles, noise, *shape)
@@ -211,32 +222,30 @@ def _aligned(size: int, model: ModelConfig) -> int:
     return -(-size // model.align_bytes) * model.align_bytes
 
 
-def _measure_length(
+def _windows(corpus: Corpus, size: int, count: int) -> Iterator[NDArray[np.uint8]]:
+    """So many windows that do not overlap, evenly spread, some at a time."""
+    room = len(corpus) // size
+    starts = [int(i * room / count) * size for i in range(count)]
+    for at in range(0, count, ROWS):
+        yield np.stack([corpus.read(start, size) for start in starts[at : at + ROWS]])
+
+
+def _normal(
+    values_NM: NDArray[np.float64],
     reference: Reference,
-    corpus: Corpus,
     model: ModelConfig,
     size: int,
     alpha: float,
-    most: int,
     random: np.random.Generator,
 ) -> tuple[NDArray[np.float64], ...]:
-    """One row of each table."""
-    size = _aligned(size, model)
-    room = len(corpus) // size
-    count = min(max(most, least_windows(alpha)), room)
-    starts = [int(i * room / count) * size for i in range(count)]
-    values_NM = np.concatenate(
-        [
-            as_array(reference.measure(_bits([corpus.read(s, size) for s in starts[at : at + ROWS]], model)))
-            for at in range(0, count, ROWS)
-        ]
-    )
+    """One row of each table, from K, C and S of windows of one length."""
     random.shuffle(values_NM)
+    count = len(values_NM)
     shape = max(1, count - math.ceil(count * (1 - SHAPE_SHARE)))
     limited_NR = values_NM[:, _LIMITED]
     limits, medians = _limits(limited_NR[:shape], limited_NR[shape:], alpha)
-    coins = [random.integers(0, 256, size, dtype=np.uint8) for _ in range(ROWS)]
-    noise_NM = as_array(reference.measure(_bits(coins, model)))
+    coins = random.integers(0, 256, (ROWS, size), dtype=np.uint8)
+    noise_NM = as_array(reference.measure(bytes_to_bits(coins, parity=model.parity)))
     at = np.linspace(0, 1, QUANTILES)
     return (
         np.array(count, dtype=np.float64),
@@ -245,10 +254,6 @@ def _measure_length(
         np.quantile(values_NM, at, axis=0).T,
         np.quantile(noise_NM, at, axis=0).T,
     )
-
-
-def _bits(windows: Sequence[NDArray[np.uint8]], model: ModelConfig) -> NDArray[np.uint8]:
-    return bytes_to_bits(np.stack(windows), parity=model.parity)
 
 
 def _limits(

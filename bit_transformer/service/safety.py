@@ -9,9 +9,10 @@ from pathlib import Path
 from bit_transformer.data.sources import Corpus, Span, find_files
 from bit_transformer.errors import ConfigError
 from bit_transformer.safety import Limits, Reference, Vitals, calibrate, save_calibration
-from bit_transformer.safety.calibration import GATE_FILE, SHAPE_SHARE, Calibration
+from bit_transformer.safety.calibration import GATE_FILE, LENGTHS, SHAPE_SHARE, Calibration
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model, load_run_calibration, model_path
+from bit_transformer.service.observers import Reading, Report
 from bit_transformer.service.training import held_out_part
 
 
@@ -38,7 +39,11 @@ class Normal:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibrated run."""
+    """A calibrated run.
+
+    Attributes:
+        left_out: lengths in bytes for which there were not windows enough.
+    """
 
     run: str
     file: str
@@ -46,6 +51,7 @@ class Calibrated:
     reference_bytes: int
     reference: str
     lengths: list[Normal]
+    left_out: list[int]
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,20 @@ class Explanation:
 
 
 def calibrate_run(
-    run: str, names: list[str], *, alpha: float = 0.01, seed: int = 0, store: Path = DEFAULT_STORE
+    run: str,
+    names: list[str],
+    *,
+    alpha: float = 0.01,
+    seed: int = 0,
+    store: Path = DEFAULT_STORE,
+    report: Report | None = None,
 ) -> Calibrated:
     """Measure what is normal on reference files, and store limits beside the checkpoint.
 
     Args:
         names: files that the model was not trained on; none: what the run held out.
         alpha: share of false alarms, in (0, 0.5).
+        report: told how far it is.
 
     Raises:
         BitStreamError: too few bytes; says how many are needed.
@@ -95,10 +108,19 @@ def calibrate_run(
         reference = Reference.fit(corpus.part(0, half), model.config)
         what = f"contexts of one to four units, fitted to the first {half:,} bytes"
         corpus = corpus.part(half, len(corpus))
-    found = calibrate(reference, corpus, model.config, alpha=alpha, seed=seed)
+    tell: Report = report or (lambda _: None)
+    found = calibrate(
+        reference,
+        corpus,
+        model.config,
+        alpha=alpha,
+        seed=seed,
+        passed=lambda done, total: tell(Reading(done, total)),
+    )
     path = checkpoint.with_name(GATE_FILE)
     save_calibration(path, found, reference, of_model=model.config.experts is not None)
-    return Calibrated(run, str(path), alpha, len(corpus), what, _normal(found))
+    left_out = [size for size in LENGTHS if size > found.longest]
+    return Calibrated(run, str(path), alpha, len(corpus), what, _normal(found), left_out)
 
 
 def explain(run: str, *, K: float, C: float, S: float, size: int = 512, store: Path = DEFAULT_STORE) -> Explanation:

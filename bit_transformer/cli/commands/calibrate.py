@@ -8,6 +8,7 @@ import typer
 
 from bit_transformer.cli.options import Json, RunArgument, Store
 from bit_transformer.cli.output import console, errors_in_one_line, show_json, table
+from bit_transformer.cli.training_output import live_progress
 from bit_transformer.service import DEFAULT_STORE
 
 
@@ -29,7 +30,8 @@ def run(
     with errors_in_one_line(as_json):
         from bit_transformer.service import safety
 
-        found = safety.calibrate_run(model, files or [], alpha=alpha, seed=seed, store=store)
+        with live_progress() as report:
+            found = safety.calibrate_run(model, files or [], alpha=alpha, seed=seed, store=store, report=report)
         if as_json:
             show_json(found)
             return
@@ -40,6 +42,11 @@ def run(
             expected = f"{row.alarms[0]:.2%} to {row.alarms[1]:.2%}"
             made.add_row(f"{row.bytes:,}", f"{row.windows:,}", *(f"{x:.3f}" for x in numbers), expected)
         console.print(made)
+        if found.left_out:
+            sizes = ", ".join(f"{size:,}" for size in found.left_out)
+            console.print(
+                f"left out: {sizes} bytes; for {found.alpha:g} they need more reference bytes", soft_wrap=True
+            )
         console.print(
             f"reference of S: {found.reference}; {found.reference_bytes:,} reference bytes; alarms: where the true share lies "
             f"in 95 of 100 calibrations. Written to {found.file}",
