@@ -184,8 +184,9 @@ class SafetyGate:
         d = decision or self._latest
         if d is None:
             return "No window was seen yet."
-        size = f" of {d.vitals.size:,.6g} bytes" if d.vitals else ""
-        lines = [f"{'Allowed' if d.allow else 'Blocked'}: window {d.window + 1} of stream {d.stream}{size}."]
+        size = f", {d.vitals.size:,.6g} bytes" if d.vitals else ""
+        stream = f" of stream {d.stream + 1}" if d.stream else ""
+        lines = [f"{'Allowed' if d.allow else 'Blocked'}: window {d.window + 1}{stream}{size}."]
         for reason in d.reasons:
             meaning, advice = _MEANING[reason.kind]
             lines.append(f"  {reason}: {meaning}. Try {advice}.")

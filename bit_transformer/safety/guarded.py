@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 
 import torch
@@ -168,14 +168,14 @@ def _guarded(
 ) -> Iterator[Piece]:
     ahead, text = len(prompt) - inside, prompt
     stream = _bytes(model, text, asked)
-    for begin, end in spans:
+    for index, (begin, end) in enumerate(spans):
         size = ahead + end - len(text)
         how = asked
         for tried in count():
             fresh = bytes(islice(stream, size))
             window = (text + fresh)[ahead + begin :]
             bits = bytes_to_bits(window, parity=model.config.parity)
-            decision = guard.check(torch.from_numpy(bits))
+            decision = replace(guard.check(torch.from_numpy(bits)), window=index)  # draws are not windows
             if decision.allow or tried == retries:
                 break
             how = _again(how, decision, tried)
@@ -248,9 +248,10 @@ def hil_safe_inference(
     judged_BT = torch.cat((prompt_BT[:, prompt_BT.shape[1] - inside :].to(bits_BT), bits_BT), dim=1)
     decisions = []
     for stream, row in enumerate(judged_BT):
-        for begin, end in spans:
-            stop = len(row) if (begin, end) == spans[-1] else width * end  # bits after the last whole byte go with it
-            decisions.append(guard.check(row[width * begin : stop], stream))
+        for index, (begin, end) in enumerate(spans):
+            stop = len(row) if index == len(spans) - 1 else width * end  # bits after the last whole byte go with it
+            decision = guard.check(row[width * begin : stop], stream)
+            decisions.append(replace(decision, window=index))
     for decision in decisions:
         if not decision.allow and not (ask is not None and ask(decision)):
             reasons = "; ".join(map(str, decision.reasons))

@@ -130,7 +130,7 @@ class Probe:
         history: (step, value) of each metric so far, for a training that goes on.
 
     Attributes:
-        spent: seconds it has taken.
+        spent: seconds it has taken since the first time.
     """
 
     def __init__(
@@ -152,16 +152,19 @@ class Probe:
             return
         if self.began is None:
             self.began = trainer.progress.seconds
-            lz_complexity(torch.zeros(1, 8, dtype=torch.uint8))  # compiled now, where it is no measurement's time
+            self._measure_into(record, trainer)  # slow this once, while things are loaded and compiled: not counted
         elif self.spent <= trainer.config.telemetry * (trainer.progress.seconds - self.began):
             began = time.perf_counter()
-            with suppress(BitStreamError):  # NaN: the loop itself stops at it, and says so
-                record.update(self.measure(trainer))
+            self._measure_into(record, trainer)
             self.spent += time.perf_counter() - began
         for name, monitor in self.monitors.items():
             if name in record:
                 for alert in monitor.update(record["step"], record[name]):  # type: ignore[literal-required]
                     self.tell(alert)
+
+    def _measure_into(self, record: Record, trainer: Trainer) -> None:
+        with suppress(BitStreamError):  # NaN: the loop itself stops at it, and says so
+            record.update(self.measure(trainer))
 
     def measure(self, trainer: Trainer) -> Record:
         """K, C and S now.

@@ -169,10 +169,14 @@ def test_explanations_name_window_metric_and_remedy(calibrated):
     gate = SafetyGate(burn_in=0, decay=0)
     assert gate.explain() == "No window was seen yet."
     gate.update(GOOD)
-    assert gate.explain().startswith("Allowed: window 1 of stream 0 of 256 bytes.")
+    assert gate.explain().startswith("Allowed: window 1, 256 bytes.")
     blocked = gate.update(LOOP, stream=3)
     text = gate.explain(blocked)
-    assert "Blocked: window 1 of stream 3" in text and "repeats itself" in text and "Try a higher temperature" in text
+    assert (
+        "Blocked: window 1 of stream 4, 256 bytes." in text
+        and "repeats itself" in text
+        and "Try a higher temperature" in text
+    )
     gate = SafetyGate.calibrated(calibrated[0])
     gate.update(FOREIGN)
     assert "unlike the reference" in gate.explain() and "Of reference windows of this length" in gate.explain()
@@ -399,6 +403,7 @@ def test_a_blocked_window_is_drawn_again_and_the_rest_goes_on(calibrated, monkey
 
     monkeypatch.setattr(Guard, "check", check)
     pieces = list(stream_guarded(model, b"go", 192, strict, Sampling(seed=5), retries=3))
+    assert [p.decision.window for p in pieces] == [0, 1, 2]
     assert [p.retries for p in pieces] == [0, 1, 0] and all(p.decision.allow for p in pieces)
     assert seen[1] != seen[2] and pieces[1].data == seen[2]
     assert sum(len(p.data) for p in pieces) == 192
@@ -457,7 +462,7 @@ def test_parity_that_is_not_enforced_is_not_let_through(corpus: Corpus):
         hil_safe_inference(model, prompt, 9 * 64, behind, Sampling(force_parity=False, seed=1))
     good = torch.from_numpy(bytes_to_bits(corpus.read(300_000, 64), parity=True).copy())
     assert behind.check(good).allow
-    assert "of 64 bytes" in behind.gate.explain()
+    assert "window 2, 64 bytes" in behind.gate.explain()  # parity bits do not count
     good[17] ^= 1
     blocked = behind.check(good)
     assert not blocked.allow and blocked.margin == -math.inf
