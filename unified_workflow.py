@@ -81,7 +81,8 @@ def show_sample(run: str, store: Path) -> None:
 
     sampling = Sampling(temperature=0.7, seed=1)
     try:
-        floors = safety.calibrate_run(run, [], store=store)
+        with live_progress() as report:
+            floors = safety.calibrate_run(run, [], store=store, report=report)
         console.print(f"\nsample, gated at {floors.alpha:.0%} of false alarms:")
         windows = inference.stream_gated(run, PROMPT, 256, sampling, window=128, retries=3, store=store)
         pieces = (window.data if window.allow else f"\n{window.why}".encode() for window in windows)

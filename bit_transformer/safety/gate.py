@@ -121,7 +121,8 @@ class SafetyGate:
         """Take the next window of a stream.
 
         Args:
-            vitals: what was measured; none where measuring failed, which blocks.
+            vitals: what was measured, by `Reference.measure`; none where measuring failed, which blocks.
+            stream: which; each has averages of its own.
             failure: why it failed, if it did.
         """
         state = self._streams.setdefault(stream, _State())

@@ -12,7 +12,7 @@ from bit_transformer.evaluation.metrics import bits_per_byte, byte_costs, defaul
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model
-from bit_transformer.service.plots import plot_windows
+from bit_transformer.service.plots import check_plot, plot_windows
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def score(
     _check_overlap(overlap)
     if window < 1:
         raise ConfigError(f"window={window}; at least 1 byte is needed. Try 256")
+    if plot:
+        check_plot(plot)
     path, *others = find_files([name])
     if others:
         raise BitStreamError(f"{name}: got {len(others) + 1} files; score takes one. Try {path}, or btlm evaluate")

@@ -10,7 +10,7 @@ from bit_transformer.config import Sampling
 from bit_transformer.errors import ConfigError
 from bit_transformer.generation import check_learning, generate_bytes, stream_bytes
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.safety import stream_guarded
+from bit_transformer.safety import Vitals, stream_guarded
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_guard, load_model
 
@@ -24,6 +24,7 @@ class GatedWindow:
         margin: how far within the limits, 1 being typical; negative beyond.
         retries: how often it was drawn again.
         why: what the gate says, in words.
+        vitals: what was judged: K, C, S, size in bytes and bytes with wrong parity; none where it could not be measured.
     """
 
     data: bytes
@@ -31,6 +32,7 @@ class GatedWindow:
     margin: float
     retries: int
     why: str
+    vitals: Vitals | None
 
 
 def stream(
@@ -79,10 +81,9 @@ def stream_gated(
     guard = load_guard(model, run, store, window=window)
     pieces = stream_guarded(model, prompt, max_bytes, guard, sampling, retries=retries)
     return (
-        GatedWindow(
-            piece.data, piece.decision.allow, piece.decision.margin, piece.retries, guard.gate.explain(piece.decision)
-        )
-        for piece in pieces
+        GatedWindow(p.data, d.allow, d.margin, p.retries, guard.gate.explain(d), d.vitals)
+        for p in pieces
+        for d in (p.decision,)
     )
 
 

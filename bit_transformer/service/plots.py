@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-LONG_NAMES = {"K": "order", "C": "complexity", "S": "likeness"}
+from bit_transformer.errors import ConfigError
+
+LONG_NAMES = {"K": "0 noise, 1 order", "C": "0 constant, 1 coins", "S": "1 like the reference"}
 INK, TRAIN, VALIDATION = "#333333", "#9db8d2", "#c2410c"
 
 
@@ -62,9 +64,21 @@ def plot_telemetry(
         axes.plot(*zip(*points, strict=True), color=VALIDATION, linewidth=0.9)
         for mark in marks:
             axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
-        axes.set_ylim(-0.02, 1.02)
-        _finish(axes, x if axes is rows[-1] else "", f"{name}, {LONG_NAMES[name]}", title if axes is rows[0] else "")
+        values = [value for _, value in points]
+        room = max(0.05, 0.1 * (max(values) - min(values)))
+        axes.set_ylim(max(-0.02, min(values) - room), min(1.02, max(values) + room))
+        _finish(axes, x if axes is rows[-1] else "", f"{name}: {LONG_NAMES[name]}", title if axes is rows[0] else "")
     figure.savefig(path, dpi=120)
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a picture that could not be written, before the work for it.
+
+    Raises:
+        ConfigError: another kind of file, or a folder.
+    """
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ConfigError(f"plot={str(path)!r}; it must be a file that ends in .png. Try plot.png")
 
 
 def _finish(axes, x: str, y: str, title: str) -> None:  # type: ignore[no-untyped-def]  # matplotlib loads lazily
@@ -73,3 +87,4 @@ def _finish(axes, x: str, y: str, title: str) -> None:  # type: ignore[no-untype
     axes.set_title(title, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    axes.xaxis.set_major_formatter("{x:,.0f}")

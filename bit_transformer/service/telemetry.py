@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,8 @@ from bit_transformer.safety.calibration import METRICS
 from bit_transformer.safety.reference import ROWS
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model, load_run_calibration
-from bit_transformer.service.plots import plot_telemetry
+from bit_transformer.service.plots import check_plot, plot_telemetry
+from bit_transformer.service.training import CONFIG_FILE
 from bit_transformer.telemetry import TelemetrySynthesizer, bit_negentropy, lz_complexity
 
 
@@ -69,21 +72,23 @@ class RunTelemetry:
 
 
 def is_run(target: str, store: Path = DEFAULT_STORE) -> bool:
-    """Whether this names a run with records: by name, or by its folder."""
-    known = RunStore(store).list_runs()
-    return any(run.id == target or Path(run.folder) == Path(target).resolve() for run in known)
+    """Whether this names a run with records: by its folder, or by name in a store."""
+    return _found(target, store) is not None
 
 
 def of_run(target: str, *, store: Path = DEFAULT_STORE, plot: Path | None = None) -> RunTelemetry:
     """K, C, S and loss of a training by step, and where they drifted.
 
+    Args:
+        target: the run's folder, whose config says where its records are, or its name in `store`.
+
     Raises:
         RunNotFound: no such run.
         BitStreamError: a run without telemetry.
     """
-    runs = RunStore(store)
-    names = [run.id for run in runs.list_runs() if Path(run.folder) == Path(target).resolve()]
-    run = runs.get(names[0] if names else target).id
+    if plot:
+        check_plot(plot)
+    runs, run = _found(target, store) or (RunStore(store), RunStore(store).get(target).id)
     series = {name: runs.series(run, name) for name in (*METRICS, "train_bpb")}
     series = {name: rows for name, rows in series.items() if rows}
     if "K" not in series:
@@ -93,6 +98,16 @@ def of_run(target: str, *, store: Path = DEFAULT_STORE, plot: Path | None = None
         drawn = {name: rows for name, rows in series.items() if name in METRICS}
         plot_telemetry(drawn, plot, title=run, x="update", marks=[step for step, *_ in alerts])
     return RunTelemetry(run, series, alerts)
+
+
+def _found(target: str, store: Path) -> tuple[RunStore, str] | None:
+    """The store that has records of a run, and its name there."""
+    place = Path(target).resolve()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        store = Path(json.loads((place / CONFIG_FILE).read_text())["store"])
+    runs = RunStore(store)
+    ours = (run.id for run in runs.list_runs() if run.id == target or Path(run.folder) == place)
+    return next(((runs, name) for name in ours), None)
 
 
 def of_file(
@@ -117,6 +132,10 @@ def of_file(
     """
     if window < 1:
         raise ConfigError(f"window={window}; at least 1 byte is needed. Try 512")
+    if informative < 1:
+        raise ConfigError(f"top={informative}; at least 1 window is needed. Try 5")
+    if plot:
+        check_plot(plot)
     path, *others = find_files([name])
     if others:
         raise BitStreamError(f"{name}: got {len(others) + 1} files; telemetry takes one. Try {path}")
@@ -129,7 +148,11 @@ def of_file(
         drawn = {key: list(zip([w.offset for w in found], values, strict=True)) for key, values in columns.items()}
         plot_telemetry(drawn, plot, title=str(path), x="byte offset")
     return FileTelemetry(
-        str(path), run, found, list(made.informative), [made.informative[cluster] for cluster in made.cluster]
+        name if name == "-" else str(path),
+        run,
+        found,
+        list(made.informative),
+        [made.informative[cluster] for cluster in made.cluster],
     )
 
 

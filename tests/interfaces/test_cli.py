@@ -141,7 +141,10 @@ BAD = [
     (["generate", "RUN", "--gate", "--retries", "-1"], "retries=-1"),
     (["telemetry", "EMPTY"], "empty file"),
     (["telemetry", "TEXT", "--window", "0"], "at least 1 byte"),
-    (["telemetry", "TEXT", "--top", "0"], "clusters=0"),
+    (["telemetry", "TEXT", "--top", "0"], "top=0"),
+    (["telemetry", "TEXT", "--plot", "x.txt"], "must be a file that ends in .png"),
+    (["telemetry", "TEXT", "--plot", "runs"], "must be a file that ends in .png"),
+    (["score", "RUN", "TEXT", "--plot", "x.pdf"], "must be a file that ends in .png"),
     (["telemetry", "TEXT", "--run", "RUN"], "was not calibrated"),
     (["telemetry", "nowhere"], "no such file"),
     (["train", "--out", "r", "--resume"], "no run with a checkpoint"),
@@ -238,6 +241,7 @@ def test_a_calibrated_run_judges_explains_and_guards(btlm, trained, text_file, t
                  "--seed", 1, "--json")  # fmt: skip
     result = json.loads(again.stdout)
     assert result["blocked"] == (again.returncode == 4) and result["windows"][0]["retries"] > 0
+    assert result["windows"][0]["vitals"]["size"] == 64 and 0 <= result["windows"][0]["vitals"]["S"] <= 1
     assert "got 8 bytes to generate" in btlm("generate", trained, "--gate", "--bytes", 8).stderr
 
     more = btlm("train", text_file, *SMALL, "--steps", 5, "--out", "runs/one", "--overwrite")
@@ -267,9 +271,12 @@ def test_telemetry_of_a_run_and_of_a_file(btlm, trained, text_file, tmp_path):
     assert silent.returncode == 0
     assert "has no telemetry" in btlm("telemetry", "silent").stderr
     of_file = btlm("telemetry", text_file, "--window", 256, "--plot", "file.png")
-    assert "the least alike" in of_file.stdout and (tmp_path / "file.png").exists()
+    assert "those least like it" in of_file.stdout and (tmp_path / "file.png").exists()
+    elsewhere = btlm("train", text_file, *SMALL, "--steps", 3, "--out", "other/far", "--store", "other/records.sqlite")
+    assert elsewhere.returncode == 0
+    assert btlm("telemetry", "other/far").stdout.startswith("far: what the model predicts")
     tiny = json.loads(btlm("telemetry", "-", "--json", stdin=b"abc").stdout)
-    assert tiny["windows"][0]["bytes"] == 3 and tiny["windows"][0]["S"] is None
+    assert tiny["windows"][0]["bytes"] == 3 and tiny["windows"][0]["S"] is None and tiny["file"] == "-"
 
 
 def test_drift_is_recorded_and_shown(btlm, trained):

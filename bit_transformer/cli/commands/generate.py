@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -121,10 +122,7 @@ def _show_gated(start: bytes, windows: Iterator[GatedWindow], as_json: bool) -> 
     blocked = not seen[-1].allow
     if as_json:
         allowed = b"".join(window.data for window in seen)
-        rows = [
-            {"bytes": len(w.data), "allow": w.allow, "margin": w.margin, "retries": w.retries, "why": w.why}
-            for w in seen
-        ]
+        rows = [{**dataclasses.asdict(window), "data": window.data.hex()} for window in seen]
         show_json(
             {
                 "text": allowed.decode("utf-8", errors="replace"),

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bit_transformer.cli.options import Json, Store
-from bit_transformer.cli.output import console, errors_in_one_line, show_alerts, show_json, spark, table
+from bit_transformer.cli.output import (
+    console,
+    errors_in_one_line,
+    progress_console,
+    show_alerts,
+    show_json,
+    spark,
+    table,
+)
 from bit_transformer.service import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -23,7 +31,9 @@ def run(
         str | None, typer.Option("--run", help="Of a file: a calibrated run, whose reference S is measured against.")
     ] = None,
     window: Annotated[int, typer.Option(help="Of a file: bytes of a window.")] = 512,
-    top: Annotated[int, typer.Option(help="Of a file: how many windows to list, the least alike.")] = 5,
+    top: Annotated[
+        int, typer.Option(help="Of a file: how many windows to list: the most typical, and those least like it.")
+    ] = 5,
     plot: Annotated[Path | None, typer.Option(help="Also draw them, as a PNG.")] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
@@ -35,19 +45,25 @@ def run(
         if telemetry.is_run(target, store):
             found = telemetry.of_run(target, store=store, plot=plot)
             show_json(found) if as_json else _show_run(found)
+            _say_where(plot)
             return
         of_file = telemetry.of_file(target, run=model, window=window, informative=top, store=store, plot=plot)
         show_json(of_file) if as_json else _show_file(of_file)
+        _say_where(plot)
+
+
+def _say_where(plot: Path | None) -> None:
+    if plot:
+        progress_console.print(f"Drawn: {plot}", soft_wrap=True)
 
 
 def _show_run(found: RunTelemetry) -> None:
     console.print(f"{found.run}: what the model predicts, by update", style="bold")
     for name, rows in found.series.items():
         values = [value for _, value in rows]
-        high = 1.0 if name in "KCS" else None
-        console.print(
-            f"{name:>9} {values[0]:6.3f} {spark(values, high=high, width=60)} {values[-1]:.3f}", soft_wrap=True
-        )
+        low, high = min(values), max(values)
+        bars = spark(values, low=low, high=max(high, low + 0.02), width=60)
+        console.print(f"{name:>9}  first {values[0]:6.3f} {bars} last {values[-1]:.3f}", soft_wrap=True)
     show_alerts(found.alerts)
     console.print(f"{LEGEND}, here the experts", style="dim", soft_wrap=True)
 
@@ -58,13 +74,17 @@ def _show_file(found: FileTelemetry) -> None:
     keys = ["K", "C"] if windows[0].S is None else ["K", "C", "S"]
     for key in keys:
         values = [getattr(w, key) for w in windows]
-        console.print(f"{key} {min(values):.3f} {spark(values, high=1.0, width=60)} {max(values):.3f}", soft_wrap=True)
+        low, high = min(values), max(values)
+        bars = spark(values, low=low, high=max(high, low + 0.02), width=60)
+        console.print(f"{key}  least {low:.3f} {bars} most {high:.3f}", soft_wrap=True)
     kinds = [w.kind for w in windows if w.kind]
     if kinds:
         console.print(
             ", ".join(f"{kinds.count(kind):,} {kind}" for kind in sorted(set(kinds), key=kinds.count, reverse=True))
         )
-    made = table("\nthe least alike", "offset", *keys, "like it", *(["kind"] if kinds else []))
+    made = table(
+        "\nthe most typical window, and those least like it", "offset", *keys, "like it", *(["kind"] if kinds else [])
+    )
     for index in found.informative:
         w = windows[index]
         values = [f"{getattr(w, key):.3f}" for key in keys]
