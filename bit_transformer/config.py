@@ -178,6 +178,12 @@ class ModelConfig(Config):
     ngram_dropout: tuple[float, ...] = Field(
         (), description="Row dropout by context: orders, then two for words; none if empty."
     )
+    causal: bool = Field(
+        True, description="False: a diffusion model, which reads both sides and predicts the patches that are hidden."
+    )
+    schedule: Literal["linear", "cosine", "exponential", "log-linear"] = Field(
+        "linear", description="Of a diffusion model: what share of the patches is hidden by time."
+    )
     experts: ExpertConfig | None = Field(
         None, description="Adaptive bit predictors that the trunk mixes; true or {} for the usual ones."
     )
@@ -187,20 +193,6 @@ class ModelConfig(Config):
     def _switch(cls, value: Any) -> Any:
         """Also a plain yes or no, for command lines and TOML, which has no null."""
         return {} if value is True else None if value is False else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _say_what_comes_later(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        if values.get("causal") is False and values.get("experts"):
-            raise ValueError(
-                "experts predict from what came before, so they go with causal=True; got causal=False. Try experts=None for diffusion"
-            )
-        for key, off in _LATER.items():
-            if key in values and values[key] != off:
-                raise ValueError(f"{key}={values[key]!r} is not in this version; it must be {off!r}. Leave {key} out")
-        return {key: value for key, value in values.items() if key not in _LATER}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -249,6 +241,8 @@ class ModelConfig(Config):
                 f"chunk_size={self.chunk_size} must be a multiple of patch_bits={self.patch_bits}, up to "
                 f"max_seq_len={self.max_seq_len}. Try chunk_size={near}"
             )
+        if not self.causal:
+            self._diffusion_fits()
         if self.lambda_S and self.experts is None:
             raise ValueError(
                 f"lambda_S={self.lambda_S} needs experts, whose mixture is the reference; got experts=None. Try experts=True"
@@ -273,6 +267,20 @@ class ModelConfig(Config):
                     f"Try experts.words=false"
                 )
         return self
+
+    def _diffusion_fits(self) -> None:
+        """What reads only the past does not go with reading both sides."""
+        for name, off in (
+            ("experts", None),
+            ("ngram_orders", ()),
+            ("ngram_words", False),
+            ("chunk_size", None),
+            ("lambda_C", 0.0),
+        ):
+            if getattr(self, name) != off:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} goes with causal=True; got causal=False. Try {name}={off!r}"
+                )
 
     @property
     def unit_bits(self) -> int:
@@ -323,12 +331,6 @@ class ModelConfig(Config):
     def feedforward_width(self) -> int:
         """Inner width of the feed-forward."""
         return self.dim_feedforward or 4 * self.d_model
-
-
-# Keywords of the public signature whose machinery this version does not have, and the value that means "off".
-_LATER: dict[str, object] = {
-    "causal": True,
-}
 
 
 class OptimConfig(Config):

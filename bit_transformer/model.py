@@ -22,10 +22,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bit_transformer.config import ModelConfig
-from bit_transformer.errors import BitStreamError, CheckpointError
+from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
 from bit_transformer.nn import reversible
 from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import DecodeCache, LayerCache, RollingCache
+from bit_transformer.nn.masking import hidden_share, hide_some, hiding_rate, stratified_times
 from bit_transformer.nn.mixer import ExpertMixer
 from bit_transformer.nn.ngram import NgramEmbedding
 from bit_transformer.nn.norm import RMSNorm
@@ -68,7 +69,8 @@ class BitTransformerLM(nn.Module):
     def __init__(self, config: ModelConfig | None = None, **fields: Any) -> None:
         super().__init__()
         self.config = c = ModelConfig.of({**(config.model_dump() if config else {}), **fields})
-        self.start = 1 << c.patch_bits  # the symbol before the first patch of a window
+        # One symbol more than patches: what stands before the first of a window, or in a diffusion model for one that is hidden.
+        self.start = self.mask = 1 << c.patch_bits
         self.embed = nn.Embedding((1 << c.patch_bits) + 1, c.d_model)
         self.phase = nn.Embedding(c.phases, c.d_model) if c.phases > 1 else None
         word_shift = c.patch_bits - 8 if c.ngram_words else None
@@ -78,7 +80,7 @@ class BitTransformerLM(nn.Module):
             else None
         )
         self.blocks = nn.ModuleList(
-            Block(c.d_model, c.nhead, c.feedforward_width, c.dropout, window=c.attention_window)
+            Block(c.d_model, c.nhead, c.feedforward_width, c.dropout, causal=c.causal, window=c.attention_window)
             for _ in range(c.num_layers)
         )
         self.final_norm = RMSNorm()
@@ -198,6 +200,7 @@ class BitTransformerLM(nn.Module):
 
     def _all_bit_logits(self, bits_BT: Tensor, maps: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
         """The same, and the chance of a one that the experts' own mixture gives each, where there are experts."""
+        self._check_causal()
         self._check_bits(bits_BT)
         B, T = bits_BT.shape
         P = self.config.patch_bits
@@ -249,13 +252,39 @@ class BitTransformerLM(nn.Module):
         z_BNP, _, _ = self.window_logits(bits_BT, features_BTF)
         return _nats(z_BNP, bits_BT)
 
+    def hidden_nll(self, patch_BN: Tensor, hidden_BN: Tensor) -> Tensor:
+        """Of a diffusion model: negative log-likelihood of each hidden patch given all that are not, in nats; 0 elsewhere: (B, N).
+
+        Raises:
+            ConfigError: an autoregressive model.
+        """
+        if self.config.causal:
+            raise ConfigError("got an autoregressive model; hidden patches are for diffusion. Try causal=False, or nll")
+        h_BND = self.trunk(patch_BN.masked_fill(hidden_BN, self.mask))
+        z_BNP = self.head.bit_logits(h_BND, patch_BN)
+        shift_P = torch.arange(self.config.patch_bits - 1, -1, -1, device=patch_BN.device)
+        bit_BNP = (patch_BN[..., None] >> shift_P & 1).to(z_BNP.dtype)
+        nats_BNP = F.binary_cross_entropy_with_logits(z_BNP, bit_BNP, reduction="none")
+        return nats_BNP.sum(-1).masked_fill(~hidden_BN, 0.0)
+
     def losses(self, bits_BT: Tensor, features_BTF: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The training path: what is lowered, and the mean of `nll`, in nats a bit, which it is without lambdas.
+
+        Of a diffusion model: the bound on it, at one time for each window, drawn from torch's generator.
 
         With lambdas it is their mean plus lambda_K (1 - K) + lambda_C r + lambda_S (1 - S)^2 of the predictions, each in [0, 1], as
         `telemetry/penalties.py` defines them. Arguments and errors are those of `nll`.
         """
         c = self.config
+        if not c.causal:
+            self._check_window(bits_BT)
+            t_B = stratified_times(len(bits_BT), bits_BT.device)
+            share_B, rate_B = hidden_share(t_B, c.schedule), hiding_rate(t_B, c.schedule)
+            patch_BN = pack_patches(bits_BT, c.patch_bits)
+            _, hidden_BN = hide_some(patch_BN, share_B, self.mask)
+            nats_B = self.hidden_nll(patch_BN, hidden_BN).sum(1) * (rate_B / share_B)
+            bound = nats_B.mean() / bits_BT.shape[1]
+            return bound, bound
         z_BNP, patch_BN, features_BTF = self.window_logits(bits_BT, features_BTF)
         nats = loss = _nats(z_BNP, bits_BT).mean()
         if c.lambda_K:
@@ -271,16 +300,27 @@ class BitTransformerLM(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits of all bits of windows of whole patches, the first included: z_BNP; the patches; and the experts' features, asked
         for where they were not given. Arguments and errors are those of `nll`."""
+        c = self.config
+        self._check_causal()
+        self._check_window(bits_BT)
+        if self.mixer and features_BTF is None:
+            features_BTF = self._features(bits_BT)
+        patch_BN = pack_patches(bits_BT, c.patch_bits)
+        return self.path_logits(self.trunk(self.shift(patch_BN)), patch_BN, features_BTF), patch_BN, features_BTF
+
+    def _check_causal(self) -> None:
+        if not self.config.causal:
+            raise ConfigError(
+                "got a diffusion model, which has no next bit. Try diffusion_inference, or a model with causal=True"
+            )
+
+    def _check_window(self, bits_BT: Tensor) -> None:
         T, c = bits_BT.shape[1], self.config
         if T % c.patch_bits or c.max_seq_len < T:
             raise BitStreamError(
                 f"got windows of {T} bits; at most {c.max_seq_len} and a multiple of patch_bits={c.patch_bits} is needed. "
                 f"Try bits[:, :{min(T, c.max_seq_len) // c.patch_bits * c.patch_bits}]"
             )
-        if self.mixer and features_BTF is None:
-            features_BTF = self._features(bits_BT)
-        patch_BN = pack_patches(bits_BT, c.patch_bits)
-        return self.path_logits(self.trunk(self.shift(patch_BN)), patch_BN, features_BTF), patch_BN, features_BTF
 
     def shift(self, patch_BN: Tensor, *, last: bool = False) -> Tensor:
         """The start symbol, then the patches; without the last one unless `last`, which predicts beyond the end."""
@@ -359,7 +399,12 @@ class BitTransformerLM(nn.Module):
     # ---- step by step ----
 
     def new_cache(self, batch: int = 1) -> DecodeCache:
-        """The state of `batch` streams before their first bit."""
+        """The state of `batch` streams before their first bit.
+
+        Raises:
+            ConfigError: a diffusion model.
+        """
+        self._check_causal()
         c = self.config
         capacity = c.max_patches + 1
         kind, slots = (RollingCache, c.attention_window) if c.attention_window else (LayerCache, capacity)

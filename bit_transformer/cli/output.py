@@ -83,7 +83,9 @@ def show_comparison(found: Comparison, what: str) -> None:
     """A model beside compressors on the same bytes, best first."""
     made = table(f"\n{found.bytes:,} {what}", "coder", "bits per byte")
     for name, value in sorted({"this model": found.bpb, **found.compressors}.items(), key=lambda row: row[1]):
-        made.add_row(name, bpb(value), style="bold" if name == "this model" else None)
+        ours = name == "this model"
+        error = f" ± {found.standard_error:.3f}" if ours and found.standard_error else ""
+        made.add_row(name, bpb(value) + error, style="bold" if ours else None)
     console.print(made)
     console.print(f"model: {found.protocol}; compressors start empty", style="dim", soft_wrap=True)
 

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.data.features import FeatureReader
 from bit_transformer.data.sources import Corpus
+from bit_transformer.diffusion import likelihood_bound
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.model import BitTransformerLM
 
 Learning = Literal["static", "online", "online+mixer"]
+BOUND_SAMPLES = 8  # for each window
 ADAPT_RATE, ADAPT_WINDOWS = 1e-4, 8  # of online+mixer: AdamW's rate, and windows to a step
 _WHAT_LEARNS = {
     "static": "static weights",
@@ -44,13 +46,20 @@ class Protocol:
         window: bytes of a window.
         stride: bytes from one window to the next; the overlap is `window - stride`.
         learning: what goes on learning from what was scored.
+        samples: of a diffusion model, whose likelihood is only bounded: draws for each window; else 0.
     """
 
     window: int
     stride: int
     learning: Learning = "static"
+    samples: int = 0
 
     def __str__(self) -> str:
+        if self.samples:
+            return (
+                f"{_WHAT_LEARNS[self.learning]}, windows of {self.window} bytes side by side, an upper bound from "
+                f"{self.samples} draws for each"
+            )
         return (
             f"{_WHAT_LEARNS[self.learning]}, windows of {self.window} bytes every {self.stride}, every byte scored once with at least "
             f"{self.window - self.stride} bytes of context (the first {self.window} with less)"
@@ -59,11 +68,16 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Score:
-    """What some bytes cost: `bits` in all, over `bytes` data bytes."""
+    """What some bytes cost: `bits` in all, over `bytes` data bytes.
+
+    Attributes:
+        standard_error: of the bits; 0 where they are exact, and not a bound that was sampled.
+    """
 
     bits: float
     bytes: int
     protocol: Protocol
+    standard_error: float = 0.0
 
     @property
     def bpb(self) -> float:
@@ -104,6 +118,8 @@ def default_protocol(model: BitTransformerLM, overlap: float = 0.5, learning: st
     if chosen != "static" and not model.config.experts:
         raise ConfigError(f"protocol={chosen!r} needs experts; the model has none. Try static")
     window = window_bytes(model)
+    if not model.config.causal:
+        return Protocol(window, window, "static", BOUND_SAMPLES)
     align = model.config.align_bytes
     return Protocol(window, max(align, round(window * (1 - overlap) / align) * align), chosen)  # type: ignore[arg-type]
 
@@ -188,5 +204,24 @@ def bits_per_byte(
 ) -> Score:
     """Score a corpus: every byte once, memory constant in its size."""
     how = protocol or default_protocol(model)
+    if how.samples:
+        return _bound(model, corpus, how)
     total = sum(float(cost.sum()) for cost in byte_costs(model, corpus, how, batch=batch))
     return Score(total, len(corpus), how)
+
+
+def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol) -> Score:
+    """A diffusion model's bound, window by window; of the last one as far as its patches are whole."""
+    if not len(corpus):
+        raise BitStreamError("got no bytes to score; at least one is needed. Try another file, or a larger holdout")
+    c = model.config
+    bits, variance, done = 0.0, 0.0, 0
+    for start in range(0, len(corpus), how.window):
+        data = corpus.read(start, how.window)
+        data = data[: len(data) // c.align_bytes * c.align_bytes]
+        if not len(data):
+            continue
+        window_BT = torch.from_numpy(bytes_to_bits(data, parity=c.parity).copy())[None]
+        found = likelihood_bound(model, window_BT, samples=how.samples, seed=start)
+        bits, variance, done = bits + found.bits, variance + found.standard_error**2, done + len(data)
+    return Score(bits, done, how, math.sqrt(variance))

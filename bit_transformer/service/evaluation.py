@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,14 @@ class Comparison:
         bytes: how many were scored.
         protocol: how.
         compressors: bits per byte of each.
+        standard_error: of the bits per byte, where they are a sampled bound; else 0.
     """
 
     bpb: float
     bytes: int
     protocol: str
     compressors: dict[str, float]
+    standard_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def compare_on(
 ) -> Comparison:
     """A model beside zlib, bz2 and xz on the same bytes."""
     score = bits_per_byte(model, corpus, default_protocol(model, overlap, learning))
-    return Comparison(score.bpb, score.bytes, str(score.protocol), compressors_bpb(corpus))
+    error = score.standard_error / score.bytes
+    return Comparison(score.bpb, score.bytes, str(score.protocol), compressors_bpb(corpus), error)
 
 
 def evaluate(
@@ -90,8 +94,9 @@ def evaluate(
     protocol = default_protocol(model, overlap, learning)
     scores = {str(path): bits_per_byte(model, _whole(path), protocol) for path in files}
     bits, size = sum(s.bits for s in scores.values()), sum(s.bytes for s in scores.values())
+    error = math.sqrt(sum(s.standard_error**2 for s in scores.values())) / size
     together = Corpus(Span(path, 0, path.stat().st_size) for path in files)
-    total = Comparison(bits / size, size, str(protocol), compressors_bpb(together))
+    total = Comparison(bits / size, size, str(protocol), compressors_bpb(together), error)
     return Evaluation(run, {name: score.bpb for name, score in scores.items()}, total)
 
 

@@ -148,7 +148,7 @@ class Probe:
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
         """Measure if that is due, and watch."""
-        if not trainer.config.telemetry:
+        if not (trainer.config.telemetry and trainer.model.config.causal):  # a diffusion model has no next bit
             return
         if self.began is None:
             self.began = trainer.progress.seconds

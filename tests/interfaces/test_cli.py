@@ -127,7 +127,7 @@ BAD = [
     (["train", "TEXT", "--steps", "2", "--seconds", "3"], "exactly one of"),
     (["train", "TEXT", "--preset", "colossal"], "tiny, small, medium, large"),
     (["train", "TEXT", "--recipe", "none.toml"], "cannot be read"),
-    (["train", "TEXT", "--set", "model.causal=false", "--no-experts"], "not in this version"),
+    (["train", "TEXT", "--set", "model.causal=false", "--experts"], "goes with causal=True"),
     (["train", "TEXT", "--set", "model.lambda_S=0.1", "--no-experts"], "Try experts=True"),
     (["train", "TEXT", "--set", "train.telemetry=2"], "telemetry=2"),
     (["calibrate", "nowhere"], "run folder"),
@@ -281,6 +281,29 @@ def test_telemetry_of_a_run_and_of_a_file(btlm, trained, text_file, tmp_path):
     assert btlm("telemetry", "other/far").stdout.startswith("far: what the model predicts")
     tiny = json.loads(btlm("telemetry", "-", "--json", stdin=b"abc").stdout)
     assert tiny["windows"][0]["bytes"] == 3 and tiny["windows"][0]["S"] is None and tiny["file"] == "-"
+
+
+def test_a_diffusion_model_trains_and_is_scored_by_a_bound(btlm, text_file):
+    done = btlm(
+        "train",
+        text_file,
+        *SMALL[:8],
+        "--batch-size",
+        4,
+        "--steps",
+        5,
+        "--set",
+        "model.causal=false",
+        "--out",
+        "runs/two-way",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "an upper bound from 8 draws for each" in done.stdout and "±" in done.stdout
+    found = json.loads(btlm("evaluate", "runs/two-way", text_file, "--json").stdout)
+    assert 0 < found["total"]["standard_error"] < found["total"]["bpb"] < 12
+    for verb in (["generate", "runs/two-way"], ["score", "runs/two-way", text_file]):
+        refused = btlm(*verb)
+        assert refused.returncode == 2 and "got a diffusion model" in refused.stderr
 
 
 def test_drift_is_recorded_and_shown(btlm, trained):
