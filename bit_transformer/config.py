@@ -29,6 +29,7 @@ from bit_transformer.errors import ConfigError
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 _Config = TypeVar("_Config", bound="Config")
+Schedule = Literal["linear", "cosine", "exponential", "log-linear"]  # see `nn/masking.py`
 
 
 class Config(BaseModel):
@@ -181,7 +182,7 @@ class ModelConfig(Config):
     causal: bool = Field(
         True, description="False: a diffusion model, which reads both sides and predicts the patches that are hidden."
     )
-    schedule: Literal["linear", "cosine", "exponential", "log-linear"] = Field(
+    schedule: Schedule = Field(
         "linear", description="Of a diffusion model: what share of the patches is hidden by time."
     )
     experts: ExpertConfig | None = Field(

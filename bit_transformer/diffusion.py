@@ -26,8 +26,8 @@ from torch import Tensor
 from bit_transformer.bit_io import Bits
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.nn.masking import hidden_share, hide_exactly, hide_some, hiding_rate, stratified_times
-from bit_transformer.nn.patching import leaf_log_probs, pack_patches
+from bit_transformer.nn.masking import hide_exactly, hide_over_time, stratified_times
+from bit_transformer.nn.patching import draw_patches, leaf_log_probs, pack_patches, unpack_patches
 
 Estimator = Literal["continuous", "exact"]
 Order = Literal["ancestral", "first-hitting", "confidence"]
@@ -79,13 +79,10 @@ def likelihood_bound(
             torch.manual_seed(seed)
             for row, patch_N in enumerate(patch_BN):
                 patch_SN = patch_N.expand(samples, N)
-                t_S = stratified_times(samples, patch_N.device)
                 if estimator == "continuous":
-                    share_S, rate_S = hidden_share(t_S, model.config.schedule), hiding_rate(t_S, model.config.schedule)
-                    _, hidden_SN = hide_some(patch_SN, share_S, model.mask)
-                    weight_S = rate_S / share_S
+                    hidden_SN, weight_S = hide_over_time(patch_SN, model.config.schedule, model.mask)
                 else:
-                    count_S = (t_S * N).long() + 1
+                    count_S = (stratified_times(samples, patch_N.device) * N).long() + 1
                     _, hidden_SN = hide_exactly(patch_SN, count_S, model.mask)
                     weight_S = N / count_S
                 nats_SN = model.hidden_nll(patch_SN, hidden_SN)
@@ -196,12 +193,10 @@ class _Filler:
                     places = places[np.argsort(-surest, kind="stable")]
                 else:
                     places = self.random.permutation(places)
-                for place in places[:count]:
-                    self.patch_BN[row, place] = self._draw(scores_BNV[row, place])
-                    self.hidden_BN[row, place] = False
-        P = self.model.config.patch_bits
-        bits_BNP = self.patch_BN[..., None] >> np.arange(P - 1, -1, -1) & 1
-        return torch.from_numpy(bits_BNP.reshape(len(bits_BNP), -1).astype(np.uint8))
+                places = places[:count]
+                self.patch_BN[row, places] = draw_patches(scores_BNV[row, places], self.temperature, self.random)
+                self.hidden_BN[row, places] = False
+        return unpack_patches(torch.from_numpy(self.patch_BN), self.model.config.patch_bits).flatten(1).to(torch.uint8)
 
     def _scores(self) -> NDArray[np.float64]:
         """Log-probabilities of all patches at all places, -inf where they are not allowed."""
@@ -211,13 +206,6 @@ class _Filler:
         scores_BNV = leaf_log_probs(z_BNV.reshape(-1, z_BNV.shape[-1])).reshape(z_BNV.shape)
         return np.where(self.allowed_BNV, scores_BNV, -np.inf)
 
-    def _draw(self, score_V: NDArray[np.float64]) -> int:
-        if self.temperature == 0:
-            return int(score_V.argmax())
-        scaled_V = score_V / self.temperature
-        heap_V = np.exp(scaled_V - scaled_V.max()).cumsum()
-        return min(int((heap_V <= self.random.random() * heap_V[-1]).sum()), len(heap_V) - 1)
-
 
 def allowed_patches(known_BT: Bits, fixed_BT: NDArray[np.bool_], patch_bits: int, parity: bool) -> NDArray[np.bool_]:
     """Which of the V patches may stand at each place, given the fixed bits of the window, and even parity: (B, N, V).
@@ -225,7 +213,7 @@ def allowed_patches(known_BT: Bits, fixed_BT: NDArray[np.bool_], patch_bits: int
     Parity is a matter of single patches where they are whole bytes of nine bits; for others it is enforced in the end.
     """
     B, N = len(known_BT), known_BT.shape[1] // patch_bits
-    bit_VP = np.arange(1 << patch_bits)[:, None] >> np.arange(patch_bits - 1, -1, -1) & 1
+    bit_VP = unpack_patches(torch.arange(1 << patch_bits), patch_bits).numpy()
     known_BN1P = known_BT.reshape(B, N, 1, patch_bits)
     free_BN1P = ~fixed_BT.reshape(B, N, 1, patch_bits)
     allowed_BNV: NDArray[np.bool_] = ((bit_VP == known_BN1P) | free_BN1P).all(-1)

@@ -24,7 +24,7 @@ from bit_transformer.config import Sampling
 from bit_transformer.errors import BitStreamError, ConfigError, ParityError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.cache import DecodeCache
-from bit_transformer.nn.patching import leaf_log_probs, pack_patches
+from bit_transformer.nn.patching import draw_patches, leaf_log_probs, pack_patches
 
 
 @torch.inference_mode()
@@ -242,7 +242,7 @@ class _Picker:
             self._mask(score_BV, place)
         if not self.plain:
             self._discourage(score_BV)
-        patch_B = self._draw(score_BV)
+        patch_B = draw_patches(score_BV, self.how.temperature, self.random)
         self._remember(patch_B.tolist(), place)
         return patch_B
 
@@ -287,14 +287,6 @@ class _Picker:
             tail_BV = ordered_BV.cumsum(1) - ordered_BV >= self.how.top_p
             kept_BV = np.where(tail_BV, -np.inf, np.take_along_axis(score_BV, order_BV, axis=1))
             np.put_along_axis(score_BV, order_BV, kept_BV, axis=1)
-
-    def _draw(self, score_BV: NDArray[np.float64]) -> NDArray[np.int64]:
-        if self.how.temperature == 0:
-            return score_BV.argmax(1)
-        scaled_BV = score_BV / self.how.temperature
-        heap_BV = np.exp(scaled_BV - scaled_BV.max(1, keepdims=True)).cumsum(1)
-        point_B1 = self.random.random((len(heap_BV), 1)) * heap_BV[:, -1:]
-        return np.minimum((heap_BV <= point_B1).sum(1), heap_BV.shape[1] - 1)
 
     def _remember(self, patches: list[int], place: int) -> None:
         P = self.config.patch_bits

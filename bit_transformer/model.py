@@ -26,11 +26,11 @@ from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
 from bit_transformer.nn import reversible
 from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import DecodeCache, LayerCache, RollingCache
-from bit_transformer.nn.masking import hidden_share, hide_some, hiding_rate, stratified_times
+from bit_transformer.nn.masking import hide_over_time
 from bit_transformer.nn.mixer import ExpertMixer
 from bit_transformer.nn.ngram import NgramEmbedding
 from bit_transformer.nn.norm import RMSNorm
-from bit_transformer.nn.patching import PrefixTreeHead, pack_patches, tree_nodes
+from bit_transformer.nn.patching import PrefixTreeHead, pack_patches, tree_nodes, unpack_patches
 from bit_transformer.nn.position import rotary_table
 from bit_transformer.nn.single import SingleStream
 from bit_transformer.telemetry import Telemetry, lz_complexity, negentropy, penalties, symbiosis
@@ -151,20 +151,16 @@ class BitTransformerLM(nn.Module):
         Raises:
             BitStreamError: another shape, another value, or a longer window.
         """
-        if not self.config.full_attn_logging:
-            z_BT, q_BT = self._all_bit_logits(bits_BT, None)
-            return ModelOutput(as_pair(z_BT[:, 1:]), self._telemetry(bits_BT, z_BT, q_BT))
-        maps: list[Tensor] = []
-        with self._watched_branches() as added:
-            z_BT, q_BT = self._all_bit_logits(bits_BT, maps)
-        telemetry = self._telemetry(
-            bits_BT,
-            z_BT,
-            q_BT,
-            attention=lambda: torch.stack(maps),
-            activations=lambda: torch.stack(added).view(len(self.blocks), 2, *added[0].shape),
-        )
-        return ModelOutput(as_pair(z_BT[:, 1:]), telemetry)
+        on_request: dict[str, Callable[[], Tensor]] = {}
+        if self.config.full_attn_logging:
+            maps: list[Tensor] = []
+            with self._watched_branches() as added:
+                z_BT, q_BT = self._all_bit_logits(bits_BT, maps)
+            on_request["attention"] = lambda: torch.stack(maps)
+            on_request["activations"] = lambda: torch.stack(added).view(len(self.blocks), 2, *added[0].shape)
+        else:
+            z_BT, q_BT = self._all_bit_logits(bits_BT)
+        return ModelOutput(as_pair(z_BT[:, 1:]), self._telemetry(bits_BT, z_BT, q_BT, **on_request))
 
     def _telemetry(self, bits_BT: Tensor, z_BT: Tensor, q_BT: Tensor | None, **more: Callable[[], Tensor]) -> Telemetry:
         """Measurements of a pass over bits, with logits of all of them and of the one after, and the experts' chances for these."""
@@ -190,16 +186,16 @@ class BitTransformerLM(nn.Module):
             for handle in handles:
                 handle.remove()
 
-    def all_bit_logits(self, bits_BT: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Logits of P(bit = 1) for all bits 0 .. T, the first and the one after the last included: z of (B, T + 1).
+    def all_bit_logits(self, bits_BT: Tensor) -> Tensor:
+        """Logits of P(bit = 1) for all bits 0 .. T, the first and the one after the last included: z of (B, T + 1)."""
+        return self._all_bit_logits(bits_BT)[0]
+
+    def _all_bit_logits(self, bits_BT: Tensor, maps: list[Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
+        """The same, and the chance of a one that the experts' own mixture gives each, where there are experts.
 
         Args:
             maps: the attention map of every layer is appended to it, if it is given.
         """
-        return self._all_bit_logits(bits_BT, maps)[0]
-
-    def _all_bit_logits(self, bits_BT: Tensor, maps: list[Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """The same, and the chance of a one that the experts' own mixture gives each, where there are experts."""
         self._check_causal()
         self._check_bits(bits_BT)
         B, T = bits_BT.shape
@@ -262,8 +258,7 @@ class BitTransformerLM(nn.Module):
             raise ConfigError("got an autoregressive model; hidden patches are for diffusion. Try causal=False, or nll")
         h_BND = self.trunk(patch_BN.masked_fill(hidden_BN, self.mask))
         z_BNP = self.head.bit_logits(h_BND, patch_BN)
-        shift_P = torch.arange(self.config.patch_bits - 1, -1, -1, device=patch_BN.device)
-        bit_BNP = (patch_BN[..., None] >> shift_P & 1).to(z_BNP.dtype)
+        bit_BNP = unpack_patches(patch_BN, self.config.patch_bits).to(z_BNP.dtype)
         nats_BNP = F.binary_cross_entropy_with_logits(z_BNP, bit_BNP, reduction="none")
         return nats_BNP.sum(-1).masked_fill(~hidden_BN, 0.0)
 
@@ -278,11 +273,9 @@ class BitTransformerLM(nn.Module):
         c = self.config
         if not c.causal:
             self._check_window(bits_BT)
-            t_B = stratified_times(len(bits_BT), bits_BT.device)
-            share_B, rate_B = hidden_share(t_B, c.schedule), hiding_rate(t_B, c.schedule)
             patch_BN = pack_patches(bits_BT, c.patch_bits)
-            _, hidden_BN = hide_some(patch_BN, share_B, self.mask)
-            nats_B = self.hidden_nll(patch_BN, hidden_BN).sum(1) * (rate_B / share_B)
+            hidden_BN, weight_B = hide_over_time(patch_BN, c.schedule, self.mask)
+            nats_B = self.hidden_nll(patch_BN, hidden_BN).sum(1) * weight_B
             bound = nats_B.mean() / bits_BT.shape[1]
             return bound, bound
         z_BNP, patch_BN, features_BTF = self.window_logits(bits_BT, features_BTF)

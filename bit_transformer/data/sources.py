@@ -202,6 +202,26 @@ def find_files(names: Sequence[str], *, stdin: BinaryIO | None = None, leave_out
     return filled
 
 
+def find_file(name: str, verb: str, instead: str = "") -> Path:
+    """The one file of a name.
+
+    Args:
+        verb: what takes one file only, and what to try `instead`, for the error.
+
+    Raises:
+        BitStreamError: as `find_files`, or several files.
+    """
+    path, *others = find_files([name])
+    if others:
+        raise BitStreamError(f"{name}: got {len(others) + 1} files; {verb} takes one. Try {path}{instead}")
+    return path
+
+
+def whole_files(paths: Iterable[Path]) -> Corpus:
+    """All bytes of some files."""
+    return Corpus(Span(path, 0, path.stat().st_size) for path in paths)
+
+
 def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
     if name == "-":
         stream = stdin or sys.stdin.buffer

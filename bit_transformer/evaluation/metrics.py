@@ -132,8 +132,7 @@ def byte_costs(
     Raises:
         BitStreamError: an empty corpus.
     """
-    if not len(corpus):
-        raise BitStreamError("got no bytes to score; at least one is needed. Try another file, or a larger holdout")
+    _check_filled(corpus)
     was_training = model.training
     model.eval()
     reader, adapt, before = None, None, {}
@@ -212,8 +211,7 @@ def bits_per_byte(
 
 def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol) -> Score:
     """A diffusion model's bound, window by window; of the last one as far as its patches are whole."""
-    if not len(corpus):
-        raise BitStreamError("got no bytes to score; at least one is needed. Try another file, or a larger holdout")
+    _check_filled(corpus)
     c = model.config
     bits, variance, done = 0.0, 0.0, 0
     for start in range(0, len(corpus), how.window):
@@ -225,3 +223,8 @@ def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol) -> Score:
         found = likelihood_bound(model, window_BT, samples=how.samples, seed=start)
         bits, variance, done = bits + found.bits, variance + found.standard_error**2, done + len(data)
     return Score(bits, done, how, math.sqrt(variance))
+
+
+def _check_filled(corpus: Corpus) -> None:
+    if not len(corpus):
+        raise BitStreamError("got no bytes to score; at least one is needed. Try another file, or a larger holdout")

@@ -12,12 +12,13 @@ arXiv:2406.04329 (MD4).
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Schedule = Literal["linear", "cosine", "exponential", "log-linear"]
+from bit_transformer.config import Schedule
+
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 STEEP = 5.0  # of the exponential schedule: the share not hidden falls to e^-5, and then to 0
 
@@ -57,6 +58,15 @@ def hide_some(patch_BN: Tensor, share_B: Tensor, mask: int) -> tuple[Tensor, Ten
     """Hide each patch with the window's probability: the window with MASK symbols, and which were hidden."""
     hidden_BN = torch.rand(patch_BN.shape, device=patch_BN.device) < share_B[:, None]
     return patch_BN.masked_fill(hidden_BN, mask), hidden_BN
+
+
+def hide_over_time(patch_BN: Tensor, schedule: Schedule, mask: int) -> tuple[Tensor, Tensor]:
+    """Hide patches as at a time of its own for each window: which are hidden, and what their cost counts for in the bound: rate
+    over share, (B,)."""
+    t_B = stratified_times(len(patch_BN), patch_BN.device)
+    share_B = hidden_share(t_B, schedule)
+    _, hidden_BN = hide_some(patch_BN, share_B, mask)
+    return hidden_BN, hiding_rate(t_B, schedule) / share_B
 
 
 def hide_exactly(patch_BN: Tensor, count_B: Tensor, mask: int) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,11 @@ def pack_patches(bits_BT: Tensor, patch_bits: int) -> Tensor:
     return patch_BN
 
 
+def unpack_patches(patch: Tensor, patch_bits: int) -> Tensor:
+    """The inverse of `pack_patches`, for patches in any shape: their bits along a last axis of P."""
+    return patch[..., None] >> torch.arange(patch_bits - 1, -1, -1, device=patch.device) & 1
+
+
 def tree_nodes(patch_BN: Tensor, patch_bits: int) -> Tensor:
     """The nodes on the way from the root to a patch: node_BNP in [1, V), the j-th being `(1 << j) | prefix`."""
     shift_P = torch.arange(patch_bits, 0, -1, device=patch_BN.device)
@@ -80,6 +85,16 @@ def leaf_log_probs(node_logit_BV: NDArray[np.floating[Any]]) -> NDArray[np.float
     z = node_logit_BV.astype(np.float64)
     turn = -np.logaddexp(0, np.concatenate((z, -z), axis=1))  # entry b * V + node: the log-probability of bit b there
     return turn[:, _turns(z.shape[1])].sum(-1)
+
+
+def draw_patches(score_BV: NDArray[np.float64], temperature: float, random: np.random.Generator) -> NDArray[np.int64]:
+    """Draw a patch from each row of log-probabilities, in float64; temperature 0 takes the likeliest."""
+    if temperature == 0:
+        return score_BV.argmax(1)
+    scaled_BV = score_BV / temperature
+    heap_BV = np.exp(scaled_BV - scaled_BV.max(1, keepdims=True)).cumsum(1)
+    point_B1 = random.random((len(heap_BV), 1)) * heap_BV[:, -1:]
+    return np.minimum((heap_BV <= point_B1).sum(1), heap_BV.shape[1] - 1)
 
 
 @lru_cache(maxsize=16)

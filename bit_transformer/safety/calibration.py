@@ -28,13 +28,13 @@ from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
 from bit_transformer.experts.bank import ExpertBank
 from bit_transformer.safety.reference import ROWS, Reference, Vitals, as_array
+from bit_transformer.telemetry import METRICS
 from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
 
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)  # bytes
 MOST_WINDOWS = 8000  # of one length; more say little more
 QUANTILES = 201
 SHAPE_SHARE = 1 / 4  # of the windows, for medians and low quantiles
-METRICS = ("K", "C", "S")
 GATE_FILE = "gate.safetensors"
 _LIMITED, _SIDE = [1, 2, 2], np.array([1.0, 1.0, -1.0])  # columns of K, C, S; -1: bad is above
 _FACTS = ("alpha", "patch_bits", "byte_bits", "unit_bits")

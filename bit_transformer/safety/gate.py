@@ -13,6 +13,7 @@ from typing import Any
 from bit_transformer.errors import ConfigError
 from bit_transformer.safety.calibration import Calibration, Limits
 from bit_transformer.safety.reference import Vitals
+from bit_transformer.telemetry import METRICS
 
 _LOOSER = "a higher temperature, a repetition penalty, or no_repeat_ngram"
 _MEANING = {
@@ -144,7 +145,7 @@ class SafetyGate:
     def _decide(self, vitals: Vitals | None, state: _State, window: int, stream: int, failure: str) -> Decision:
         if vitals is None:
             return self._blocked(failure, vitals, window, stream)
-        wrong = [name for name in ("K", "C", "S") if not 0 <= getattr(vitals, name) <= 1]
+        wrong = [name for name in METRICS if not 0 <= getattr(vitals, name) <= 1]
         if wrong:
             got = ", ".join(f"{name}={getattr(vitals, name)}" for name in wrong)
             return self._blocked(f"got {got}; measurements must be in [0, 1]", vitals, window, stream)

@@ -20,7 +20,8 @@ from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.data.features import corpus_units
 from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError
-from bit_transformer.experts.bank import FEATURE_ONE, ExpertBank, pack_units
+from bit_transformer.experts.bank import FEATURE_ONE, ExpertBank
+from bit_transformer.experts.streams import ExpertStreams
 from bit_transformer.telemetry.measures import bit_negentropy, lz_complexity, symbiosis
 
 SMALL = ExpertConfig(orders=(1, 2, 3, 4), words=False, buckets=1 << 16, history=1 << 16)
@@ -75,10 +76,8 @@ class Reference:
 
     def chances(self, bits_BT: NDArray[np.uint8]) -> Tensor:
         """P(bit = 1) of every bit of windows that are read each by itself, from a blank context: (B, T), float64."""
-        T = bits_BT.shape[1]
-        unit_BN = pack_units(bits_BT, self.bank.unit_bits)
-        said = [self.bank.read(unit_N, self.bank.stream(), learn=False)[..., -1].reshape(-1)[:T] for unit_N in unit_BN]
-        return torch.sigmoid(torch.from_numpy(np.stack(said)).double() / FEATURE_ONE)
+        said_BTF = ExpertStreams(self.bank, len(bits_BT), self.bank.unit_bits).peek(bits_BT)
+        return torch.sigmoid(torch.from_numpy(said_BTF[..., -1]).double() / FEATURE_ONE)
 
     def measure(self, bits: Tensor | NDArray[np.uint8]) -> list[Vitals]:
         """K, C and S of windows of one length.

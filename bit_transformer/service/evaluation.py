@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from bit_transformer.data.sources import Corpus, Span, find_files
-from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.data.sources import Corpus, find_file, find_files, whole_files
+from bit_transformer.errors import ConfigError
 from bit_transformer.evaluation.baselines import compressors_bpb
 from bit_transformer.evaluation.metrics import bits_per_byte, byte_costs, default_protocol
 from bit_transformer.model import BitTransformerLM
@@ -92,11 +92,10 @@ def evaluate(
     files = find_files(names)
     model = load_model(run, store)
     protocol = default_protocol(model, overlap, learning)
-    scores = {str(path): bits_per_byte(model, _whole(path), protocol) for path in files}
+    scores = {str(path): bits_per_byte(model, whole_files([path]), protocol) for path in files}
     bits, size = sum(s.bits for s in scores.values()), sum(s.bytes for s in scores.values())
     error = math.sqrt(sum(s.standard_error**2 for s in scores.values())) / size
-    together = Corpus(Span(path, 0, path.stat().st_size) for path in files)
-    total = Comparison(bits / size, size, str(protocol), compressors_bpb(together), error)
+    total = Comparison(bits / size, size, str(protocol), compressors_bpb(whole_files(files)), error)
     return Evaluation(run, {name: score.bpb for name, score in scores.items()}, total)
 
 
@@ -127,14 +126,12 @@ def score(
         raise ConfigError(f"window={window}; at least 1 byte is needed. Try 256")
     if plot:
         check_plot(plot)
-    path, *others = find_files([name])
-    if others:
-        raise BitStreamError(f"{name}: got {len(others) + 1} files; score takes one. Try {path}, or btlm evaluate")
+    path = find_file(name, "score", ", or btlm evaluate")
     model = load_model(run, store)
     protocol = default_protocol(model, overlap, learning)
     windows: list[Surprise] = []
     bits, inside, offset, total = 0.0, 0, 0, 0.0
-    for cost in byte_costs(model, _whole(path), protocol):
+    for cost in byte_costs(model, whole_files([path]), protocol):
         for value in cost.tolist():
             bits, inside, total = bits + value, inside + 1, total + value
             if inside == window:
@@ -145,10 +142,6 @@ def score(
     if plot:
         plot_windows([w.offset for w in windows], [w.bpb for w in windows], plot, title=str(path))
     return Scoring(run, str(path), total / (offset + inside), str(protocol), windows)
-
-
-def _whole(path: Path) -> Corpus:
-    return Corpus([Span(path, 0, path.stat().st_size)])
 
 
 def _check_overlap(overlap: float) -> None:

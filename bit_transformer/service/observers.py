@@ -18,11 +18,12 @@ from bit_transformer.checkpoint import MODEL_FILE, save_checkpoint
 from bit_transformer.errors import BitStreamError
 from bit_transformer.model import as_pair
 from bit_transformer.runs.store import RunStore
-from bit_transformer.telemetry import Alert, DriftMonitor, lz_complexity, negentropy, symbiosis
+from bit_transformer.telemetry import METRICS, Alert, DriftMonitor, lz_complexity, negentropy, symbiosis
 from bit_transformer.training import Record, StopTraining, Trainer, autocast
 
 TRAINING_FILE = "training.safetensors"
 PROBED = 2  # windows
+WATCHED = (*METRICS, "train_bpb")
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Probe:
         self.tell = tell
         self.spent = 0.0
         self.began: float | None = None
-        self.monitors = {name: DriftMonitor(name) for name in ("K", "C", "S", "train_bpb")}
+        self.monitors = {name: DriftMonitor(name) for name in WATCHED}
         for name, rows in (history or {}).items():
             for step, value in rows:
                 self.monitors[name].update(step, value)

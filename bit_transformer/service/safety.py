@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from bit_transformer.data.sources import Corpus, Span, find_files
+from bit_transformer.data.sources import find_files, whole_files
 from bit_transformer.errors import ConfigError
 from bit_transformer.safety import Limits, Reference, Vitals, calibrate, save_calibration
 from bit_transformer.safety.calibration import GATE_FILE, LENGTHS, SHAPE_SHARE, Calibration
@@ -14,6 +14,7 @@ from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model, load_run_calibration, model_path
 from bit_transformer.service.observers import Reading, Report
 from bit_transformer.service.training import held_out_part
+from bit_transformer.telemetry import METRICS
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,7 @@ def calibrate_run(
     """
     model = load_model(run, store)
     checkpoint = model_path(run, store)
-    if names:
-        corpus = Corpus(Span(path, 0, path.stat().st_size) for path in find_files(names))
-    else:
-        corpus = held_out_part(checkpoint.parent)
+    corpus = whole_files(find_files(names)) if names else held_out_part(checkpoint.parent)
     corpus = corpus.aligned(model.config.align_bytes)
     if model.config.experts:
         reference, what = Reference(model.bank, model.config.byte_bits), "the model's experts"
@@ -134,7 +132,7 @@ def explain(run: str, *, K: float, C: float, S: float, size: int = 512, store: P
         ConfigError: values outside [0, 1].
         BitStreamError: a shorter or longer window than was calibrated.
     """
-    for name, value in (("K", K), ("C", C), ("S", S)):
+    for name, value in zip(METRICS, (K, C, S), strict=True):
         if not 0 <= value <= 1:
             raise ConfigError(f"{name}={value}; it must be in [0, 1]. Try the values that btlm telemetry prints")
     calibration, _ = load_run_calibration(load_model(run, store), run, store)

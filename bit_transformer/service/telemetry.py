@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.bit_io import bytes_to_bits
-from bit_transformer.data.sources import Corpus, Span, find_files
+from bit_transformer.data.sources import Corpus, find_file, whole_files
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.runs.store import RunStore
-from bit_transformer.safety.calibration import METRICS
 from bit_transformer.safety.reference import ROWS
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model, load_run_calibration
+from bit_transformer.service.observers import WATCHED
 from bit_transformer.service.plots import check_plot, plot_telemetry
 from bit_transformer.service.training import CONFIG_FILE
-from bit_transformer.telemetry import TelemetrySynthesizer, bit_negentropy, lz_complexity
+from bit_transformer.telemetry import METRICS, TelemetrySynthesizer, bit_negentropy, lz_complexity
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def of_run(target: str, *, store: Path = DEFAULT_STORE, plot: Path | None = None
     if plot:
         check_plot(plot)
     runs, run = _found(target, store) or (RunStore(store), RunStore(store).get(target).id)
-    series = {name: runs.series(run, name) for name in (*METRICS, "train_bpb")}
+    series = {name: runs.series(run, name) for name in WATCHED}
     series = {name: rows for name, rows in series.items() if rows}
     if "K" not in series:
         raise BitStreamError(f"run {run!r} has no telemetry. Try a longer training, or --set train.telemetry=0.005")
@@ -136,10 +136,8 @@ def of_file(
         raise ConfigError(f"top={informative}; at least 1 window is needed. Try 5")
     if plot:
         check_plot(plot)
-    path, *others = find_files([name])
-    if others:
-        raise BitStreamError(f"{name}: got {len(others) + 1} files; telemetry takes one. Try {path}")
-    corpus = Corpus([Span(path, 0, path.stat().st_size)])
+    path = find_file(name, "telemetry")
+    corpus = whole_files([path])
     measure = _plain if run is None else _against(run, window, store)
     found = [row for offset, block in _blocks(corpus, window) for row in measure(offset, block)]
     columns = {key: [getattr(w, key) for w in found] for key in METRICS if getattr(found[0], key) is not None}

@@ -26,6 +26,7 @@ from bit_transformer.service.memory import micro_batches_that_fit
 from bit_transformer.service.models import default_device
 from bit_transformer.service.observers import (
     TRAINING_FILE,
+    WATCHED,
     Checkpoints,
     Notice,
     Probe,
@@ -212,7 +213,7 @@ def _probe(store: RunStore, run: str, report: Report | None) -> Probe:
             change = f"{alert.metric} changed by {alert.size:+.3f}"
             report(Notice(f"drift: {change}, noticed at step {alert.step} ({alert.detector})"))
 
-    return Probe(tell, {name: store.series(run, name) for name in ("K", "C", "S", "train_bpb")})
+    return Probe(tell, {name: store.series(run, name) for name in WATCHED})
 
 
 def _load_data(request: TrainRequest) -> tuple[Corpus, Corpus]:

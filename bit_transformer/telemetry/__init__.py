@@ -1,11 +1,12 @@
 """What is measured of predictions and bits: K, C, S, what training can differentiate of them, and whether they drift."""
 
 from bit_transformer.telemetry.drift import Adwin, Alert, DriftMonitor, PageHinkley, detect_metric_drift
-from bit_transformer.telemetry.measures import bit_negentropy, lz_complexity, negentropy, symbiosis
+from bit_transformer.telemetry.measures import METRICS, bit_negentropy, lz_complexity, negentropy, symbiosis
 from bit_transformer.telemetry.record import Telemetry
 from bit_transformer.telemetry.synthesis import Synthesis, TelemetrySynthesizer
 
 __all__ = [
+    "METRICS",
     "Adwin",
     "Alert",
     "DriftMonitor",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bit_transformer.errors import BitStreamError
 
+METRICS = ("K", "C", "S")
 LEAST_BITS = 8  # fewer say nothing about order or complexity
 LONGEST_WORD = 12
 

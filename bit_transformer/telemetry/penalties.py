@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bit_transformer.nn.patching import unpack_patches
 from bit_transformer.telemetry.measures import divergence
 
 CONTEXT_BITS = 16  # that must agree for a repetition, and up to whole patches: two bytes, with parity or without
@@ -37,8 +38,8 @@ def repetition(z_BNP: Tensor, patch_BN: Tensor) -> Tensor:
     P = z_BNP.shape[-1]
     follower_BN = followers(patch_BN, -(-CONTEXT_BITS // P))
     found_BN1 = (follower_BN >= 0)[..., None]
-    would_BNP = _bits(follower_BN.clamp(min=0), P)
-    agrees_BNP = (would_BNP == _bits(patch_BN, P)).long()
+    would_BNP = unpack_patches(follower_BN.clamp(min=0), P)
+    agrees_BNP = (would_BNP == unpack_patches(patch_BN, P)).long()
     # A bit is asked for while all before it in the patch were as they would have been.
     open_BNP = F.pad(agrees_BNP.cumprod(-1)[..., :-1], (1, 0), value=1)
     weight_BNP = (open_BNP * found_BN1).float()
@@ -66,7 +67,3 @@ def followers(patch_BN: Tensor, context: int) -> Tensor:
     same_BM = code_BM[:, 1:] == code_BM[:, :-1]
     earlier_BM = torch.where(same_BM, patch_BN[:, context:].gather(1, place_BM[:, :-1]), -1)
     return found_BN.scatter(1, place_BM[:, 1:] + context, earlier_BM)
-
-
-def _bits(patch_BN: Tensor, patch_bits: int) -> Tensor:
-    return patch_BN[..., None] >> torch.arange(patch_bits - 1, -1, -1, device=patch_BN.device) & 1

@@ -57,13 +57,16 @@ def _say_where(plot: Path | None) -> None:
         progress_console.print(f"Drawn: {plot}", soft_wrap=True)
 
 
+def _bars(values: list[float]) -> str:
+    """Their course between the least and the most; what moves by less than 0.02 stays flat."""
+    return spark(values, low=min(values), high=max(max(values), min(values) + 0.02), width=60)
+
+
 def _show_run(found: RunTelemetry) -> None:
     console.print(f"{found.run}: what the model predicts, by update", style="bold")
     for name, rows in found.series.items():
         values = [value for _, value in rows]
-        low, high = min(values), max(values)
-        bars = spark(values, low=low, high=max(high, low + 0.02), width=60)
-        console.print(f"{name:>9}  first {values[0]:6.3f} {bars} last {values[-1]:.3f}", soft_wrap=True)
+        console.print(f"{name:>9}  first {values[0]:6.3f} {_bars(values)} last {values[-1]:.3f}", soft_wrap=True)
     show_alerts(found.alerts)
     console.print(f"{LEGEND}, here the experts", style="dim", soft_wrap=True)
 
@@ -74,9 +77,7 @@ def _show_file(found: FileTelemetry) -> None:
     keys = ["K", "C"] if windows[0].S is None else ["K", "C", "S"]
     for key in keys:
         values = [getattr(w, key) for w in windows]
-        low, high = min(values), max(values)
-        bars = spark(values, low=low, high=max(high, low + 0.02), width=60)
-        console.print(f"{key}  least {low:.3f} {bars} most {high:.3f}", soft_wrap=True)
+        console.print(f"{key}  least {min(values):.3f} {_bars(values)} most {max(values):.3f}", soft_wrap=True)
     kinds = [w.kind for w in windows if w.kind]
     if kinds:
         console.print(
