@@ -29,7 +29,9 @@ from bit_transformer.errors import ConfigError
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 _Config = TypeVar("_Config", bound="Config")
-Schedule = Literal["linear", "cosine", "exponential", "log-linear"]  # see `nn/masking.py`
+Schedule = Literal["linear", "cosine", "exponential", "log-linear"]  # see `nn/noise.py`
+Noise = Literal["hidden", "flips"]
+FLIP_LEVELS = 32  # that a model of flips tells apart
 
 
 class Config(BaseModel):
@@ -182,8 +184,14 @@ class ModelConfig(Config):
     causal: bool = Field(
         True, description="False: a diffusion model, which reads both sides and predicts the patches that are hidden."
     )
-    schedule: Schedule = Field(
-        "linear", description="Of a diffusion model: what share of the patches is hidden by time."
+    noise: Noise = Field(
+        "hidden",
+        description="Of a diffusion model: it fills in patches that are hidden, or corrects bits that were flipped.",
+    )
+    schedule: Schedule = Field("cosine", description="Of a diffusion model: what share of a window is lost by time.")
+    diffusion_steps: PositiveInt | None = Field(
+        None,
+        description="Of a diffusion model: network calls of a sample, at most. Not given: one a patch; of flips 64.",
     )
     experts: ExpertConfig | None = Field(
         None, description="Adaptive bit predictors that the trunk mixes; true or {} for the usual ones."
@@ -244,6 +252,11 @@ class ModelConfig(Config):
             )
         if not self.causal:
             self._diffusion_fits()
+        elif self.noise != "hidden" or self.diffusion_steps:
+            name = "diffusion_steps" if self.diffusion_steps else "noise"
+            raise ValueError(
+                f"{name}={getattr(self, name)!r} goes with causal=False; got causal=True. Try causal=False"
+            )
         if self.lambda_S and self.experts is None:
             raise ValueError(
                 f"lambda_S={self.lambda_S} needs experts, whose mixture is the reference; got experts=None. Try experts=True"
@@ -378,6 +391,12 @@ class TrainConfig(Config):
     patience: PositiveInt | None = Field(None, description="Stop after so many validations without a better one.")
     telemetry: float = Field(
         0.005, ge=0, le=1, description="Share of the time that measuring K, C and S of predictions may take; 0: none."
+    )
+    curriculum: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Of a diffusion model: share of the budget over which noise widens from a fifth of its range to all.",
     )
     checkpoint_seconds: PositiveFloat = Field(60.0, description="Longest time between checkpoints.")
     optim: OptimConfig = OptimConfig()

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bit_transformer.config import ModelConfig, TrainConfig
+from bit_transformer.config import FLIP_LEVELS, ModelConfig, TrainConfig
 from bit_transformer.errors import ConfigError
 
 FLOAT, HALF, INDEX = 4, 2, 8
@@ -174,8 +174,8 @@ def _elements(c: ModelConfig) -> tuple[int, int, int, int]:
     block = 4 * D * D + 2 * D * c.feedforward_width
     tables = _contexts(c) * c.ngram_rows * D
     mixer = _features(c) * (V + c.patch_bits * D)
-    phases = c.phases * D if c.phases > 1 else 0
-    return block, tables, mixer, (V + 1) * D + phases + V * (D + 1)
+    rows = V + 1 + (c.phases if c.phases > 1 else 0) + (FLIP_LEVELS if c.noise == "flips" else 0)  # of embeddings
+    return block, tables, mixer, rows * D + V * (D + 1)
 
 
 def _contexts(c: ModelConfig) -> int:

@@ -21,16 +21,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bit_transformer.config import ModelConfig
+from bit_transformer.config import FLIP_LEVELS, ModelConfig
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
 from bit_transformer.nn import reversible
 from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import DecodeCache, LayerCache, RollingCache
-from bit_transformer.nn.masking import hide_over_time
 from bit_transformer.nn.mixer import ExpertMixer
 from bit_transformer.nn.ngram import NgramEmbedding
+from bit_transformer.nn.noise import flip_bits, flip_level, flips_cost, hide_some, noise_levels
 from bit_transformer.nn.norm import RMSNorm
-from bit_transformer.nn.patching import PrefixTreeHead, pack_patches, tree_nodes, unpack_patches
+from bit_transformer.nn.patching import (
+    PrefixTreeHead,
+    bit_chances,
+    node_depths,
+    pack_patches,
+    tree_nodes,
+    unpack_patches,
+)
 from bit_transformer.nn.position import rotary_table
 from bit_transformer.nn.single import SingleStream
 from bit_transformer.telemetry import Telemetry, lz_complexity, negentropy, penalties, symbiosis
@@ -73,6 +80,7 @@ class BitTransformerLM(nn.Module):
         self.start = self.mask = 1 << c.patch_bits
         self.embed = nn.Embedding((1 << c.patch_bits) + 1, c.d_model)
         self.phase = nn.Embedding(c.phases, c.d_model) if c.phases > 1 else None
+        self.level = nn.Embedding(FLIP_LEVELS, c.d_model) if c.noise == "flips" else None
         word_shift = c.patch_bits - 8 if c.ngram_words else None
         self.ngrams = (
             NgramEmbedding(c.d_model, c.ngram_orders, c.ngram_rows, c.ngram_dropout, word_shift)
@@ -135,9 +143,9 @@ class BitTransformerLM(nn.Module):
             assert isinstance(block, Block)
             nn.init.zeros_(block.attend.out.weight)
             nn.init.zeros_(block.feed_forward.out.weight)
-        nn.init.normal_(self.embed.weight)
-        if self.phase is not None:
-            nn.init.normal_(self.phase.weight)
+        for embedding in (self.embed, self.phase, self.level):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight)
         # A zero head says 1/2 to every bit: training starts at exactly 8 bits per byte.
 
     # ---- whole windows ----
@@ -252,32 +260,59 @@ class BitTransformerLM(nn.Module):
         """Of a diffusion model: negative log-likelihood of each hidden patch given all that are not, in nats; 0 elsewhere: (B, N).
 
         Raises:
+            ConfigError: an autoregressive model, or one that knows flips.
+        """
+        if self.config.noise == "flips":
+            raise ConfigError("got a model of flips; hidden patches are for one with noise='hidden'. Try repair")
+        z_BNP = self._along(patch_BN, self.restored(patch_BN.masked_fill(hidden_BN, self.mask)))
+        return self._patch_nats(z_BNP, patch_BN).masked_fill(~hidden_BN, 0.0)
+
+    def restored(self, seen_BN: Tensor, chance_B: Tensor | None = None) -> Tensor:
+        """Of a diffusion model: logits at all nodes of every patch, given what is seen of a window: node_logit_BNV.
+
+        Of a model of flips they begin with the odds that a bit is what it seems by the chance of flips alone, so that where nothing is
+        flipped nothing is changed.
+
+        Args:
+            seen_BN: patches, the symbol `mask` where one is hidden.
+            chance_B: of a model of flips: with which each bit was flipped.
+
+        Raises:
             ConfigError: an autoregressive model.
         """
         if self.config.causal:
             raise ConfigError("got an autoregressive model; hidden patches are for diffusion. Try causal=False, or nll")
-        h_BND = self.trunk(patch_BN.masked_fill(hidden_BN, self.mask))
-        z_BNP = self.head.bit_logits(h_BND, patch_BN)
+        node_logit_BNV = self.head(self.trunk(seen_BN, chance_B=chance_B))
+        if chance_B is None:
+            return node_logit_BNV
+        P = self.config.patch_bits
+        seems_BNP = (2 * unpack_patches(seen_BN, P) - 1) * -torch.logit(chance_B, eps=1e-6)[:, None, None]
+        return node_logit_BNV + seems_BNP[..., node_depths(P, seen_BN.device)]
+
+    def _along(self, patch_BN: Tensor, node_logit_BNV: Tensor) -> Tensor:
+        return node_logit_BNV.gather(-1, tree_nodes(patch_BN, self.config.patch_bits))
+
+    def _patch_nats(self, z_BNP: Tensor, patch_BN: Tensor) -> Tensor:
         bit_BNP = unpack_patches(patch_BN, self.config.patch_bits).to(z_BNP.dtype)
-        nats_BNP = F.binary_cross_entropy_with_logits(z_BNP, bit_BNP, reduction="none")
-        return nats_BNP.sum(-1).masked_fill(~hidden_BN, 0.0)
+        return F.binary_cross_entropy_with_logits(z_BNP, bit_BNP, reduction="none").sum(-1)
 
-    def losses(self, bits_BT: Tensor, features_BTF: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """The training path: what is lowered, and the mean of `nll`, in nats a bit, which it is without lambdas.
-
-        Of a diffusion model: the bound on it, at one time for each window, drawn from torch's generator.
 
         With lambdas it is their mean plus lambda_K (1 - K) + lambda_C r + lambda_S (1 - S)^2 of the predictions, each in [0, 1], as
         `telemetry/penalties.py` defines them. Arguments and errors are those of `nll`.
+
+        Of a diffusion model: the bound on that mean, at one time for each window, drawn from torch's generator; with flips what is
+        lowered is the cost of the patches instead, with the same weights.
+
+        Args:
+            reach: of a diffusion model: times are drawn up to here, in (0, 1].
         """
         c = self.config
         if not c.causal:
-            self._check_window(bits_BT)
-            patch_BN = pack_patches(bits_BT, c.patch_bits)
-            hidden_BN, weight_B = hide_over_time(patch_BN, c.schedule, self.mask)
-            nats_B = self.hidden_nll(patch_BN, hidden_BN).sum(1) * weight_B
-            bound = nats_B.mean() / bits_BT.shape[1]
-            return bound, bound
+            return self._diffusion_losses(bits_BT, reach)
         z_BNP, patch_BN, features_BTF = self.window_logits(bits_BT, features_BTF)
         nats = loss = _nats(z_BNP, bits_BT).mean()
         if c.lambda_K:
@@ -287,6 +322,29 @@ class BitTransformerLM(nn.Module):
         if c.lambda_S and features_BTF is not None:
             loss = loss + c.lambda_S * penalties.disagreement(z_BNP, self.experts_chances(features_BTF).view_as(z_BNP))
         return loss, nats
+
+    def _diffusion_losses(self, bits_BT: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+        c = self.config
+        self._check_window(bits_BT)
+        patch_BN = pack_patches(bits_BT, c.patch_bits)
+        share_B, weight_B = noise_levels(len(patch_BN), c.schedule, reach, patch_BN.device)
+        if c.noise == "hidden":
+            lost_BN = hide_some(patch_BN.shape, share_B)
+            node_logit_BNV = self.restored(patch_BN.masked_fill(lost_BN, self.mask))
+        else:
+            lost_BN = torch.ones_like(patch_BN, dtype=torch.bool)
+            seen_BN = flip_bits(patch_BN, share_B / 2, c.patch_bits)
+            node_logit_BNV = self.restored(seen_BN, share_B / 2)
+        z_BNP = self._along(patch_BN, node_logit_BNV)
+        nats_B = self._patch_nats(z_BNP, patch_BN).masked_fill(~lost_BN, 0.0).sum(1)
+        loss = bound = (nats_B * weight_B).mean() / bits_BT.shape[1]
+        if c.noise == "flips":
+            one_BNP = bit_chances(node_logit_BNV.detach().float())
+            bit_BNP, seen_BNP = (unpack_patches(x_BN, c.patch_bits) for x_BN in (patch_BN, seen_BN))
+            bound = flips_cost(one_BNP, bit_BNP, seen_BNP, share_B, weight_B).mean() / bits_BT.shape[1]
+        if c.lambda_K:
+            loss = loss + c.lambda_K * penalties.uncertainty(z_BNP[lost_BN])
+        return loss, bound
 
     def window_logits(
         self, bits_BT: Tensor, features_BTF: Tensor | None = None
@@ -304,7 +362,7 @@ class BitTransformerLM(nn.Module):
     def _check_causal(self) -> None:
         if not self.config.causal:
             raise ConfigError(
-                "got a diffusion model, which has no next bit. Try diffusion_inference, or a model with causal=True"
+                "got a diffusion model, which has no next bit. Try btlm infill or diffusion_inference, or a model with causal=True"
             )
 
     def _check_window(self, bits_BT: Tensor) -> None:
@@ -319,12 +377,19 @@ class BitTransformerLM(nn.Module):
         """The start symbol, then the patches; without the last one unless `last`, which predicts beyond the end."""
         return F.pad(patch_BN if last else patch_BN[:, :-1], (1, 0), value=self.start)
 
-    def trunk(self, input_BN: Tensor, cache: DecodeCache | None = None, maps: list[Tensor] | None = None) -> Tensor:
+    def trunk(
+        self,
+        input_BN: Tensor,
+        cache: DecodeCache | None = None,
+        maps: list[Tensor] | None = None,
+        chance_B: Tensor | None = None,
+    ) -> Tensor:
         """Input symbols to the states that predict what follows each: h_BND.
 
         Args:
             cache: the streams that the symbols continue; it moves on by N symbols.
             maps: the attention map of every layer is appended to it, if it is given.
+            chance_B: of a model of flips: with which the bits of each window were flipped.
         """
         N = input_BN.shape[1]
         begin, seen = (cache.length, cache.symbols_seen) if cache else (0, 0)
@@ -332,6 +397,9 @@ class BitTransformerLM(nn.Module):
         if self.phase is not None:
             step_N = torch.arange(seen, seen + N, device=input_BN.device)
             x_BND = x_BND + self.phase(step_N % self.config.phases)
+        if self.level is not None:
+            assert chance_B is not None
+            x_BND = x_BND + self.level(flip_level(chance_B))[:, None]
         if self.ngrams is not None:
             recent_BN = cache.recent_BN if cache else self._no_history(input_BN)
             context_BC = torch.cat((recent_BN, input_BN), dim=1)

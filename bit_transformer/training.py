@@ -41,6 +41,8 @@ from bit_transformer.model import BitTransformerLM
 from bit_transformer.optim import Optimizers, clip_gradients, schedule
 from bit_transformer.tensor_file import read_tensors, under, write_tensors
 
+FIRST_REACH = 0.2  # of a curriculum: where noise begins
+
 
 class StopTraining(Exception):
     """Raised by an observer: end here, in good order. The text is the reason, and is recorded."""
@@ -114,6 +116,7 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
+        check_training(self.model.config, self.config)
         self.optimizers = Optimizers(self.model, self.config.optim)
         self.latest: Batch | None = None  # that of the latest update, for observers
 
@@ -219,11 +222,17 @@ class Trainer:
         for at, micro_BT in enumerate(bits_BT.chunk(parts)):
             said_BTF = None if features_BTF is None else features_BTF.chunk(parts)[at]
             with autocast(self.device, self.config.amp):
-                loss, mean_nats = self.model.losses(micro_BT, said_BTF)
+                loss, mean_nats = self.model.losses(micro_BT, said_BTF, reach=self._reach)
             share = len(micro_BT) / len(bits_BT)
             (loss * share).backward()  # type: ignore[no-untyped-call]
             nats += mean_nats.item() * share
         return nats
+
+    @property
+    def _reach(self) -> float:
+        """How far up the noise of a diffusion goes by now."""
+        widened = self.progress.share / self.config.curriculum if self.config.curriculum else 1.0
+        return min(1.0, FIRST_REACH + (1 - FIRST_REACH) * widened)
 
     def memory_advice(self) -> str:
         """What an update takes, and what would take less."""
@@ -316,6 +325,18 @@ class Trainer:
         self.optimizers.load_state_dict(state)
         self.windows.load_state_dict(document["windows"], under("windows.", tensors))
         self.progress = Progress(**{**document["progress"], "stopped": ""})
+
+
+def check_training(model: ModelConfig, config: TrainConfig) -> None:
+    """Refuse a training that does not go with the model.
+
+    Raises:
+        ConfigError: one that widens noise for a model that has none.
+    """
+    if config.curriculum and model.causal:
+        raise ConfigError(
+            f"train.curriculum={config.curriculum} widens the noise of a diffusion; got causal=True. Try model.causal=false"
+        )
 
 
 def _crossed(before: float, now: float, every: float) -> bool:

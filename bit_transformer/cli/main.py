@@ -14,6 +14,8 @@ from bit_transformer.cli.commands import (
     evaluate,
     explain,
     generate,
+    infill,
+    repair,
     runs,
     score,
     telemetry,
@@ -32,6 +34,9 @@ app = typer.Typer(
 app.command("train")(train.run)
 app.command("estimate")(estimate.run)
 app.command("generate")(generate.run)
+app.command("infill")(infill.run)
+app.command("repair")(repair.run)
+app.command("protect")(repair.protect)
 app.command("evaluate")(evaluate.run)
 app.command("score")(score.run)
 app.command("telemetry")(telemetry.run)

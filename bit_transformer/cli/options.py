@@ -65,6 +65,39 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "kmgt".index(found[2])))
 
 
+def parse_range(text: str) -> tuple[int, int]:
+    """`FROM:TO`.
+
+    Raises:
+        ConfigError: something else.
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found:
+        raise ConfigError(f"got the range {text!r}; it must be FROM:TO, two numbers. Try 10:20")
+    return int(found[1]), int(found[2])
+
+
+def set_diffusion(
+    settings: dict[str, dict[str, Any]], diffusion: bool, noise: str | None, steps: int | None, curriculum: bool
+) -> None:
+    """Write what the flags of a diffusion say into settings.
+
+    Raises:
+        ConfigError: one of them without `--diffusion`, for a model that is none.
+    """
+    if diffusion:
+        settings["model"]["causal"] = False
+    given = {"--noise": noise, "--diffusion-steps": steps, "--diffusion-curriculum": curriculum or None}
+    flag = next((flag for flag, value in given.items() if value is not None), None)
+    if flag and settings["model"].get("causal", True):
+        raise ConfigError(f"{flag} goes with --diffusion; got it alone. Try --diffusion {flag}")
+    settings["model"] |= {
+        key: value for key, value in (("noise", noise), ("diffusion_steps", steps)) if value is not None
+    }
+    if curriculum:
+        settings["train"]["curriculum"] = 0.5
+
+
 def model_of(
     settings: dict[str, dict[str, Any]], preset: str | None, patch_bits: int | None, parity: bool, experts: bool | None
 ) -> ModelConfig:

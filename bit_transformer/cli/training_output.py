@@ -72,7 +72,9 @@ def _is_reading(update: Update | Reading | Notice) -> TypeGuard[Reading]:
 
 
 def _reading(update: Reading) -> str:
-    return f"experts: read {update.done / 1e6:.1f} of {update.total / 1e6:.1f} MB"
+    if update.unit == "bytes":
+        return f"{update.doing} {update.done / 1e6:.1f} of {update.total / 1e6:.1f} MB"
+    return f"{update.doing} {update.done:,} of {update.total:,} {update.unit}"
 
 
 def _line(update: Update) -> str:

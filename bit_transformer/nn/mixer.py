@@ -13,13 +13,13 @@ Sources: Mahoney 2005 (logistic mixing); Mattern 2013, "Linear and geometric mix
 # Shapes: B batch, N patches, P bits of a patch, D model width, V = 2^P nodes, F features.
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bit_transformer.nn.patching import node_depths
 
 
 class ExpertMixer(nn.Module):
@@ -47,12 +47,6 @@ class ExpertMixer(nn.Module):
     def node_logits(self, h_BD: NDArray[np.float32], features_BVF: NDArray[np.int8]) -> NDArray[np.float32]:
         """The same at every node of one patch, in NumPy: z_BV."""
         gate_BPF = (h_BD @ self.gate.detach().cpu().numpy().T).reshape(len(h_BD), self.patch_bits, self.features)
-        weight_BVF = gate_BPF[:, _depths(self.patch_bits)] + self.by_node.detach().cpu().numpy()
+        weight_BVF = gate_BPF[:, node_depths(self.patch_bits).numpy()] + self.by_node.detach().cpu().numpy()
         mixed_BV: NDArray[np.float32] = np.einsum("bvf,bvf->bv", weight_BVF, features_BVF.astype(np.float32))
         return mixed_BV * np.float32(self.scale)
-
-
-@lru_cache(maxsize=16)
-def _depths(patch_bits: int) -> NDArray[np.intc]:
-    """Which bit of the patch each of the V nodes predicts; of node 0, which is none, any."""
-    return np.frexp(np.arange(1 << patch_bits))[1] - 1

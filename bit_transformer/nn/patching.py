@@ -49,6 +49,11 @@ def tree_nodes(patch_BN: Tensor, patch_bits: int) -> Tensor:
     return (patch_BN[..., None] + (1 << patch_bits)) >> shift_P
 
 
+def node_depths(patch_bits: int, device: torch.device | None = None) -> Tensor:
+    """Which bit of the patch each of the V nodes predicts; of node 0, which is none, the first."""
+    return torch.frexp(torch.arange(1 << patch_bits, device=device).float()).exponent.sub_(1).clamp_(min=0).long()
+
+
 class PrefixTreeHead(nn.Module):
     """Trunk state to the logits of the bits of the next patch.
 
@@ -85,6 +90,16 @@ def leaf_log_probs(node_logit_BV: NDArray[np.floating[Any]]) -> NDArray[np.float
     z = node_logit_BV.astype(np.float64)
     turn = -np.logaddexp(0, np.concatenate((z, -z), axis=1))  # entry b * V + node: the log-probability of bit b there
     return turn[:, _turns(z.shape[1])].sum(-1)
+
+
+def bit_chances(node_logit_BNV: Tensor) -> Tensor:
+    """Chance of a one for each bit of a patch, whatever the bits before it: one_BNP."""
+    before, chances = torch.ones_like(node_logit_BNV[..., :1]), []  # of each prefix
+    for j in range(node_logit_BNV.shape[-1].bit_length() - 1):
+        one = before * torch.sigmoid(node_logit_BNV[..., 1 << j : 2 << j])
+        chances.append(one.sum(-1))
+        before = torch.stack((before - one, one), dim=-1).flatten(-2)
+    return torch.stack(chances, dim=-1)
 
 
 def draw_patches(score_BV: NDArray[np.float64], temperature: float, random: np.random.Generator) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ from bit_transformer.config import Sampling
 from bit_transformer.errors import ConfigError, SafetyRejection
 from bit_transformer.generation import infer_long, stream_bytes
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.restoration import continued
 from bit_transformer.safety.gate import Decision, SafetyGate
 from bit_transformer.safety.reference import Reference
 
@@ -131,9 +132,9 @@ def stream_guarded(
     *,
     retries: int = 0,
 ) -> Iterator[Piece]:
-    """Continue a prompt; give each window when the gate has allowed it, and stop at the first that it blocks for good.
+    """Continue a prompt, of a diffusion model by filling in; give each window when the gate has allowed it, and stop at the first that it blocks for good.
 
-    As long as nothing is blocked the bytes are those of `stream_bytes`.
+    As long as nothing is blocked the bytes are those of `stream_bytes`, or of `restoration.continued`.
 
     Args:
         retries: how often a blocked window is drawn again: warmer where it repeats itself or says only what is expected, cooler
@@ -191,7 +192,9 @@ def _guarded(
 
 
 def _bytes(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> Iterator[int]:
-    return chain.from_iterable(stream_bytes(model, prompt, sys.maxsize, sampling))
+    if model.config.causal:
+        return chain.from_iterable(stream_bytes(model, prompt, sys.maxsize, sampling))
+    return chain.from_iterable(continued(model, prompt, sampling))
 
 
 def _again(how: Sampling, decision: Decision, tried: int) -> Sampling:

@@ -49,10 +49,17 @@ class Update:
 
 @dataclass(frozen=True)
 class Reading:
-    """Before training: how many bytes of how many the experts have read."""
+    """How far something is that takes its time.
+
+    Attributes:
+        doing: what; the experts' reading before a training, unless told otherwise.
+        unit: of done and total.
+    """
 
     done: int
     total: int
+    doing: str = "experts: read"
+    unit: str = "bytes"
 
 
 @dataclass(frozen=True)

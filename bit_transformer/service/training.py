@@ -39,7 +39,7 @@ from bit_transformer.service.observers import (
 from bit_transformer.service.plots import plot_loss
 from bit_transformer.service.provenance import provenance
 from bit_transformer.telemetry import Alert
-from bit_transformer.training import Observer, Trainer, build_windows
+from bit_transformer.training import Observer, Trainer, build_windows, check_training
 
 CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE, GATE_FILE)
@@ -97,6 +97,7 @@ def train(request: TrainRequest, *, overwrite: bool = False, report: Report | No
     Raises:
         BitTransformerError: settings or data that cannot be; then nothing is written.
     """
+    check_training(request.model, request.train)
     if request.out.is_file():
         raise ConfigError(f"{request.out} is a file; a run needs a folder of its own. Try --out runs/NAME")
     there = [name for name in RUN_FILES if (request.out / name).exists()]

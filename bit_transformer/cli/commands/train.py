@@ -21,6 +21,7 @@ from bit_transformer.cli.options import (
     Store,
     model_of,
     read_settings,
+    set_diffusion,
     training_of,
 )
 from bit_transformer.cli.output import EXIT_INTERRUPTED, errors_in_one_line, show_json
@@ -59,6 +60,19 @@ def run(
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Of weights, windows and dropout.")] = None,
     set_: Set = None,
+    diffusion: Annotated[
+        bool, typer.Option("--diffusion", help="A model that reads both sides, to fill in and to repair.")
+    ] = False,
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Of --diffusion: hidden (fills in patches) or flips (corrects bits). Default: hidden."),
+    ] = None,
+    diffusion_steps: Annotated[
+        int | None, typer.Option(help="Of --diffusion: network calls of a sample, at most. Default: one a patch.")
+    ] = None,
+    diffusion_curriculum: Annotated[
+        bool, typer.Option("--diffusion-curriculum", help="Of --diffusion: noise widens over half of the training.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings.")
     ] = False,
@@ -81,7 +95,18 @@ def run(
         if resume:
             if out is None:
                 raise ConfigError("--resume got no --out; it must name the run to go on with. Try --out runs/NAME")
-            if corpora or recipe or preset or patch_bits or parity or experts is not None or flags or set_ or overwrite:
+            shape = (
+                corpora,
+                recipe,
+                preset,
+                patch_bits,
+                parity,
+                experts is not None,
+                diffusion,
+                noise,
+                diffusion_steps,
+            )
+            if any(shape) or diffusion_curriculum or flags or set_ or overwrite:
                 raise ConfigError(
                     "--resume keeps the run's own settings; it must be given with --out alone, or --auto-batch. Try without the others"
                 )
@@ -93,6 +118,7 @@ def run(
             settings = read_settings(recipe, set_ or [])
             if auto_batch:
                 settings["train"]["auto_batch"] = True
+            set_diffusion(settings, diffusion, noise, diffusion_steps, diffusion_curriculum)
             request = _request(settings, corpora, out, preset, patch_bits, parity, experts, flags, eval_bytes, store)
             from bit_transformer.service import training
 

@@ -1,0 +1,87 @@
+"""`btlm infill`: fill in what is missing of some bytes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bit_transformer.cli.options import Json, RunArgument, Store, parse_range
+from bit_transformer.cli.output import console, errors_in_one_line, show_json
+from bit_transformer.cli.training_output import live_progress
+from bit_transformer.service import DEFAULT_STORE
+
+
+def run(
+    model: RunArgument,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="What is to be completed.")] = None,
+    text: Annotated[str | None, typer.Option(help="The same as text, instead of a file; its gaps are '_'.")] = None,
+    gap: Annotated[
+        str | None, typer.Option(help="Bytes that mark what is missing, one mark for so many. Of --text: '_'.")
+    ] = None,
+    hide: Annotated[
+        list[str] | None, typer.Option(metavar="FROM:TO", help="Bytes that are missing; may be given again.")
+    ] = None,
+    hide_bits: Annotated[
+        list[str] | None, typer.Option(metavar="FROM:TO", help="Bits that are missing, as the model reads them.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the result. Default: standard output.")] = None,
+    samples: Annotated[int, typer.Option(help="How many ways to fill it in.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Network calls, at most. Default: the model's, or one a patch.")
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="first-hitting, ancestral or confidence. Default: first-hitting; with --steps ancestral."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest; 1 draws as the model believes.")] = 0.8,
+    seed: Annotated[int | None, typer.Option(help="Of the draws; none: another each time.")] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Fill in what is missing, wherever it stands, from what is before and after it; for runs of `btlm train --diffusion`."""
+    with errors_in_one_line(as_json):
+        from bit_transformer.errors import ConfigError
+        from bit_transformer.service import restoration
+
+        if (file is None) == (text is None):
+            raise ConfigError("got neither or both of FILE and --text; one of them is needed. Try --text 'def ____():'")
+        if out and samples > 1:
+            raise ConfigError(f"--out got samples={samples}; a file takes one. Try --samples 1, or --json")
+        mark = gap if gap is not None else "_" if text is not None else ""
+        with live_progress() as report:
+            found = restoration.infill(
+                model,
+                os.fsencode(text) if text is not None else restoration.read_file(file or Path()),
+                gap=os.fsencode(mark),
+                holes=[parse_range(one) for one in hide or []],
+                bit_holes=[parse_range(one) for one in hide_bits or []],
+                samples=samples,
+                steps=steps,
+                order=order,
+                temperature=temperature,
+                seed=seed,
+                store=store,
+                report=report,
+            )
+        if out:
+            restoration.write_file(out, found.data[0])
+        if as_json:
+            show_json(
+                {
+                    "run": found.run,
+                    "hidden_bits": found.hidden_bits,
+                    "holes": found.holes,
+                    "texts": [data.decode("utf-8", errors="replace") for data in found.data],
+                    "hex": [data.hex() for data in found.data],
+                }
+            )
+        elif out:
+            console.print(f"{found.hidden_bits:,} bits filled in, written to {out}", soft_wrap=True)
+        else:
+            end = b"\n---\n" if samples > 1 else b"\n" if sys.stdout.isatty() else b""
+            for data in found.data:
+                sys.stdout.buffer.write(data + end)

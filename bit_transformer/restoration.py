@@ -1,0 +1,187 @@
+"""Byte strings of any length through a diffusion model: holes filled, flipped bits set right, prompts continued, window by window."""
+
+# Shapes: B windows, T bits of a stream or a window, N patches.
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits
+from bit_transformer.config import Sampling
+from bit_transformer.diffusion import diffusion_inference, repair
+from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.evaluation.metrics import window_bytes
+from bit_transformer.model import BitTransformerLM
+
+BATCH = 16  # windows that are repaired at once
+
+
+def hidden_bits(
+    size: int, byte_bits: int, holes: Sequence[tuple[int, int]], bit_holes: Sequence[tuple[int, int]] = ()
+) -> NDArray[np.bool_]:
+    """Which bits of so many bytes are to be filled in.
+
+    Args:
+        holes: first byte and the byte after the last, of each.
+        bit_holes: the same in bits, of the stream as the model reads it: `byte_bits` a byte.
+
+    Raises:
+        BitStreamError: no hole, or one that is empty or reaches outside.
+    """
+    hidden_T = np.zeros(size * byte_bits, dtype=bool)
+    for unit, name, ranges in ((byte_bits, "bytes", holes), (1, "bits", bit_holes)):
+        most = len(hidden_T) // unit
+        for begin, end in ranges:
+            if not 0 <= begin < end <= most:
+                raise BitStreamError(
+                    f"got the hole {begin}:{end}; it must lie within {name} 0:{most}, and not be empty. Try 0:{max(1, most // 2)}"
+                )
+            hidden_T[begin * unit : end * unit] = True
+    if not hidden_T.any():
+        raise BitStreamError("got nothing to fill in; at least one hole is needed. Try --hide 10:20")
+    return hidden_T
+
+
+def fill_bits(
+    model: BitTransformerLM,
+    known: Bits,
+    hidden_T: NDArray[np.bool_],
+    *,
+    on_window: Callable[[int, int], None] = lambda done, total: None,
+    **how: Any,
+) -> Bits:
+    """Fill in the hidden bits of a stream of any length: where it is longer than a window, in windows around what is hidden.
+
+    Args:
+        known: (T,) bits, those that are hidden may be anything.
+        on_window: told how many of the hidden bits are filled in, of how many.
+        how: steps, order, temperature, seed, as of `diffusion_inference`.
+
+    Raises:
+        BitStreamError: lengths that differ, or fixed bytes whose parity is odd.
+        ConfigError: as of `diffusion_inference`.
+    """
+    if known.shape != hidden_T.shape or known.ndim != 1:
+        raise BitStreamError(
+            f"got bits of shape {known.shape} and hidden of shape {hidden_T.shape}; both must be (bits,)"
+        )
+    c = model.config
+    unit = c.align_bytes * c.byte_bits
+    window = window_bytes(model) * c.byte_bits
+    room = -len(known) % unit  # the last unit may be partial: what is missing of it is drawn and dropped
+    made_T, fixed_T = np.pad(known, (0, room)), np.pad(~hidden_T, (0, room))
+    size = min(window, len(made_T))
+    total, seed = int(hidden_T.sum()), how.pop("seed", None)
+    while (left := np.flatnonzero(~fixed_T[: len(known)])).size:
+        begin = max(0, min(int(left[0]) - window // 2, len(made_T) - size)) // unit * unit
+        here = slice(begin, begin + size)
+        drawn = diffusion_inference(model, made_T[None, here], fixed_T[None, here], seed=seed, **how)
+        made_T[here] = drawn[0].numpy()
+        fixed_T[here] = True
+        seed = None if seed is None else seed + 1
+        on_window(total - int((~fixed_T[: len(known)]).sum()), total)
+    return made_T[: len(known)]
+
+
+def continued(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> Iterator[bytes]:
+    """Continue a prompt without end through a diffusion model: half a window at a time, after the half before.
+
+    Raises:
+        ConfigError: sampling that goes with autoregressive models only.
+    """
+    only = {"temperature", "force_parity", "seed"}
+    for name, value in sampling.model_dump(exclude=only).items():
+        if value != Sampling.model_fields[name].default:
+            raise ConfigError(
+                f"{name}={value!r} goes with autoregressive models; got one with causal=False. Try without"
+            )
+    return _continued(model, prompt, sampling)
+
+
+def _continued(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> Iterator[bytes]:
+    c = model.config
+    whole = window_bytes(model)
+    text, seed = prompt, sampling.seed
+    while True:
+        # The window begins where bytes and patches meet, as it does in training.
+        begin = max(0, len(text) - whole // 2) // c.align_bytes * c.align_bytes
+        seen, fresh = text[begin:], whole - len(text[begin:])
+        known = bytes_to_bits(seen + bytes(fresh), parity=c.parity)
+        fixed = np.arange(len(known)) < len(seen) * c.byte_bits
+        drawn = diffusion_inference(
+            model,
+            known[None],
+            fixed[None],
+            temperature=sampling.temperature,
+            force_parity=sampling.force_parity,
+            seed=seed,
+        )
+        made = bits_to_bytes(drawn[0].numpy(), parity=c.parity, on_error="keep")[len(seen) :]
+        yield made
+        text, seed = text[begin:] + made, None if seed is None else seed + 1
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A stream whose flipped bits were set right.
+
+    Attributes:
+        bits: (T,), as they are now.
+        flipped: places of the bits that were changed.
+        doubt: by patch: the chance that it still is not what it says.
+        rate: of flips, as given or as found.
+    """
+
+    bits: Bits
+    flipped: NDArray[np.int64]
+    doubt: NDArray[np.float64]
+    rate: float
+
+
+def repair_bits(
+    model: BitTransformerLM,
+    received: Bits,
+    *,
+    rate: float | None = None,
+    on_window: Callable[[int, int], None] = lambda done, total: None,
+) -> Mended:
+    """`diffusion.repair` for a stream of any length: in windows that overlap by half, of which the middles are kept.
+
+    Args:
+        received: (T,) bits, T a whole number of bytes; what is left of a last unit of bytes and patches stays as it is.
+        on_window: told how many windows are done, of how many.
+
+    Raises:
+        BitStreamError: less than one unit.
+        ConfigError: an autoregressive model, or a rate that cannot be.
+    """
+    c = model.config
+    unit = c.align_bytes * c.byte_bits
+    whole = len(received) // unit * unit
+    if not whole:
+        raise BitStreamError(f"got {len(received)} bits; at least {unit} are needed. Try a longer file")
+    size = min(window_bytes(model) * c.byte_bits, whole)
+    step = max(unit, size // 2 // unit * unit)
+    starts = np.append(np.arange(0, whole - size, step), whole - size)
+    if rate is None:
+        some = starts[:: -(-len(starts) // BATCH)]
+        rate = repair(model, np.stack([received[at : at + size] for at in some])).rate
+    mended, doubt = received.copy(), np.zeros(whole // c.patch_bits)
+    done = 0
+    for first in range(0, len(starts), BATCH):
+        group = starts[first : first + BATCH]
+        found = repair(model, np.stack([received[at : at + size] for at in group]), rate=rate)
+        for at, bits_T, doubt_N in zip(group, found.bits_BT.numpy(), found.doubt_BN, strict=True):
+            last = at + size == whole
+            end = at + size if last else at + size - (size - step) // 2 // unit * unit
+            mended[done:end] = bits_T[done - at : end - at]
+            doubt[done // c.patch_bits : end // c.patch_bits] = doubt_N[
+                (done - at) // c.patch_bits : (end - at) // c.patch_bits
+            ]
+            done = end
+        on_window(min(len(starts), first + BATCH), len(starts))
+    return Mended(mended, np.flatnonzero(mended != received), doubt, rate)
