@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from bit_transformer.bit_io import bits_to_bytes, bits_to_text, bytes_to_bits, text_to_bits
     from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
     from bit_transformer.config import DataConfig, ModelConfig, OptimConfig, Sampling, TrainConfig
+    from bit_transformer.diffusion import diffusion_inference, likelihood_bound, repair
     from bit_transformer.evaluation.metrics import bits_per_byte
     from bit_transformer.generation import generate, generate_bytes, infer_long, stream_bytes
+    from bit_transformer.growth import expand_model
     from bit_transformer.memory import estimate_memory
     from bit_transformer.model import BitTransformerLM, set_dropout
     from bit_transformer.presets import preset
@@ -49,15 +51,19 @@ _HOME = {
     "bytes_to_bits": "bit_io",
     "cpu_autocast": "training",
     "detect_metric_drift": "telemetry",
+    "diffusion_inference": "diffusion",
     "estimate_memory": "memory",
+    "expand_model": "growth",
     "generate": "generation",
     "generate_bytes": "generation",
     "hil_safe_inference": "safety",
     "infer_long": "generation",
+    "likelihood_bound": "diffusion",
     "load_checkpoint": "checkpoint",
     "lz_complexity": "telemetry",
     "negentropy": "telemetry",
     "preset": "presets",
+    "repair": "diffusion",
     "safe_sample_with_retry": "safety",
     "save_checkpoint": "checkpoint",
     "set_dropout": "model",
@@ -83,15 +89,19 @@ __all__ = [
     "bytes_to_bits",
     "cpu_autocast",
     "detect_metric_drift",
+    "diffusion_inference",
     "estimate_memory",
+    "expand_model",
     "generate",
     "generate_bytes",
     "hil_safe_inference",
     "infer_long",
+    "likelihood_bound",
     "load_checkpoint",
     "lz_complexity",
     "negentropy",
     "preset",
+    "repair",
     "safe_sample_with_retry",
     "save_checkpoint",
     "set_dropout",

@@ -79,6 +79,11 @@ def _holder(cls: type[Config], path: tuple[int | str, ...]) -> type[Config]:
     return cls
 
 
+def _switch(value: Any) -> Any:
+    """A group of settings as a plain yes or no too, for command lines and TOML, which has no null."""
+    return {} if value is True else None if value is False else value
+
+
 class ExpertConfig(Config):
     """Which adaptive bit predictors stand beside the trunk, and how much they may remember.
 
@@ -199,9 +204,8 @@ class ModelConfig(Config):
 
     @field_validator("experts", mode="before")
     @classmethod
-    def _switch(cls, value: Any) -> Any:
-        """Also a plain yes or no, for command lines and TOML, which has no null."""
-        return {} if value is True else None if value is False else value
+    def _experts(cls, value: Any) -> Any:
+        return _switch(value)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -362,6 +366,18 @@ class OptimConfig(Config):
     final_lr: float = Field(0.0, ge=0, le=1, description="Rates at the end, as a share of the peak.")
 
 
+class GrowthConfig(Config):
+    """When a training grows its model, and how it goes on after that."""
+
+    patience: PositiveInt = Field(1, description="Grow after so many validations in a row that gained too little.")
+    threshold: float = Field(0.01, ge=0, lt=1, description="Share of the bits per byte that is no longer too little.")
+    latest: float = Field(
+        0.5, gt=0, le=1, description="Share of the budget by which all growth is done, evenly spread."
+    )
+    rate: float = Field(0.5**0.5, gt=0, le=1, description="Rates after a growth, as a share of those before.")
+    warmup_steps: int = Field(100, ge=0, description="Updates over which they rise again.")
+
+
 class TrainConfig(Config):
     """How to train: a budget, a batch, an optimizer, and what to do along the way."""
 
@@ -369,6 +385,9 @@ class TrainConfig(Config):
     epochs: PositiveFloat | None = Field(None, description="Budget in passes over the training part.")
     bytes: PositiveInt | None = Field(None, description="Budget in data bytes seen.")
     seconds: PositiveFloat | None = Field(None, description="Budget in wall-clock seconds of training.")
+    flops: PositiveFloat | None = Field(
+        None, description="Budget in floating-point operations, as `flops_per_byte` counts them."
+    )
     batch_size: PositiveInt = Field(16, description="Windows an optimizer update sees, accumulation included.")
     accum_steps: PositiveInt = Field(1, description="Micro-batches a batch is split into.")
     window: PositiveInt | None = Field(
@@ -398,8 +417,22 @@ class TrainConfig(Config):
         le=1,
         description="Of a diffusion model: share of the budget over which noise widens from a fifth of its range to all.",
     )
+    progressive: GrowthConfig | None = Field(
+        None, description="Begin with a smaller model and grow it to the one described; true or {} for the usual way."
+    )
+    distillation: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="With a teacher: what its predictions count for, beside the data, in what is learned.",
+    )
     checkpoint_seconds: PositiveFloat = Field(60.0, description="Longest time between checkpoints.")
     optim: OptimConfig = OptimConfig()
+
+    @field_validator("progressive", mode="before")
+    @classmethod
+    def _progressive(cls, value: Any) -> Any:
+        return _switch(value)
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
@@ -407,6 +440,10 @@ class TrainConfig(Config):
         if len(given) != 1:
             got = " and ".join(given) or "no budget"
             raise ValueError(f"got {got}; exactly one of {', '.join(BUDGETS)} must be given. Try seconds=60")
+        if self.progressive and self.compile_model:
+            raise ValueError(
+                "got progressive and compile_model; a model that grows is not compiled. Try compile_model=false"
+            )
         if self.batch_size % self.accum_steps:
             raise ValueError(
                 f"batch_size={self.batch_size} must be a multiple of accum_steps={self.accum_steps}. "
@@ -421,7 +458,7 @@ class TrainConfig(Config):
         return name, float(getattr(self, name))
 
 
-BUDGETS = ("steps", "epochs", "bytes", "seconds")
+BUDGETS = ("steps", "epochs", "bytes", "seconds", "flops")
 
 
 class DataConfig(Config):

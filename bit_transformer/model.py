@@ -265,7 +265,9 @@ class BitTransformerLM(nn.Module):
         if self.config.noise == "flips":
             raise ConfigError("got a model of flips; hidden patches are for one with noise='hidden'. Try repair")
         z_BNP = self._along(patch_BN, self.restored(patch_BN.masked_fill(hidden_BN, self.mask)))
-        return self._patch_nats(z_BNP, patch_BN).masked_fill(~hidden_BN, 0.0)
+        bit_BNP = unpack_patches(patch_BN, self.config.patch_bits).to(z_BNP.dtype)
+        nats_BNP = F.binary_cross_entropy_with_logits(z_BNP, bit_BNP, reduction="none")
+        return nats_BNP.sum(-1).masked_fill(~hidden_BN, 0.0)
 
     def restored(self, seen_BN: Tensor, chance_B: Tensor | None = None) -> Tensor:
         """Of a diffusion model: logits at all nodes of every patch, given what is seen of a window: node_logit_BNV.
@@ -292,12 +294,14 @@ class BitTransformerLM(nn.Module):
     def _along(self, patch_BN: Tensor, node_logit_BNV: Tensor) -> Tensor:
         return node_logit_BNV.gather(-1, tree_nodes(patch_BN, self.config.patch_bits))
 
-    def _patch_nats(self, z_BNP: Tensor, patch_BN: Tensor) -> Tensor:
-        bit_BNP = unpack_patches(patch_BN, self.config.patch_bits).to(z_BNP.dtype)
-        return F.binary_cross_entropy_with_logits(z_BNP, bit_BNP, reduction="none").sum(-1)
-
     def losses(
-        self, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
+        self,
+        bits_BT: Tensor,
+        features_BTF: Tensor | None = None,
+        *,
+        reach: float = 1.0,
+        teacher: BitTransformerLM | None = None,
+        trust: float = 0.5,
     ) -> tuple[Tensor, Tensor]:
         """The training path: what is lowered, and the mean of `nll`, in nats a bit, which it is without lambdas.
 
@@ -309,12 +313,20 @@ class BitTransformerLM(nn.Module):
 
         Args:
             reach: of a diffusion model: times are drawn up to here, in (0, 1].
+            teacher: if given, what is lowered is the cost of bits drawn from its predictions with probability `trust`, else from the
+                data (distillation; Hinton et al. 2015, arXiv:1503.02531).
         """
         c = self.config
         if not c.causal:
-            return self._diffusion_losses(bits_BT, reach)
+            return self._diffusion_losses(bits_BT, reach, teacher, trust)
         z_BNP, patch_BN, features_BTF = self.window_logits(bits_BT, features_BTF)
         nats = loss = _nats(z_BNP, bits_BT).mean()
+        if teacher is not None:
+            with torch.no_grad():
+                taught_BNP, _, _ = teacher.window_logits(bits_BT, features_BTF)
+            loss = _nats(
+                z_BNP, torch.lerp(bits_BT.to(z_BNP.dtype), taught_BNP.flatten(1).sigmoid().to(z_BNP.dtype), trust)
+            ).mean()
         if c.lambda_K:
             loss = loss + c.lambda_K * penalties.uncertainty(z_BNP)
         if c.lambda_C:
@@ -323,24 +335,37 @@ class BitTransformerLM(nn.Module):
             loss = loss + c.lambda_S * penalties.disagreement(z_BNP, self.experts_chances(features_BTF).view_as(z_BNP))
         return loss, nats
 
-    def _diffusion_losses(self, bits_BT: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    def _diffusion_losses(
+        self, bits_BT: Tensor, reach: float, teacher: BitTransformerLM | None, trust: float
+    ) -> tuple[Tensor, Tensor]:
         c = self.config
         self._check_window(bits_BT)
         patch_BN = pack_patches(bits_BT, c.patch_bits)
         share_B, weight_B = noise_levels(len(patch_BN), c.schedule, reach, patch_BN.device)
+        chance_B = None
         if c.noise == "hidden":
             lost_BN = hide_some(patch_BN.shape, share_B)
-            node_logit_BNV = self.restored(patch_BN.masked_fill(lost_BN, self.mask))
+            seen_BN = patch_BN.masked_fill(lost_BN, self.mask)
         else:
-            lost_BN = torch.ones_like(patch_BN, dtype=torch.bool)
-            seen_BN = flip_bits(patch_BN, share_B / 2, c.patch_bits)
-            node_logit_BNV = self.restored(seen_BN, share_B / 2)
+            lost_BN, chance_B = torch.ones_like(patch_BN, dtype=torch.bool), share_B / 2
+            seen_BN = flip_bits(patch_BN, chance_B, c.patch_bits)
+        node_logit_BNV = self.restored(seen_BN, chance_B)
         z_BNP = self._along(patch_BN, node_logit_BNV)
-        nats_B = self._patch_nats(z_BNP, patch_BN).masked_fill(~lost_BN, 0.0).sum(1)
-        loss = bound = (nats_B * weight_B).mean() / bits_BT.shape[1]
+        bit_BNP = unpack_patches(patch_BN, c.patch_bits)
+
+        def cost(target_BNP: Tensor) -> Tensor:
+            nats_BNP = F.binary_cross_entropy_with_logits(z_BNP, target_BNP, reduction="none")
+            nats_B = nats_BNP.sum(-1).masked_fill(~lost_BN, 0.0).sum(1)
+            return (nats_B * weight_B).mean() / bits_BT.shape[1]
+
+        loss = bound = cost(bit_BNP.to(z_BNP.dtype))
+        if teacher is not None:
+            with torch.no_grad():
+                taught_BNP = self._along(patch_BN, teacher.restored(seen_BN, chance_B)).sigmoid()
+            loss = cost(torch.lerp(bit_BNP.to(z_BNP.dtype), taught_BNP.to(z_BNP.dtype), trust))
         if c.noise == "flips":
             one_BNP = bit_chances(node_logit_BNV.detach().float())
-            bit_BNP, seen_BNP = (unpack_patches(x_BN, c.patch_bits) for x_BN in (patch_BN, seen_BN))
+            seen_BNP = unpack_patches(seen_BN, c.patch_bits)
             bound = flips_cost(one_BNP, bit_BNP, seen_BNP, share_B, weight_B).mean() / bits_BT.shape[1]
         if c.lambda_K:
             loss = loss + c.lambda_K * penalties.uncertainty(z_BNP[lost_BN])

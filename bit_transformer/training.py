@@ -36,6 +36,7 @@ from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.data.windows import Batch, BitWindows, CorpusWindows, Windows
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss, OutOfMemory
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol, window_bytes
+from bit_transformer.growth import expand_optimizers, expand_to, stages
 from bit_transformer.memory import VALIDATION_ROWS, estimate_memory, savings
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.optim import Optimizers, clip_gradients, schedule
@@ -62,6 +63,10 @@ class Progress:
         validated: share of the budget at the last validation.
         stopped: why it ended, if it has.
         micro_batches: of an update, where memory did not suffice for the config's `accum_steps`; else 0.
+        flops: operations of training so far, as `flops_per_byte` counts them.
+        stage: of a training that grows: how often it did; `grown_at`: the step after which it last did; `mark_bpb`: validation that
+            the next one is compared with; `weak`: validations in a row that gained too little; `ceiling`: whether there was no
+            memory to grow further.
     """
 
     step: int = 0
@@ -73,6 +78,12 @@ class Progress:
     validated: float = 0.0
     stopped: str = ""
     micro_batches: int = 0
+    flops: float = 0.0
+    stage: int = 0
+    grown_at: int = 0
+    mark_bpb: float = math.inf
+    weak: int = 0
+    ceiling: bool = False
 
 
 class Record(TypedDict, total=False):
@@ -88,6 +99,9 @@ class Record(TypedDict, total=False):
     K: float
     C: float
     S: float
+    num_layers: int
+    d_model: int
+    max_seq_len: int
 
 
 Observer = Callable[["Trainer", Record], None]
@@ -99,10 +113,13 @@ class Trainer:
     """A training in progress.
 
     Args:
-        model: trained in place.
+        model: trained in place; where it grows, the first of the `stages` to the target, replaced at every growth.
         windows: what it trains on.
         config: budget, batch, optimizer.
         validation: bytes that are scored along the way, if any.
+        teacher: whose predictions are learned beside the data, if there is one; of the same patches, noise and experts.
+        target: with `config.progressive`: the shape to grow to.
+        may_grow: whether there is memory for a shape.
         observers: called after every update with the trainer and the update's record; may raise `StopTraining`.
         clock: seconds, rising; for tests.
     """
@@ -112,11 +129,24 @@ class Trainer:
     config: TrainConfig
     validation: Corpus | None = None
     observers: Iterable[Observer] = ()
+    teacher: BitTransformerLM | None = None
+    target: ModelConfig | None = None
+    may_grow: Callable[[ModelConfig], bool] = lambda _: True
     clock: Callable[[], float] = time.monotonic
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         check_training(self.model.config, self.config)
+        if self.teacher is not None:
+            check_teacher(self.teacher.config, self.model.config)
+        self.stages = [self.model.config]
+        if self.config.progressive:
+            self.stages = stages(self.target or self.model.config, context=grows_context(self.windows, self.config))
+            if self.model.config != self.stages[0]:
+                raise ConfigError(
+                    "got progressive=true and a model of another shape than it begins with. Try growth.stages(target)[0], or "
+                    "btlm train --progressive"
+                )
         self.optimizers = Optimizers(self.model, self.config.optim)
         self.latest: Batch | None = None  # that of the latest update, for observers
 
@@ -162,6 +192,8 @@ class Trainer:
                 for observe in self.observers:
                     observe(self, record)
                 self._check_patience()
+                if self._growth_is_due():
+                    self._grow()
             self.progress.stopped = "budget spent"
         except StopTraining as stop:
             self.progress.stopped = str(stop)
@@ -173,7 +205,7 @@ class Trainer:
     def update(self) -> Record:
         """One optimizer update."""
         config, progress = self.config, self.progress
-        rate = schedule(progress.share, config.optim)
+        rate = schedule(progress.share, config.optim) * self._rate_after_growth()
         self.optimizers.set_rate(rate)
         batch = self.latest = self.windows.draw(config.batch_size)
         nats = self._accumulated(batch)
@@ -188,8 +220,9 @@ class Trainer:
         self.optimizers.zero_grad()
         progress.step += 1
         progress.bytes_seen += config.batch_size * self.windows.window_bytes
+        progress.flops += config.batch_size * self.windows.window_bytes * self.model.flops_per_byte()
         bits_per_byte_coded = batch.bits_BT.shape[1] / self.windows.window_bytes
-        return Record(
+        record = Record(
             step=progress.step,
             bytes=progress.bytes_seen,
             seconds=progress.seconds,
@@ -197,6 +230,10 @@ class Trainer:
             grad_norm=norm,
             rate=rate,
         )
+        if len(self.stages) > 1 and progress.step == progress.grown_at + 1:
+            shape = self.model.config
+            record |= Record(num_layers=shape.num_layers, d_model=shape.d_model, max_seq_len=shape.max_seq_len)
+        return record
 
     def _accumulated(self, batch: Batch) -> float:
         """Gradients of a batch, and its nats a bit; with `auto_batch`, out of memory, again in more micro-batches."""
@@ -222,7 +259,9 @@ class Trainer:
         for at, micro_BT in enumerate(bits_BT.chunk(parts)):
             said_BTF = None if features_BTF is None else features_BTF.chunk(parts)[at]
             with autocast(self.device, self.config.amp):
-                loss, mean_nats = self.model.losses(micro_BT, said_BTF, reach=self._reach)
+                loss, mean_nats = self.model.losses(
+                    micro_BT, said_BTF, reach=self._reach, teacher=self.teacher, trust=self.config.distillation
+                )
             share = len(micro_BT) / len(bits_BT)
             (loss * share).backward()  # type: ignore[no-untyped-call]
             nats += mean_nats.item() * share
@@ -250,6 +289,7 @@ class Trainer:
         p = self.progress
         epoch_bytes = len(self.windows) * self.windows.window_bytes
         spent = {"steps": p.step, "epochs": p.bytes_seen / epoch_bytes, "bytes": p.bytes_seen, "seconds": seconds}
+        spent["flops"] = p.flops
         p.share = min(1.0, spent[name] / amount)
         return p.share
 
@@ -266,11 +306,48 @@ class Trainer:
         better = bpb < self.progress.best_bpb
         self.progress.best_bpb = min(bpb, self.progress.best_bpb)
         self.progress.stale = 0 if better else self.progress.stale + 1
+        if self.config.progressive:
+            enough = bpb < self.progress.mark_bpb * (1 - self.config.progressive.threshold)
+            self.progress.weak = 0 if enough else self.progress.weak + 1
+            self.progress.mark_bpb = min(bpb, self.progress.mark_bpb)
         return bpb
 
     def _check_patience(self) -> None:
         if self.config.patience and self.progress.stale >= self.config.patience:
             raise StopTraining(f"no better validation in {self.progress.stale}")
+
+    # ---- growing ----
+
+    def _growth_is_due(self) -> bool:
+        """On a plateau, or where otherwise there would be no time left for the stages to come."""
+        p, how = self.progress, self.config.progressive
+        if how is None or p.ceiling or p.share >= 1 or p.stage + 1 >= len(self.stages):
+            return False
+        late = p.share >= how.latest * (p.stage + 1) / len(self.stages)
+        return late or p.weak >= how.patience
+
+    def _grow(self) -> None:
+        p, grown = self.progress, self.stages[self.progress.stage + 1]
+        if not self.may_grow(grown):
+            p.ceiling = True
+            return
+        larger = expand_to(self.model, grown)
+        self.optimizers = expand_optimizers(self.optimizers, self.model, larger, self.config.optim)
+        self._replace_model(larger)
+        p.stage, p.grown_at, p.weak, p.stale, p.mark_bpb = p.stage + 1, p.step, 0, 0, math.inf
+
+    def _replace_model(self, model: BitTransformerLM) -> None:
+        if model.config.max_seq_len != self.model.config.max_seq_len:
+            assert isinstance(self.windows, CorpusWindows)
+            self.windows = self.windows.resized(window_bytes(model))
+        self.model = model
+
+    def _rate_after_growth(self) -> float:
+        p, how = self.progress, self.config.progressive
+        if how is None or not p.stage:
+            return 1.0
+        risen = (p.step - p.grown_at + 1) / how.warmup_steps if how.warmup_steps else 1.0
+        return how.rate**p.stage * min(1.0, risen)
 
     def take_bank(self) -> None:
         """Give the model the bank of experts that its windows' features come from, as it stands."""
@@ -307,6 +384,10 @@ class Trainer:
         """
         tensors, document = read_tensors(path, device=self.device)
         train = _config_of(TrainConfig, document.get("train"))
+        stage = document.get("progress", {}).get("stage", 0)
+        if stage != self.progress.stage and stage < len(self.stages):
+            self._replace_model(BitTransformerLM(self.stages[stage]).to(self.device))
+            self.optimizers = Optimizers(self.model, self.config.optim)
         same = {
             "model": _config_of(ModelConfig, document.get("model")) == self.model.config,
             # A run that met the end of memory may go on with smaller micro-batches.
@@ -325,6 +406,29 @@ class Trainer:
         self.optimizers.load_state_dict(state)
         self.windows.load_state_dict(document["windows"], under("windows.", tensors))
         self.progress = Progress(**{**document["progress"], "stopped": ""})
+
+
+def grows_context(windows: Windows, config: TrainConfig) -> bool:
+    """Whether the windows of a training can become longer: not where their size is given, or they are read as streams."""
+    return isinstance(windows, CorpusWindows) and config.window is None
+
+
+def check_teacher(teacher: ModelConfig, student: ModelConfig) -> None:
+    """Refuse a teacher that does not see what the student sees.
+
+    Raises:
+        ConfigError: they differ in more than their size, or the student's windows are too long for the teacher.
+    """
+    for name in ("patch_bits", "parity", "causal", "noise", "experts"):
+        if getattr(teacher, name) != getattr(student, name):
+            raise ConfigError(
+                f"{name}={getattr(student, name)!r} is not the teacher's {getattr(teacher, name)!r}; both must see the same. Try "
+                f"{name}={getattr(teacher, name)!r}"
+            )
+    if student.max_seq_len > teacher.max_seq_len:
+        raise ConfigError(
+            f"max_seq_len={student.max_seq_len} is more than the teacher's {teacher.max_seq_len}. Try max_seq_len={teacher.max_seq_len}"
+        )
 
 
 def check_training(model: ModelConfig, config: TrainConfig) -> None:
@@ -391,6 +495,10 @@ def train_loop(
         NonFiniteLoss: the loss or a gradient is not a finite number.
     """
     chosen = TrainConfig.of({**(config.model_dump() if config else {}), **fields})
+    if chosen.progressive:
+        raise ConfigError(
+            "got progressive; train_loop trains a model in place, and a grown one is another. Try Trainer"
+        )
     history: list[Record] = []
 
     def keep(_: Trainer, record: Record) -> None:

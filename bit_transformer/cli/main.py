@@ -10,6 +10,7 @@ import typer
 from bit_transformer.cli.commands import (
     bench,
     calibrate,
+    collapse,
     estimate,
     evaluate,
     explain,
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.run)
+app.command("collapse")(collapse.run)
 app.command("estimate")(estimate.run)
 app.command("generate")(generate.run)
 app.command("infill")(infill.run)

@@ -152,6 +152,14 @@ class CorpusWindows(_Epochs):
         features_BTF = np.stack([self.features.read(start * width, T) for start in starts])
         return Batch(torch.from_numpy(bits_BT), torch.from_numpy(features_BTF))
 
+    def resized(self, window_bytes: int) -> CorpusWindows:
+        """The same corpus in windows of another size, from the next epoch on."""
+        other = CorpusWindows(
+            self.corpus, window_bytes, parity=self.parity, align=self.align, seed=self.seed, features=self.features
+        )
+        other.epoch = self.epoch + 1
+        return other
+
     def _offset(self, epoch: int) -> int:
         room = min(self.window_bytes, len(self.corpus) - len(self) * self.window_bytes) // self.align
         return epoch_key(self.seed, epoch) % (room + 1) * self.align

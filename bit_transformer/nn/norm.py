@@ -3,13 +3,14 @@
 # Shapes: D model width; leading axes are free.
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-EPS = 1e-6
+EPS = 1e-4  # of the sum of squares, not of their mean, so that channels of zeros change nothing but the scale
 
 
 class _Normalize(torch.autograd.Function):
@@ -18,7 +19,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_D: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(x_D, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x_D.shape[-1]).add_(EPS).rsqrt_()
+        inverse = norm.square_().add_(EPS).rsqrt_().mul_(math.sqrt(x_D.shape[-1]))
         unit_D = x_D * inverse
         ctx.save_for_backward(unit_D, inverse)
         return unit_D

@@ -114,7 +114,7 @@ def _on_grid(update_D: Floats) -> Floats:
 
 
 def _normalized(x_D: Floats) -> Floats:
-    return x_D * (1 / math.sqrt(float(x_D.dot(x_D)) / len(x_D) + EPS))
+    return x_D * math.sqrt(len(x_D) / (float(x_D.dot(x_D)) + EPS))
 
 
 def _views(block: nn.Module, cache: LayerCache) -> _Layer:

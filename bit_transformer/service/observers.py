@@ -81,6 +81,7 @@ class Reporter:
         self.val_bpb: float | None = None
         self.began: tuple[float, float, float] | None = None
         self.micro_batches: int | None = None
+        self.ceiling = False
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
         """Report every update, and where memory forced smaller micro-batches."""
@@ -90,6 +91,17 @@ class Reporter:
             )
         self.micro_batches = trainer.micro_batches
         p = trainer.progress
+        if p.stage and p.step == p.grown_at + 1:
+            c = trainer.model.config
+            self.report(
+                Notice(
+                    f"grown at step {p.grown_at} to {c.num_layers} layers of width {c.d_model}, windows of {c.max_seq_len} bits"
+                )
+            )
+            self.began = None  # another pace
+        if p.ceiling and not self.ceiling:
+            self.ceiling = True
+            self.report(Notice("the model grows no further: there is no memory for the next stage"))
         loss = record["train_bpb"]
         self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
         self.val_bpb = record.get("val_bpb", self.val_bpb)

@@ -11,8 +11,15 @@ LONG_NAMES = {"K": "0 noise, 1 order", "C": "0 constant, 1 coins", "S": "1 like 
 INK, TRAIN, VALIDATION = "#333333", "#9db8d2", "#c2410c"
 
 
-def plot_loss(train: Mapping[int, float], validation: Mapping[int, float], path: Path, *, title: str) -> None:
-    """Training and validation bits per byte by step."""
+def plot_loss(
+    train: Mapping[int, float],
+    validation: Mapping[int, float],
+    path: Path,
+    *,
+    title: str,
+    marks: Sequence[tuple[int, str]] = (),
+) -> None:
+    """Training and validation bits per byte by step; marks are where the model grew, and to what."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -30,6 +37,11 @@ def plot_loss(train: Mapping[int, float], validation: Mapping[int, float], path:
         )
     values = sorted([*train.values(), *validation.values()])
     axes.set_ylim(max(0.0, values[0] - 0.2), min(8.2, values[int(0.98 * (len(values) - 1))] + 0.3))
+    for step, text in marks:
+        axes.axvline(step, color=INK, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            text, (step, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right", fontsize=7
+        )
     _finish(axes, "update", "bits per byte", title)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)

@@ -45,10 +45,21 @@ def _summary(runs: RunStore, run: Run) -> RunSummary:
 
 
 def show_run(run: str, store: Path = DEFAULT_STORE) -> dict[str, Any]:
-    """All that is recorded of a run: its config, its result, its validations, its alerts.
+    """All that is recorded of a run: its config, its result, its validations, how it grew, its alerts.
 
     Raises:
         RunNotFound: none of that name.
     """
     runs = RunStore(store)
-    return {**asdict(runs.get(run)), "validation": runs.series(run, "val_bpb"), "alerts": runs.alerts(run)}
+    found = asdict(runs.get(run))
+    more = {"validation": runs.series(run, "val_bpb"), "growth": growths(runs, run), "alerts": runs.alerts(run)}
+    return {**found, **more}
+
+
+def growths(store: RunStore, run: str) -> list[tuple[int, str]]:
+    """Of a training that grew: the update from which on a shape was trained, and the shape; the first one included."""
+    columns = [store.series(run, key) for key in ("num_layers", "d_model", "max_seq_len")]
+    return [
+        (step, f"{layers:.0f} x {width:.0f}, {bits:,.0f} bits")
+        for (step, layers), (_, width), (_, bits) in zip(*columns, strict=True)
+    ]

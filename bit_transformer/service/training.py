@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ import torch
 from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint
 from bit_transformer.config import DataConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, split
+from bit_transformer.data.windows import Windows
 from bit_transformer.errors import BitStreamError, BitTransformerError, CheckpointError, ConfigError
+from bit_transformer.growth import smaller_config, stages
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.presets import optim_for
 from bit_transformer.runs.store import RunStore, Status
 from bit_transformer.safety.calibration import GATE_FILE
+from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.evaluation import Comparison, compare_on
 from bit_transformer.service.memory import micro_batches_that_fit
-from bit_transformer.service.models import default_device
+from bit_transformer.service.models import default_device, model_path
 from bit_transformer.service.observers import (
     TRAINING_FILE,
     WATCHED,
@@ -38,8 +43,9 @@ from bit_transformer.service.observers import (
 )
 from bit_transformer.service.plots import plot_loss
 from bit_transformer.service.provenance import provenance
+from bit_transformer.service.runs import growths
 from bit_transformer.telemetry import Alert
-from bit_transformer.training import Observer, Trainer, build_windows, check_training
+from bit_transformer.training import Observer, Trainer, build_windows, check_teacher, check_training, grows_context
 
 CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE, GATE_FILE)
@@ -54,6 +60,7 @@ class TrainRequest:
         out: the run folder; its name is the run's.
         store: the SQLite file of run records.
         eval_bytes: held-out bytes that the last evaluation scores, at most; evenly spread.
+        teacher: checkpoint file of a model whose predictions are learned beside the data, if there is one.
     """
 
     out: Path
@@ -62,6 +69,7 @@ class TrainRequest:
     train: TrainConfig
     data: DataConfig
     eval_bytes: int = 1 << 18
+    teacher: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,7 @@ def train(request: TrainRequest, *, overwrite: bool = False, report: Report | No
         BitTransformerError: settings or data that cannot be; then nothing is written.
     """
     check_training(request.model, request.train)
+    teacher = _teacher(request)
     if request.out.is_file():
         raise ConfigError(f"{request.out} is a file; a run needs a folder of its own. Try --out runs/NAME")
     there = [name for name in RUN_FILES if (request.out / name).exists()]
@@ -113,10 +122,8 @@ def train(request: TrainRequest, *, overwrite: bool = False, report: Report | No
     if not there_already.is_dir():  # known now, not after the experts have read the data
         raise ConfigError(f"{request.out}: {there_already} is a file; a folder is needed. Try another path for --out")
     train_part, held_out = _load_data(request)
-    torch.manual_seed(request.train.seed)
-    model = BitTransformerLM(request.model).to(default_device())
     began = time.monotonic()
-    trainer = _trainer(model, request, train_part, held_out, report)
+    trainer = _trainer(request, train_part, held_out, report, teacher)
     trainer.progress.seconds = time.monotonic() - began  # the experts' pass over the data is part of the budget
     _foresee(trainer, report)
     document = _document(request, train_part, held_out)
@@ -149,12 +156,83 @@ def resume(out: Path, *, auto_batch: bool = False, report: Report | None = None)
         raise CheckpointError(
             f"{out}: its training files are not what they were; a resumed run needs the same. Try a new run"
         )
-    model = BitTransformerLM(request.model).to(default_device())
-    trainer = _trainer(model, request, train_part, held_out, report)
+    trainer = _trainer(request, train_part, held_out, report, _teacher(request))
     trainer.load(out / TRAINING_FILE)
     _foresee(trainer, report)
     store.go_on(_name(out), trainer.progress.step)
     return _run(trainer, request, held_out, store, report)
+
+
+@dataclass(frozen=True)
+class CollapseResult:
+    """A large model taught to a small one, and what was lost.
+
+    Attributes:
+        training: of the small one.
+        teacher_bpb, student_bpb: on the same held-out bytes; none where the training was stopped or nothing is held out.
+        parameters, flops: of the small one as a share of the large one's, of what takes part in one byte.
+    """
+
+    training: TrainResult
+    teacher: str
+    teacher_bpb: float | None
+    student_bpb: float | None
+    parameters: float
+    flops: float
+
+
+def collapse(
+    run: str,
+    out: Path,
+    sizes: Mapping[str, int],
+    train_fields: Mapping[str, Any],
+    corpora: Sequence[str] = (),
+    *,
+    store: Path = DEFAULT_STORE,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> CollapseResult:
+    """Train a smaller model on what a larger one predicts, beside the data.
+
+    Args:
+        run: the teacher.
+        sizes: fields of `ModelConfig` in which the student differs; not given: half the depth, half the width, heads as wide.
+        train_fields: of `TrainConfig`; `distillation` is what the teacher counts for.
+        corpora: not given: those of the teacher's run.
+
+    Raises:
+        BitTransformerError: no such run, a student that is no smaller, or settings or data that cannot be.
+    """
+    path = model_path(run, store)
+    teacher = load_checkpoint(path, device=default_device())
+    shape = smaller_config(teacher.config, sizes)
+    student = BitTransformerLM(shape)
+    before, after = teacher.num_parameters(), student.num_parameters()
+    if after.total >= before.total:
+        raise ConfigError(
+            f"got a student of {after.total:,} parameters; the teacher has {before.total:,}. Try fewer layers, or less width"
+        )
+    data = DataConfig.of({"corpora": tuple(corpora)}) if corpora else _read_request(path.parent)[0].data
+    config = TrainConfig.of({"optim": optim_for(shape).model_dump(), **train_fields})
+    request = TrainRequest(out, store, shape, config, data, teacher=path)
+    result = train(request, overwrite=overwrite, report=report)
+    teacher_bpb = None
+    if result.comparison:
+        _, held_out = _load_data(request)
+        teacher_bpb = compare_on(teacher, _last_sample(request, held_out)).bpb
+    return CollapseResult(
+        training=result,
+        teacher=run,
+        teacher_bpb=teacher_bpb,
+        student_bpb=result.comparison.bpb if result.comparison else None,
+        parameters=after.active / before.active,
+        flops=student.flops_per_byte(training=False) / teacher.flops_per_byte(training=False),
+    )
+
+
+def _last_sample(request: TrainRequest, held_out: Corpus) -> Corpus:
+    """What the last evaluation scores."""
+    return held_out.thinned(request.eval_bytes, 1 << 16, request.model.align_bytes)
 
 
 def _name(out: Path) -> str:
@@ -181,7 +259,7 @@ def _run(
         comparison = None
         if status == "finished" and len(held_out):
             model = load_checkpoint(out / MODEL_FILE, device=trainer.device)
-            comparison = compare_on(model, held_out.thinned(request.eval_bytes, 1 << 16, request.model.align_bytes))
+            comparison = compare_on(model, _last_sample(request, held_out))
     except BaseException as failed:
         store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
         with contextlib.suppress(BitTransformerError, OSError):  # what went wrong first is what the user must read
@@ -224,20 +302,44 @@ def _load_data(request: TrainRequest) -> tuple[Corpus, Corpus]:
 
 
 def _trainer(
-    model: BitTransformerLM, request: TrainRequest, train_part: Corpus, held_out: Corpus, report: Report | None
+    request: TrainRequest,
+    train_part: Corpus,
+    held_out: Corpus,
+    report: Report | None,
+    teacher: BitTransformerLM | None,
 ) -> Trainer:
     tell: Report = report or (lambda _: None)
-    windows = build_windows(
-        model,
-        train_part,
-        request.train,
-        say=lambda text: tell(Notice(text)),
-        passed=lambda done, total: tell(Reading(done, total)),
-    )
+    config, device = request.train, default_device()
+
+    def begin(shape: ModelConfig) -> tuple[BitTransformerLM, Windows]:
+        torch.manual_seed(config.seed)
+        model = BitTransformerLM(shape).to(device)
+        say, passed = (lambda text: tell(Notice(text))), (lambda done, total: tell(Reading(done, total)))
+        return model, build_windows(model, train_part, config, say=say, passed=passed)
+
+    model, windows = begin(stages(request.model)[0] if config.progressive else request.model)
+    if config.progressive and not grows_context(windows, config):
+        model, windows = begin(stages(request.model, context=False)[0])
     sample = held_out.thinned(request.train.eval_bytes, VALIDATION_PIECE, request.model.align_bytes)
     validation = sample if len(sample) else None
-    trainer = Trainer(model, windows, request.train, validation)
-    return trainer
+    return Trainer(
+        model,
+        windows,
+        config,
+        validation,
+        teacher=teacher,
+        target=request.model,
+        may_grow=lambda shape: micro_batches_that_fit(shape, config, device) is not None,
+    )
+
+
+def _teacher(request: TrainRequest) -> BitTransformerLM | None:
+    """The teacher, ready; told apart from the student before the data is read."""
+    if request.teacher is None:
+        return None
+    teacher = load_checkpoint(request.teacher, device=default_device())
+    check_teacher(teacher.config, request.model)
+    return teacher
 
 
 def _foresee(trainer: Trainer, report: Report | None) -> None:
@@ -262,6 +364,7 @@ def _document(request: TrainRequest, train_part: Corpus, held_out: Corpus) -> di
             "digest": train_part.digest(),
         },
         "eval_bytes": request.eval_bytes,
+        "teacher": str(request.teacher.resolve()) if request.teacher else None,
         "store": str(request.store.resolve()),
         "command": sys.argv,
         "provenance": provenance(),
@@ -294,7 +397,8 @@ def _read_request(out: Path) -> tuple[TrainRequest, str]:
         document = json.loads(path.read_text())
         data = DataConfig.of({key: document["data"][key] for key in DataConfig.model_fields})
         model, train = ModelConfig.of(document["model"]), TrainConfig.of(document["train"])
-        request = TrainRequest(out, Path(document["store"]), model, train, data, document["eval_bytes"])
+        teacher = Path(document["teacher"]) if document.get("teacher") else None
+        request = TrainRequest(out, Path(document["store"]), model, train, data, document["eval_bytes"], teacher)
         digest: str = document["data"]["digest"]
     except (KeyError, TypeError, ValueError) as damaged:
         raise CheckpointError(f"{path}: is damaged or of another version ({damaged}). Try a new run") from None
@@ -315,7 +419,8 @@ def _export(store: RunStore, run: str, out: Path) -> None:
         writer.writerows([step, *(columns[key].get(step, "") for key in keys)] for step in steps)
     os.replace(temporary, out / METRICS_FILE)
     if "train_bpb" in columns:
-        plot_loss(columns["train_bpb"], columns.get("val_bpb", {}), out / PLOT_FILE, title=run)
+        marks = growths(store, run)[1:]
+        plot_loss(columns["train_bpb"], columns.get("val_bpb", {}), out / PLOT_FILE, title=run, marks=marks)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

@@ -28,8 +28,8 @@ def patch_value(bits: list[int]) -> int:
 
 
 def rms_norm(x: np.ndarray) -> np.ndarray:
-    mean_square = sum(float(v) ** 2 for v in x) / len(x)
-    return np.array([v / math.sqrt(mean_square + 1e-6) for v in x])
+    squares = sum(float(v) ** 2 for v in x)
+    return np.array([v * math.sqrt(len(x)) / math.sqrt(squares + 1e-4) for v in x])
 
 
 def rotate(x: np.ndarray, position: int) -> np.ndarray:

@@ -74,4 +74,9 @@ def show(
         for step, value in found["validation"]:
             made.add_row(f"{step:,}", bpb(value))
         console.print(made)
+        if found["growth"]:
+            made = table("\ngrowth", "from update", "layers x width, window")
+            for step, shape in found["growth"]:
+                made.add_row(f"{step:,}", shape)
+            console.print(made)
         show_alerts(found["alerts"])

@@ -73,6 +73,9 @@ def run(
     diffusion_curriculum: Annotated[
         bool, typer.Option("--diffusion-curriculum", help="Of --diffusion: noise widens over half of the training.")
     ] = False,
+    progressive: Annotated[
+        bool, typer.Option("--progressive", help="Begin with a smaller model, and grow it to this one on plateaus.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings.")
     ] = False,
@@ -106,7 +109,7 @@ def run(
                 noise,
                 diffusion_steps,
             )
-            if any(shape) or diffusion_curriculum or flags or set_ or overwrite:
+            if any(shape) or diffusion_curriculum or progressive or flags or set_ or overwrite:
                 raise ConfigError(
                     "--resume keeps the run's own settings; it must be given with --out alone, or --auto-batch. Try without the others"
                 )
@@ -118,6 +121,8 @@ def run(
             settings = read_settings(recipe, set_ or [])
             if auto_batch:
                 settings["train"]["auto_batch"] = True
+            if progressive:
+                settings["train"].setdefault("progressive", True)
             set_diffusion(settings, diffusion, noise, diffusion_steps, diffusion_curriculum)
             request = _request(settings, corpora, out, preset, patch_bits, parity, experts, flags, eval_bytes, store)
             from bit_transformer.service import training

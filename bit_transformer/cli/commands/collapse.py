@@ -1,0 +1,65 @@
+"""`btlm collapse`: teach a large model to a small one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bit_transformer.cli.options import SECONDS_DEFAULT, BatchSize, Json, RunArgument, Set, Store, read_settings
+from bit_transformer.cli.output import EXIT_INTERRUPTED, bpb, console, errors_in_one_line, show_json
+from bit_transformer.cli.training_output import live_progress, show_training
+from bit_transformer.service import DEFAULT_STORE
+
+
+def run(
+    model: RunArgument,
+    out: Annotated[Path, typer.Option(help="Run folder of the small one; made, must not hold a run.")],
+    corpora: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CORPUS...", help="What to teach with. Default: what the run was trained on."),
+    ] = None,
+    num_layers: Annotated[int | None, typer.Option(help="Default: half as many.")] = None,
+    d_model: Annotated[int | None, typer.Option(help="Default: half as wide, heads as wide as before.")] = None,
+    nhead: Annotated[int | None, typer.Option(help="Default: as many as the width holds.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help=f"Budget in wall-clock seconds. Default: {SECONDS_DEFAULT:g}.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in optimizer updates.")] = None,
+    batch_size: BatchSize = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, windows and dropout.")] = None,
+    set_: Set = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Train a smaller model on what a run predicts, beside the data, and say what was lost."""
+    with errors_in_one_line(as_json):
+        from bit_transformer.config import BUDGETS
+        from bit_transformer.service import training
+
+        settings = read_settings(None, set_ or [])
+        given = {"steps": steps, "seconds": seconds, "batch_size": batch_size, "seed": seed}
+        fields = settings["train"] | {key: value for key, value in given.items() if value is not None}
+        if not any(name in fields for name in BUDGETS):
+            fields["seconds"] = SECONDS_DEFAULT
+        flags = {"num_layers": num_layers, "d_model": d_model, "nhead": nhead}
+        sizes = settings["model"] | {key: value for key, value in flags.items() if value is not None}
+        with live_progress() as report:
+            found = training.collapse(
+                model, out, sizes, fields, corpora or [], store=store, overwrite=overwrite, report=report
+            )
+        if as_json:
+            show_json(found)
+        else:
+            show_training(found.training)
+            if found.teacher_bpb is not None and found.student_bpb is not None:
+                console.print(
+                    f"{found.teacher}: {bpb(found.teacher_bpb)} bits per byte on the same bytes; lost: "
+                    f"{found.student_bpb - found.teacher_bpb:+.3f}, with {found.parameters:.0%} of the active parameters and "
+                    f"{found.flops:.0%} of the operations a byte",
+                    soft_wrap=True,
+                )
+        if found.training.status == "stopped":
+            raise typer.Exit(EXIT_INTERRUPTED)

@@ -1,0 +1,206 @@
+"""Growing a model without changing what it computes, its optimizers with it, and the stages of a training that grows.
+
+Depth: new blocks on top, whose last projections are zero, so they add nothing until they are trained. Width: channels that are zero
+on every position; norms then divide by a smaller root mean square, which the old columns of what reads the stream make good.
+Whatever reads the new channels is random and whatever writes them is zero, so gradients reach both. Heads keep their width, for
+rotary frequencies depend on it.
+
+Sources: Chen et al. 2016, arXiv:1511.05641 (Net2Net); Gong et al. 2019 (stacking); Yao et al. 2024, arXiv:2305.02869 (masked growth);
+Du et al. 2024, arXiv:2405.15319 (new layers as copies of the stack below).
+"""
+
+# Shapes: R rows and C columns of a parameter.
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bit_transformer.config import ModelConfig, OptimConfig
+from bit_transformer.errors import ConfigError
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.optim import Optimizers
+
+GROWS = ("d_model", "num_layers", "nhead", "dim_feedforward", "max_seq_len")
+# How a moment of a gradient changes where its weight is scaled by s: as s to this power.
+POWERS = {"momentum": -1, "exp_avg": -1, "exp_avg_sq": -2}
+
+
+def expand_model(
+    model: BitTransformerLM,
+    *,
+    d_model: int | None = None,
+    num_layers: int | None = None,
+    nhead: int | None = None,
+    dim_feedforward: int | None = None,
+    max_seq_len: int | None = None,
+) -> BitTransformerLM:
+    """A larger model that computes the same, up to rounding; in depth and window exactly.
+
+    Args:
+        d_model: width; nhead follows, for the heads keep theirs.
+        dim_feedforward: not given: it follows d_model where the model's does.
+        max_seq_len: longest window, in bits.
+
+    Returns:
+        a model of its own, but for the experts' bank, which is the same; in the mode, dtype and on the device of the one given.
+
+    Raises:
+        ConfigError: something smaller than it is, heads of another width, or sizes that cannot be.
+    """
+    given = {
+        "d_model": d_model,
+        "num_layers": num_layers,
+        "nhead": nhead,
+        "dim_feedforward": dim_feedforward,
+        "max_seq_len": max_seq_len,
+    }
+    return expand_to(
+        model, grown_config(model.config, {name: value for name, value in given.items() if value is not None})
+    )
+
+
+def expand_to(model: BitTransformerLM, grown: ModelConfig) -> BitTransformerLM:
+    """`expand_model` to a shape that is known to be one it can grow to."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        larger = BitTransformerLM(grown).to(model.head.weight)
+    state = larger.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            state[name].copy_(_place(name, tensor, state[name], model.config, grown, 1))
+        for index in range(model.config.num_layers, grown.num_layers):
+            for part in ("attend.query_key_value", "feed_forward.expand"):
+                below = state[f"blocks.{index - model.config.num_layers}.{part}.weight"]
+                state[f"blocks.{index}.{part}.weight"].copy_(below)
+    if model.has_bank:
+        larger.bank = model.bank
+    return larger.train(model.training)
+
+
+def grown_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig:
+    """The shape of a model after growth.
+
+    Raises:
+        ConfigError: as of `expand_model`.
+    """
+    head = config.d_model // config.nhead
+    width = sizes.get("d_model", config.d_model)
+    heads = sizes.get("nhead", width // head)
+    if heads * head != width:
+        raise ConfigError(
+            f"got d_model={width} and nhead={heads}; heads must stay {head} wide, for their rotary frequencies depend on it. "
+            f"Try d_model={max(1, width // head) * head}, nhead={max(1, width // head)}"
+        )
+    grown = ModelConfig.of({**config.model_dump(), **sizes, "nhead": heads})
+    for name in GROWS:
+        before, after = (
+            getattr(config, name) or config.feedforward_width,
+            getattr(grown, name) or grown.feedforward_width,
+        )
+        if after < before:
+            raise ConfigError(
+                f"{name}={after} is less than the model's {before}; expand_model only grows. Try {name}={before}, or btlm collapse"
+            )
+    return grown
+
+
+def smaller_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig:
+    """The shape of a student: what `sizes` say, else half the depth and half the width, in heads as wide as before.
+
+    Raises:
+        ConfigError: sizes that cannot be.
+    """
+    head, ratio = config.d_model // config.nhead, config.feedforward_width / config.d_model
+    width = sizes.get("d_model", sizes.get("nhead", max(1, config.nhead // 2)) * head)
+    layers = sizes.get("num_layers", max(1, config.num_layers // 2))
+    fields = {
+        "d_model": width,
+        "nhead": max(1, width // head),
+        "num_layers": layers,
+        "checkpoint_every": min(config.checkpoint_every, max(1, layers)),
+        "dim_feedforward": None if config.dim_feedforward is None else max(1, round(ratio * width)),
+    }
+    return ModelConfig.of({**config.model_dump(), **fields, **sizes})
+
+
+def expand_optimizers(
+    before: Optimizers, model: BitTransformerLM, larger: BitTransformerLM, config: OptimConfig
+) -> Optimizers:
+    """Optimizers for a grown model, with what those of the smaller one remember.
+
+    A weight that was scaled has gradients scaled the other way, and so have their moments; of new weights there are none.
+    """
+    after = Optimizers(larger, config)
+    names = {id(p): name for name, p in model.named_parameters()}
+    grown = dict(larger.named_parameters())
+    for part, optimizer in before.parts.items():
+        for p, state in optimizer.state.items():
+            name = names[id(p)]
+            new = grown[name]
+            after.parts[part].state[new] = {
+                key: _place(name, value, torch.zeros_like(new), model.config, larger.config, POWERS[key])
+                if key in POWERS
+                else copy.deepcopy(value)
+                for key, value in state.items()
+            }
+    return after
+
+
+def _place(name: str, old: Tensor, fresh: Tensor, before: ModelConfig, after: ModelConfig, power: int) -> Tensor:
+    """A parameter of the larger model: that of the smaller one where it belongs, fresh values elsewhere.
+
+    Args:
+        power: 1 for weights; of moments see `POWERS`.
+    """
+    D, wider = before.d_model, after.d_model
+    made = fresh.clone()
+    if name in ("head.bias", "mixer.by_node"):
+        return old.clone()
+    if name.startswith(("embed.", "phase.", "level.", "ngrams.")):
+        made[:, D:] = 0.0
+        made[:, :D] = old
+        return made
+    reads_stream = not name.endswith("out.weight")
+    scale = math.sqrt(D / wider) ** power if reads_stream else 1.0
+    if name.endswith("query_key_value.weight"):
+        made.view(3, wider, wider)[:, :D, :D] = old.view(3, D, D) * scale
+        return made
+    made[: old.shape[0], : old.shape[1]] = old * scale
+    return made
+
+
+def stages(target: ModelConfig, *, context: bool = True) -> list[ModelConfig]:
+    """The shapes of a training that grows to a target: a quarter of its depth, half its width and window at first, then by turns twice
+    the depth, the width and the window until all are there.
+
+    Args:
+        context: whether the window grows too.
+    """
+    heads, unit = target.nhead, target.align_bytes * target.byte_bits
+    head = target.d_model // heads
+    half = target.max_seq_len // 2 // unit * unit
+    sizes = {
+        "num_layers": max(1, target.num_layers // 4),
+        "nhead": max(1, heads // 2),
+        "max_seq_len": half if context and half >= unit and not target.chunk_size else target.max_seq_len,
+    }
+    ratio = target.feedforward_width / target.d_model
+
+    def shape() -> ModelConfig:
+        width = sizes["nhead"] * head
+        inner = None if target.dim_feedforward is None else max(1, round(ratio * width))
+        fields = {**target.model_dump(), **sizes, "d_model": width, "dim_feedforward": inner}
+        fields["checkpoint_every"] = min(target.checkpoint_every, sizes["num_layers"])
+        return ModelConfig.of(fields)
+
+    found = [shape()]
+    while found[-1] != target:
+        for name, goal in (("num_layers", target.num_layers), ("nhead", heads), ("max_seq_len", target.max_seq_len)):
+            if sizes[name] < goal:
+                sizes[name] = min(goal, 2 * sizes[name]) if name == "num_layers" else goal
+                found.append(shape())
+    return found
