@@ -155,7 +155,7 @@ def _switches(
             choices.append(({"use_checkpoint": True}, {}, "about a fifth more time"))
         elif model.checkpoint_every > 1:
             choices.append(({"checkpoint_every": 1}, {}, "up to a fifth more time"))
-    if model.chunk_size is None:
+    if model.chunk_size is None and model.causal:
         chunk = max(1, model.max_patches // 8) * model.patch_bits
         choices.append(({"chunk_size": chunk}, {}, "attention reaches less far"))
     if train.batch_size % (2 * train.accum_steps * world_size) == 0:
@@ -300,12 +300,12 @@ def _in_use(c: ModelConfig, batch: int, world_size: int) -> MemoryEstimate:
     parameters = (L * block + tables + mixer + others) * FLOAT // world_size
     parameters += (2 * block + mixer + others + tables) * FLOAT if world_size > 1 else 0
     working = sum(_block_in_use(c, batch))
-    cache = batch * L * 2 * min(c.attention_window or N, N) * D * FLOAT
+    cache = batch * L * 2 * min(c.attention_window or N, N) * D * FLOAT if c.causal else 0
     maps = L * batch * c.nhead * N * N * FLOAT if c.full_attn_logging else 0
     experts = _bank(c)
     moments_of = {
         "scoring": parameters + experts + _scoring(c, batch),
-        "generation, with a prompt as long as the window": parameters + experts + cache + working,
+        "filling in" if not c.causal else "generation, with a prompt as long as the window": parameters + experts + cache + working,
         "attention maps, put together": parameters + experts + 2 * maps,
     }
     when, peak = max(moments_of.items(), key=lambda item: item[1])

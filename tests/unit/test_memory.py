@@ -70,6 +70,18 @@ def test_parameters_optimizer_cache_and_bank_are_those_of_the_model(switches):
         assert used.experts == ExpertBank.of(model.config).memory
 
 
+@pytest.mark.parametrize("noise", ["hidden", "flips"])
+def test_a_diffusion_model_is_counted(noise):
+    model = BitTransformerLM(**{**SHAPE, "causal": False, "noise": noise}).train()
+    bits_BT = random_bits(4, model.config.max_seq_len)
+    counted = saved_for_backward(lambda: model.losses(bits_BT)[0])
+    guess = estimate_memory(model.config, TrainConfig(steps=1, batch_size=4, amp=False))
+    assert math.isclose(guess.activations + guess.logits // 2, counted, rel_tol=0.02)
+    assert guess.parameters == sum(p.nbytes for p in model.parameters())
+    assert estimate_memory(model.config, training=False).cache == 0
+    assert all("chunk_size" not in saving.settings for saving in savings(model.config, TrainConfig(steps=1)))
+
+
 def _windows(model: BitTransformerLM):
     from bit_transformer.training import build_windows
 
