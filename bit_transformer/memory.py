@@ -305,7 +305,10 @@ def _in_use(c: ModelConfig, batch: int, world_size: int) -> MemoryEstimate:
     experts = _bank(c)
     moments_of = {
         "scoring": parameters + experts + _scoring(c, batch),
-        "filling in" if not c.causal else "generation, with a prompt as long as the window": parameters + experts + cache + working,
+        "filling in" if not c.causal else "generation, with a prompt as long as the window": parameters
+        + experts
+        + cache
+        + working,
         "attention maps, put together": parameters + experts + 2 * maps,
     }
     when, peak = max(moments_of.items(), key=lambda item: item[1])

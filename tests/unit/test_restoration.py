@@ -1,0 +1,138 @@
+"""Byte strings of any length through a diffusion model: holes, flips, continuations, the gate."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from bit_transformer.bit_io import bits_to_bytes, bytes_to_bits, find_parity_errors
+from bit_transformer.config import Sampling
+from bit_transformer.data.sources import bytes_corpus
+from bit_transformer.diffusion import diffusion_inference
+from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.generation import stream_bytes
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.restoration import continued, fill_bits, hidden_bits, repair_bits
+from bit_transformer.safety import Guard, Reference, SafetyGate, safe_sample_with_retry
+from bit_transformer.training import train_loop
+from tests.conftest import random_model
+
+CYCLE = b"abcdefghijklmnop"
+
+
+@pytest.fixture(scope="module")
+def cyclist() -> BitTransformerLM:
+    """A model that has learned a cycle of sixteen letters."""
+    torch.manual_seed(0)
+    model = BitTransformerLM(d_model=48, nhead=2, num_layers=2, max_seq_len=256, causal=False)
+    train_loop(model, bytes_corpus(CYCLE * 400), steps=250, batch_size=16)
+    return model
+
+
+def test_holes_in_a_long_text_are_filled_in_window_by_window(cyclist: BitTransformerLM) -> None:
+    text = CYCLE * 12  # six windows
+    hidden = hidden_bits(len(text), 8, [(3, 9), (70, 78), (186, 192)], [(800, 803)])
+    told: list[tuple[int, int]] = []
+    known = bytes_to_bits(text) * ~hidden
+    made = fill_bits(cyclist, known, hidden, on_window=lambda *at: told.append(at), temperature=0, order="confidence")
+    assert bits_to_bytes(made) == text
+    assert told[-1] == (20 * 8 + 3, 20 * 8 + 3) and len(told) >= 3
+    same = [fill_bits(cyclist, known, hidden, seed=3) for _ in range(2)]
+    assert (same[0] == same[1]).all() and (same[0][~hidden] == known[~hidden]).all()
+
+
+@pytest.mark.parametrize(
+    "patch_bits, parity, size", [(8, False, 37), (9, True, 37), (8, True, 37), (12, False, 37), (6, False, 5)]
+)
+def test_any_length_is_filled_in_and_repaired(patch_bits: int, parity: bool, size: int) -> None:
+    model = random_model(causal=False, patch_bits=patch_bits, parity=parity, max_seq_len=144)
+    data = bytes(range(60, 60 + size))
+    width = model.config.byte_bits
+    hidden = hidden_bits(size, width, [(0, 1), (size - 1, size)])
+    made = fill_bits(model, bytes_to_bits(data, parity=parity), hidden, seed=1)
+    assert bits_to_bytes(made, parity=parity)[1:-1] == data[1:-1]
+    mended = repair_bits(model, bytes_to_bits(data, parity=parity), rate=1e-6)
+    assert (len(mended.bits) == size * width and len(mended.flipped) == 0) or parity
+
+
+def test_a_long_stream_is_repaired_in_windows_that_overlap(cyclist: BitTransformerLM) -> None:
+    clean = bytes_to_bits(CYCLE * 50)
+    flips = np.random.default_rng(1).random(clean.shape) < 0.01
+    told: list[tuple[int, int]] = []
+    for rate in (0.01, None):
+        mended = repair_bits(cyclist, clean ^ flips, rate=rate, on_window=lambda *at: told.append(at))
+        assert (mended.bits != clean).sum() <= 0.1 * flips.sum()
+        assert set(np.flatnonzero(flips)) >= set(mended.flipped) - set(np.flatnonzero(mended.bits != clean))
+        assert mended.doubt.shape == (800,) and abs(mended.rate - 0.01) < 0.01
+    assert told[-1] == (49, 49)
+
+
+def test_a_prompt_is_continued_half_a_window_at_a_time(cyclist: BitTransformerLM) -> None:
+    pieces = list(islice(continued(cyclist, CYCLE + b"abc", Sampling(temperature=0, seed=1)), 3))
+    made = b"".join(pieces)
+    right = sum(a == b for a, b in zip(CYCLE + b"abc" + made, CYCLE * 10, strict=False))
+    assert right >= 0.9 * len(CYCLE + b"abc" + made) and [len(piece) for piece in pieces] == [16, 16, 16]
+    with pytest.raises(ConfigError, match=r"top_p=0.5 goes with autoregressive models"):
+        continued(cyclist, b"", Sampling(top_p=0.5))
+
+
+def test_a_gate_stands_before_a_diffusion_too(cyclist: BitTransformerLM) -> None:
+    reference = Reference.fit(bytes_corpus(CYCLE * 400), cyclist.config)
+    wide = SafetyGate(c_floor=0.0, s_floor=0.0, decay=0, burn_in=0)
+    sample = safe_sample_with_retry(cyclist, CYCLE, 40, Guard(wide, reference, window=20), Sampling(seed=1))
+    assert sample.complete and len(sample.data) == 40
+    narrow = SafetyGate(c_floor=1.0, s_floor=1.0, decay=0, burn_in=0)
+    sample = safe_sample_with_retry(
+        cyclist, CYCLE, 40, Guard(narrow, reference, window=20), Sampling(seed=1), retries=2
+    )
+    assert not sample.complete and sample.retries == 2 and sample.data == b""
+
+
+@pytest.mark.parametrize("noise, order", [("hidden", "ancestral"), ("hidden", "confidence"), ("flips", "ancestral")])
+@pytest.mark.parametrize("patch_bits", [9, 8])
+def test_no_byte_of_what_is_drawn_has_wrong_parity(patch_bits: int, noise, order) -> None:
+    model = random_model(causal=False, noise=noise, patch_bits=patch_bits, parity=True, max_seq_len=72 * 8)
+    made = diffusion_inference(model, torch.zeros(128, 72 * 8, dtype=torch.uint8), steps=4, order=order, seed=1)
+    assert len(find_parity_errors(made.flatten())) == 0
+    loose = diffusion_inference(
+        model, torch.zeros(4, 72 * 8, dtype=torch.uint8), steps=4, order=order, seed=1, force_parity=False
+    )
+    assert len(find_parity_errors(loose.flatten())) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch_bits", [9, 8])
+def test_a_megabyte_has_no_byte_of_wrong_parity(patch_bits: int) -> None:
+    model = random_model(causal=False, patch_bits=patch_bits, parity=True, max_seq_len=72 * 64)
+    total = 0
+    for seed in range(32):
+        made = diffusion_inference(model, torch.zeros(64, 72 * 64, dtype=torch.uint8), steps=8, seed=seed)
+        assert len(find_parity_errors(made.flatten())) == 0
+        total += made.numel() // 9
+    assert total >= 1 << 20
+
+
+def test_what_cannot_be_is_refused() -> None:
+    model, one_way = random_model(causal=False, max_seq_len=64), random_model(max_seq_len=64)
+    for holes, bit_holes, said in (
+        ([], [], "got nothing to fill in"),
+        ([(5, 11)], [], r"got the hole 5:11; it must lie within bytes 0:10"),
+        ([(5, 5)], [], "5:5; it must lie within bytes 0:10, and not be empty"),
+        ([(-1, 5)], [], "-1:5"),
+        ([], [(79, 81)], r"79:81; it must lie within bits 0:80"),
+    ):
+        with pytest.raises(BitStreamError, match=said):
+            hidden_bits(10, 8, holes, bit_holes)
+    bits = np.zeros(80, dtype=np.uint8)
+    with pytest.raises(BitStreamError, match="both must be"):
+        fill_bits(model, bits, np.zeros(79, dtype=bool))
+    with pytest.raises(BitStreamError, match="got 4 bits; at least 8"):
+        repair_bits(model, bits[:4])
+    for call in (lambda: fill_bits(one_way, bits, bits == 0), lambda: repair_bits(one_way, bits)):
+        with pytest.raises(ConfigError, match="got an autoregressive model"):
+            call()
+    with pytest.raises(ConfigError, match="got a diffusion model, which has no next bit"):
+        next(stream_bytes(model, b"abc", 5))
