@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+from bit_transformer.cli.options import set_diffusion
 from bit_transformer.cli.output import EXIT_INTERRUPTED, console, errors_in_one_line
 from bit_transformer.cli.training_output import live_progress, show_training
 from bit_transformer.config import DataConfig, Sampling, TrainConfig
@@ -20,12 +22,8 @@ from bit_transformer.presets import optim_for, preset
 # Flags of phases that this version does not have: asking for one is an error, not a silent no-op.
 LATER = {
     "dashboard": "the dashboard",
-    "diffusion": "diffusion mode",
-    "diffusion_steps": "diffusion mode",
-    "diffusion_curriculum": "diffusion mode",
     "distributed": "distributed training",
     "qat": "quantization-aware training",
-    "progressive": "progressive growth",
 }
 
 
@@ -42,10 +40,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dataset-size", type=int, help="train on about so many bytes an epoch")
     parser.add_argument("--batch-size", type=int, default=16, help="windows of an update")
     parser.add_argument("--amp", action="store_true", default=None, help="bfloat16 autocast, also where it is slow")
+    parser.add_argument("--diffusion", action="store_true", help="a model that reads both sides")
+    parser.add_argument("--diffusion-steps", type=int, help="of --diffusion: network calls of a sample, at most")
+    parser.add_argument("--diffusion-curriculum", action="store_true", help="of --diffusion: noise widens over time")
+    parser.add_argument("--progressive", action="store_true", help="begin with a smaller model, and grow it")
     for flag, what in LATER.items():
-        takes_value = flag == "diffusion_steps"
-        kind = {"type": int} if takes_value else {"action": "store_true"}
-        parser.add_argument(f"--{flag.replace('_', '-')}", help=f"{what}: not in this version", **kind)
+        parser.add_argument(f"--{flag}", help=f"{what}: not in this version", action="store_true")
     return parser.parse_args()
 
 
@@ -54,15 +54,23 @@ def main() -> int:
     flags = parse()
     with errors_in_one_line():
         for flag, what in LATER.items():
-            if getattr(flags, flag) not in (None, False):
-                name = flag.replace("_", "-")
-                raise ConfigError(f"--{name} got a value; {what} is not in this version. Try without --{name}")
+            if getattr(flags, flag):
+                raise ConfigError(f"--{flag} was given; {what} is not in this version. Try without --{flag}")
         from bit_transformer.service import training
 
-        model = preset(flags.preset)
+        settings: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
+        set_diffusion(settings, flags.diffusion, None, flags.diffusion_steps, flags.diffusion_curriculum)
+        model = preset(flags.preset, **settings["model"])
         budget = {"bytes": round(flags.epochs * flags.dataset_size)} if flags.dataset_size else {"epochs": flags.epochs}
         config = TrainConfig.of(
-            {**budget, "batch_size": flags.batch_size, "amp": flags.amp, "optim": optim_for(model).model_dump()}
+            {
+                **budget,
+                **settings["train"],
+                "batch_size": flags.batch_size,
+                "amp": flags.amp,
+                "progressive": flags.progressive,
+                "optim": optim_for(model).model_dump(),
+            }
         )
         store = flags.out.parent / "runs.sqlite"
         request = training.TrainRequest(flags.out, store, model, config, DataConfig(corpora=(flags.corpus,)))
@@ -71,13 +79,13 @@ def main() -> int:
         show_training(result)
         if result.status == "stopped":
             return EXIT_INTERRUPTED
-        show_sample(result.folder, store)
+        show_sample(result.folder, store, flags.diffusion)
     return 0
 
 
-def show_sample(run: str, store: Path) -> None:
+def show_sample(run: str, store: Path, diffusion: bool) -> None:
     """A sample, behind a gate that is calibrated on what was held out, where that is enough."""
-    from bit_transformer.service import inference, safety
+    from bit_transformer.service import inference, restoration, safety
 
     sampling = Sampling(temperature=0.7, seed=1)
     try:
@@ -88,7 +96,12 @@ def show_sample(run: str, store: Path) -> None:
         pieces = (window.data if window.allow else f"\n{window.why}".encode() for window in windows)
     except BitStreamError as too_small:
         console.print(f"\nsample, not gated: {too_small}", soft_wrap=True)
-        pieces = inference.stream(run, PROMPT, 256, sampling, store=store)
+        if diffusion:
+            open_end = PROMPT + bytes(256)
+            filled = restoration.infill(run, open_end, holes=[(len(PROMPT), len(open_end))], seed=1, store=store)
+            pieces = iter([filled.data[0][len(PROMPT) :]])
+        else:
+            pieces = inference.stream(run, PROMPT, 256, sampling, store=store)
     sys.stdout.flush()
     sys.stdout.buffer.write(PROMPT)
     for piece in pieces:

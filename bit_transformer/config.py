@@ -265,7 +265,7 @@ class ModelConfig(Config):
             raise ValueError(
                 f"lambda_S={self.lambda_S} needs experts, whose mixture is the reference; got experts=None. Try experts=True"
             )
-        contexts = len(self.ngram_orders) + 2 * self.ngram_words
+        contexts = self.ngram_contexts
         if self.ngram_dropout and len(self.ngram_dropout) != contexts:
             raise ValueError(
                 f"ngram_dropout has {len(self.ngram_dropout)} values; it must have one for each of {contexts} contexts "
@@ -290,7 +290,6 @@ class ModelConfig(Config):
         """What reads only the past does not go with reading both sides."""
         for name, off in (
             ("experts", None),
-            ("ngram_orders", ()),
             ("ngram_words", False),
             ("chunk_size", None),
             ("lambda_C", 0.0),
@@ -299,6 +298,11 @@ class ModelConfig(Config):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} goes with causal=True; got causal=False. Try {name}={off!r}"
                 )
+
+    @property
+    def ngram_contexts(self) -> int:
+        """Contexts of the hashed n-gram embeddings; of a diffusion model three an order: before, after, both."""
+        return len(self.ngram_orders) * (1 if self.causal else 3) + 2 * self.ngram_words
 
     @property
     def unit_bits(self) -> int:
@@ -374,8 +378,8 @@ class GrowthConfig(Config):
     latest: float = Field(
         0.5, gt=0, le=1, description="Share of the budget by which all growth is done, evenly spread."
     )
-    rate: float = Field(0.5**0.5, gt=0, le=1, description="Rates after a growth, as a share of those before.")
-    warmup_steps: int = Field(100, ge=0, description="Updates over which they rise again.")
+    rate: float = Field(1.0, gt=0, le=1, description="Rates after a growth, as a share of those before.")
+    warmup_steps: int = Field(20, ge=0, description="Updates over which they rise again.")
 
 
 class TrainConfig(Config):

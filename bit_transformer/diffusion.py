@@ -44,7 +44,7 @@ Estimator = Literal["continuous", "discrete"]
 Order = Literal["first-hitting", "ancestral", "confidence"]
 FLIP_STEPS = 64  # of a sample, unless told otherwise
 BOUND_STEPS = 1024  # of the discrete estimator, through flips
-TURNS = 8  # of repair with hidden patches: every eighth is hidden at a time
+TURNS, SWEEPS = 8, 3  # of repair with hidden patches: every eighth is hidden at a time, and all in turn so often
 FIRST_RATE, RATE_ROUNDS = (
     0.01,
     4,
@@ -161,7 +161,7 @@ def _flips_by_step(model: BitTransformerLM, patch_SN: Tensor, steps: int) -> NDA
     guess_SNV = _through(np.exp(scores_SNV), back_SNP22)
     # Of a model that knows nothing the bound is a bit for each bit, so only the difference to that one is sampled.
     between_S11 = _between(before_S, after_S)[:, None, None]
-    distance_SNV = _distances(seen_SN.cpu(), P)
+    distance_SNV = patch_distances(seen_SN.cpu(), P)
     nothing_SNV = distance_SNV * np.log(between_S11) + (P - distance_SNV) * np.log1p(-between_S11)
     guess_SNV = np.log(np.maximum(guess_SNV, np.finfo(np.float64).tiny))
     return (truth_SNV * (nothing_SNV - guess_SNV)).sum((1, 2)) * steps + bit_SNP[0].size * math.log(2)
@@ -415,19 +415,17 @@ class Repaired:
 
 
 @torch.inference_mode()
-def repair(
-    model: BitTransformerLM, received: Tensor | Bits, *, rate: float | None = None, force_parity: bool = True
-) -> Repaired:
-    """Set right what was flipped in windows: the likeliest patch at each place, given all that was received.
+def repair(model: BitTransformerLM, received: Tensor | Bits, *, rate: float | None = None) -> Repaired:
+    """Set right what was flipped in windows: each patch becomes its likeliest value given all that was received, if that is likelier
+    than all others together; else it stays.
 
-    A model of flips is asked once. One of hidden patches is asked what it expects where every eighth patch is hidden, in turn, which is
-    weighed against what was received there; and again with what came out.
+    A model of hidden patches is asked what it expects where every eighth patch is hidden, in turn, which is weighed against what was
+    received there; and twice again with what came out. A model of flips is asked once. Of a model with parity, where a patch is a
+    byte of nine bits, only those with even parity are considered.
 
     Args:
         received: (B, T) bits, T a multiple of `patch_bits`.
         rate: chance with which bits were flipped, in (0, 0.5); not given: found from the windows.
-        force_parity: of a model with parity: only bytes whose parity is even; where a patch is such a byte it is chosen among those,
-            else its ninth bit is made to fit.
 
     Raises:
         ConfigError: an autoregressive model, or a rate that cannot be.
@@ -435,32 +433,38 @@ def repair(
     """
     c = model.config
     _check_diffusion(model)
-    if rate is not None and not 0 < rate < 0.5:
-        raise ConfigError(f"rate={rate}; it must lie between 0 and 0.5. Try 0.01")
-    bits_BT, free_BT = _check_known(model, received, None)
-    parity = force_parity and c.parity
+    check_rate(rate)
+    bits_BT, _ = _check_known(model, received, None)
     patch_BN = pack_patches(bits_BT, c.patch_bits)
-    distance_BNV = _distances(patch_BN, c.patch_bits)
+    distance_BNV = patch_distances(patch_BN, c.patch_bits)
     found = rate or FIRST_RATE
-    scores_BNV = np.empty(0)
     with _in_use(model):
         for _ in range(1 if rate else RATE_ROUNDS):
-            scores_BNV = _posterior(model, patch_BN, distance_BNV, found)
-            if parity and c.patch_bits == 9:
-                scores_BNV[..., _distances(torch.zeros(1, 1), 9)[0, 0] % 2 == 1] = -np.inf
-            chance_BNV = np.exp(scores_BNV - np.logaddexp.reduce(scores_BNV, axis=-1, keepdims=True))
+            chance_BNV = _posterior(model, patch_BN, distance_BNV, found)
             if rate is None:
                 flips = float((chance_BNV * distance_BNV).sum(-1).mean()) / c.patch_bits
                 found = min(max(flips, 1e-6), 0.49)
-    best_BN = scores_BNV.argmax(-1)
-    doubt_BN = 1 - np.take_along_axis(chance_BNV, best_BN[..., None], -1)[..., 0]
-    mended_BT = unpack_patches(torch.from_numpy(best_BN), c.patch_bits).flatten(1).to(torch.uint8)
-    if parity and c.patch_bits != 9:
-        _make_even(mended_BT, free_BT)
-    return Repaired(mended_BT, found, doubt_BN)
+    best_BN = _surest(chance_BNV, patch_BN)
+    doubt_BN = 1 - np.take_along_axis(chance_BNV, best_BN.numpy()[..., None], -1)[..., 0]
+    return Repaired(unpack_patches(best_BN, c.patch_bits).flatten(1).to(torch.uint8), found, doubt_BN)
 
 
-def _distances(patch_BN: Tensor, patch_bits: int) -> NDArray[np.int64]:
+def check_rate(rate: float | None) -> None:
+    """Refuse a rate of flips that cannot be.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if rate is not None and not 0 < rate < 0.5:
+        raise ConfigError(f"rate={rate}; it must lie between 0 and 0.5. Try 0.01")
+
+
+def _surest(chance_BNV: NDArray[np.float64], patch_BN: Tensor) -> Tensor:
+    """What is likelier than all else together, or what was there."""
+    return torch.where(torch.from_numpy(chance_BNV.max(-1) > 0.5), torch.from_numpy(chance_BNV.argmax(-1)), patch_BN)
+
+
+def patch_distances(patch_BN: Tensor, patch_bits: int) -> NDArray[np.int64]:
     """In how many bits each of the V patches differs from the one that stands at a place: (B, N, V)."""
     flips_BNV = patch_BN.long()[..., None] ^ torch.arange(1 << patch_bits)
     return unpack_patches(flips_BNV, patch_bits).sum(-1).numpy()
@@ -469,20 +473,27 @@ def _distances(patch_BN: Tensor, patch_bits: int) -> NDArray[np.int64]:
 def _posterior(
     model: BitTransformerLM, patch_BN: Tensor, distance_BNV: NDArray[np.int64], rate: float
 ) -> NDArray[np.float64]:
-    """Log-chances of all patches, but for a constant, given what was received: (B, N, V)."""
-    device = model.head.weight.device
-    if model.config.noise == "flips":
+    """Chances of all patches, given what was received: (B, N, V)."""
+    c, device = model.config, model.head.weight.device
+    if c.noise == "flips":
         chance_B = torch.full((len(patch_BN),), rate, device=device)
-        return _leaf_scores(model.restored(patch_BN.to(device), chance_B))
+        return _normal(_leaf_scores(model.restored(patch_BN.to(device), chance_B)), c.parity)
     N = patch_BN.shape[1]
-    received_BNV = distance_BNV * math.log(rate / (1 - rate))
-    scores_BNV = np.empty(distance_BNV.shape)
-    best_BN = patch_BN
-    for _ in range(2):
+    scores_BNV = distance_BNV * math.log(rate / (1 - rate))
+    chance_BNV, best_BN = np.empty(scores_BNV.shape), patch_BN
+    for _ in range(SWEEPS):
         for turn in range(TURNS):
             hidden_N = torch.arange(N) % TURNS == turn
             seen_BN = best_BN.masked_fill(hidden_N, model.mask).to(device)
             expected_BKV = _leaf_scores(model.restored(seen_BN)[:, hidden_N.to(device)])
-            scores_BNV[:, hidden_N.numpy()] = expected_BKV + received_BNV[:, hidden_N.numpy()]
-        best_BN = torch.from_numpy(scores_BNV.argmax(-1))
-    return scores_BNV
+            at_N = hidden_N.numpy()
+            chance_BNV[:, at_N] = _normal(expected_BKV + scores_BNV[:, at_N], c.parity)
+        best_BN = _surest(chance_BNV, patch_BN)
+    return chance_BNV
+
+
+def _normal(scores_BNV: NDArray[np.float64], parity: bool) -> NDArray[np.float64]:
+    """Log-chances but for a constant to chances; of bytes of nine bits only those with even parity."""
+    if parity and scores_BNV.shape[-1] == 512:
+        scores_BNV[..., patch_distances(torch.zeros(1, 1), 9)[0, 0] % 2 == 1] = -np.inf
+    return np.exp(scores_BNV - np.logaddexp.reduce(scores_BNV, axis=-1, keepdims=True))

@@ -178,7 +178,7 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
     check_learning(model, how)
     if cache.experts is not None and how.learn != "nothing":
         cache.experts.learn()
-    _feed(model, cache, history_BN, long)
+    feed(model, cache, history_BN, long)
     pick = _Picker(model, prompts, how, history_BN.tolist())
     shift_P = np.arange(c.patch_bits - 1, -1, -1)
     while True:
@@ -187,10 +187,10 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
         known += 1
         if cache.experts is not None and how.learn == "prompt":  # a longer prompt than the shortest goes on
             cache.experts.learning = [known * c.patch_bits <= len(bits) for bits in prompts]
-        _feed(model, cache, torch.from_numpy(patch_B1).to(head.device), long)
+        feed(model, cache, torch.from_numpy(patch_B1).to(head.device), long)
 
 
-def _feed(model: BitTransformerLM, cache: DecodeCache, patch_BN: Tensor, long: bool) -> None:
+def feed(model: BitTransformerLM, cache: DecodeCache, patch_BN: Tensor, long: bool) -> None:
     """Advance a cache by any number of patches, sliding the window when it is full and `long` allows it."""
     while patch_BN.shape[1]:
         room = cache.capacity - cache.length

@@ -172,14 +172,10 @@ def _elements(c: ModelConfig) -> tuple[int, int, int, int]:
     """Parameters by kind: matrices of one block; tables of n-grams; of the experts' mixer; all others."""
     V, D = 1 << c.patch_bits, c.d_model
     block = 4 * D * D + 2 * D * c.feedforward_width
-    tables = _contexts(c) * c.ngram_rows * D
+    tables = c.ngram_contexts * c.ngram_rows * D
     mixer = _features(c) * (V + c.patch_bits * D)
     rows = V + 1 + (c.phases if c.phases > 1 else 0) + (FLIP_LEVELS if c.noise == "flips" else 0)  # of embeddings
     return block, tables, mixer, rows * D + V * (D + 1)
-
-
-def _contexts(c: ModelConfig) -> int:
-    return len(c.ngram_orders) + 2 * c.ngram_words
 
 
 def _features(c: ModelConfig) -> int:
@@ -217,7 +213,7 @@ def _kept_by_branches(c: ModelConfig, rows: int, N: int, amp: bool) -> tuple[int
 def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -> MemoryEstimate:
     N = math.ceil(min(how.window or c.max_seq_len, c.max_seq_len) / c.patch_bits)
     M, D, F, P, L = rows * N, c.d_model, c.feedforward_width, c.patch_bits, c.num_layers
-    V, contexts, E = 1 << P, _contexts(c), _features(c)
+    V, contexts, E = 1 << P, c.ngram_contexts, _features(c)
     amp = bool(how.amp)
     size = HALF if amp else FLOAT
     block, tables, mixer, others = _elements(c)

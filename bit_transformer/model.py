@@ -83,7 +83,9 @@ class BitTransformerLM(nn.Module):
         self.level = nn.Embedding(FLIP_LEVELS, c.d_model) if c.noise == "flips" else None
         word_shift = c.patch_bits - 8 if c.ngram_words else None
         self.ngrams = (
-            NgramEmbedding(c.d_model, c.ngram_orders, c.ngram_rows, c.ngram_dropout, word_shift)
+            NgramEmbedding(
+                c.d_model, c.ngram_orders, c.ngram_rows, c.ngram_dropout, word_shift, both_sides=not c.causal
+            )
             if c.ngram_orders or c.ngram_words
             else None
         )
@@ -291,6 +293,18 @@ class BitTransformerLM(nn.Module):
         seems_BNP = (2 * unpack_patches(seen_BN, P) - 1) * -torch.logit(chance_B, eps=1e-6)[:, None, None]
         return node_logit_BNV + seems_BNP[..., node_depths(P, seen_BN.device)]
 
+    def half_lost_logits(self, bits_BT: Tensor) -> Tensor:
+        """Of a diffusion model, for measuring: logits of the bits of every second patch, given the others, or where a quarter of
+        all bits were flipped, all; z_BNP."""
+        c = self.config
+        patch_BN = pack_patches(bits_BT, c.patch_bits)
+        if c.noise == "hidden":
+            lost_N = torch.arange(patch_BN.shape[1], device=patch_BN.device) % 2 == 0
+            z_BNP = self._along(patch_BN, self.restored(patch_BN.masked_fill(lost_N, self.mask)))
+            return z_BNP[:, lost_N]
+        chance_B = torch.full((len(patch_BN),), 0.25, device=patch_BN.device)
+        return self._along(patch_BN, self.restored(flip_bits(patch_BN, chance_B, c.patch_bits), chance_B))
+
     def _along(self, patch_BN: Tensor, node_logit_BNV: Tensor) -> Tensor:
         return node_logit_BNV.gather(-1, tree_nodes(patch_BN, self.config.patch_bits))
 
@@ -427,7 +441,8 @@ class BitTransformerLM(nn.Module):
             x_BND = x_BND + self.level(flip_level(chance_B))[:, None]
         if self.ngrams is not None:
             recent_BN = cache.recent_BN if cache else self._no_history(input_BN)
-            context_BC = torch.cat((recent_BN, input_BN), dim=1)
+            beyond = () if self.config.causal else (recent_BN,)
+            context_BC = torch.cat((recent_BN, input_BN, *beyond), dim=1)
             x_BND = x_BND + self.ngrams(context_BC)
             if cache:
                 cache.recent_BN = context_BC[:, N:]

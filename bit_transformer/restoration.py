@@ -1,4 +1,4 @@
-"""Byte strings of any length through a diffusion model: holes filled, flipped bits set right, prompts continued, window by window."""
+"""Byte strings of any length: holes filled, flipped bits set right, prompts continued by a diffusion model, window by window."""
 
 # Shapes: B windows, T bits of a stream or a window, N patches.
 from __future__ import annotations
@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bit_transformer.beam import search
 from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits
 from bit_transformer.config import Sampling
-from bit_transformer.diffusion import diffusion_inference, repair
+from bit_transformer.diffusion import FIRST_RATE, check_rate, diffusion_inference, repair
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.model import BitTransformerLM
 
 BATCH = 16  # windows that are repaired at once
+SAMPLE = 1 << 16  # bits by which a rate is found
 
 
 def hidden_bits(
@@ -147,23 +149,43 @@ def repair_bits(
     received: Bits,
     *,
     rate: float | None = None,
-    on_window: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Mended:
-    """`diffusion.repair` for a stream of any length: in windows that overlap by half, of which the middles are kept.
+    """Set right what was flipped in a stream of any length: with an autoregressive model by `beam.search`, with a diffusion model by
+    `diffusion.repair`, in windows that overlap by half, of which the middles are kept.
 
     Args:
         received: (T,) bits, T a whole number of bytes; what is left of a last unit of bytes and patches stays as it is.
-        on_window: told how many windows are done, of how many.
+        rate: chance with which bits were flipped, in (0, 0.5); not given: found from the stream.
+        on_progress: told how far it is, of how far.
 
     Raises:
         BitStreamError: less than one unit.
-        ConfigError: an autoregressive model, or a rate that cannot be.
+        ConfigError: a rate that cannot be.
     """
     c = model.config
+    check_rate(rate)
     unit = c.align_bytes * c.byte_bits
-    whole = len(received) // unit * unit
-    if not whole:
+    whole = received[: len(received) // unit * unit]
+    if not len(whole):
         raise BitStreamError(f"got {len(received)} bits; at least {unit} are needed. Try a longer file")
+    mended = received.copy()
+    if c.causal:
+        if rate is None:
+            some = whole[: SAMPLE // unit * unit or unit]
+            rate = max(1e-6, float((search(model, some, FIRST_RATE).bits != some).mean()))
+        found = search(model, whole, rate, on_patch=on_progress)
+        mended[: len(whole)], doubt = found
+    else:
+        mended[: len(whole)], doubt, rate = _repaired(model, whole, rate, on_progress)
+    return Mended(mended, np.flatnonzero(mended != received), doubt, rate)
+
+
+def _repaired(
+    model: BitTransformerLM, received: Bits, rate: float | None, on_progress: Callable[[int, int], None]
+) -> tuple[Bits, NDArray[np.float64], float]:
+    c = model.config
+    unit, whole = c.align_bytes * c.byte_bits, len(received)
     size = min(window_bytes(model) * c.byte_bits, whole)
     step = max(unit, size // 2 // unit * unit)
     starts = np.append(np.arange(0, whole - size, step), whole - size)
@@ -183,5 +205,5 @@ def repair_bits(
                 (done - at) // c.patch_bits : (end - at) // c.patch_bits
             ]
             done = end
-        on_window(min(len(starts), first + BATCH), len(starts))
-    return Mended(mended, np.flatnonzero(mended != received), doubt, rate)
+        on_progress(min(len(starts), first + BATCH), len(starts))
+    return mended, doubt, rate

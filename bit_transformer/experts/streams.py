@@ -63,6 +63,16 @@ class ExpertStreams:
                 bank.read(unit_N, stream, learn=learn, wanted=False)
         self.open_BR = open_BR[:, whole:]
 
+    def select(self, row_B: NDArray[np.int64]) -> None:
+        """Let each stream stand where the given one stands; for streams that share a bank and do not learn."""
+        assert not any(self.learning)
+        taken: set[int] = set()
+        streams = []
+        for row in row_B.tolist():
+            streams.append(_copy(self.streams[row]) if row in taken else self.streams[row])
+            taken.add(row)
+        self.streams, self.open_BR = streams, self.open_BR[row_B]
+
     def nodes(self) -> Features:
         """Features at all nodes of the next patch: features_BVF."""
         done = self.open_BR.shape[1]

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.nn.position import rotate
@@ -133,6 +135,20 @@ class DecodeCache:
     def length(self) -> int:
         """Positions since the window began."""
         return self.layers[0].length
+
+    def select(self, row_B: NDArray[np.int64]) -> None:
+        """Let each stream stand where the given one stands: of several that go on from one, or in another order."""
+        moved_B = np.flatnonzero(row_B != np.arange(len(row_B)))
+        if not len(moved_B):
+            return
+        to, source = torch.from_numpy(moved_B), torch.from_numpy(row_B[moved_B])
+        for layer in self.layers:
+            for held_BHSK in (layer.key_BHSK, layer.value_BHSK):
+                held_BHSK[to] = held_BHSK[source]
+        for name in ("recent_BN", "prefix_BR", "state_BD"):
+            setattr(self, name, getattr(self, name)[torch.from_numpy(row_B)])
+        if self.experts is not None:
+            self.experts.select(row_B)
 
     def forget(self, count: int, turn_back_K2: Tensor) -> None:
         """Drop the `count` oldest patches of every layer; the start of the window stays."""

@@ -94,6 +94,7 @@ class NgramEmbedding(nn.Module):
         dropout: for each context, the chance that a position loses its row in training, the others being scaled up.
             It keeps the model from leaning on contexts that it has seen once. Empty: none.
         word_shift: bits of a patch after its byte (1 with parity, else 0) turns the two word contexts on.
+        both_sides: of each order three contexts: the patches that end at a position, those that begin there, and both together.
     """
 
     def __init__(
@@ -103,10 +104,14 @@ class NgramEmbedding(nn.Module):
         rows: int,
         dropout: tuple[float, ...] = (),
         word_shift: int | None = None,
+        *,
+        both_sides: bool = False,
     ) -> None:
         super().__init__()
+        assert word_shift is None or not both_sides
         self.orders, self.rows, self.dropout, self.word_shift = orders, rows, dropout, word_shift
-        self.contexts = len(orders) + (2 if word_shift is not None else 0)
+        self.both_sides = both_sides
+        self.contexts = len(orders) * (3 if both_sides else 1) + (2 if word_shift is not None else 0)
         self.table = nn.Embedding(self.contexts * rows, d_model, sparse=True)
         nn.init.zeros_(self.table.weight)
 
@@ -117,16 +122,24 @@ class NgramEmbedding(nn.Module):
         return max(words, self.orders[-1] - 1 if self.orders else 0)
 
     def rows_of(self, context_BC: Tensor) -> Tensor:
-        """Table rows of the contexts that end at each of the last N = C - history patches: row_BNO."""
-        positions = context_BC.shape[1] - self.history
-        hashes = hash_contexts(context_BC, self.orders, positions)
+        """Table rows of the contexts at each of the last N = C - history patches, or of those with as many on both sides: row_BNO."""
+        if self.both_sides:
+            positions = context_BC.shape[1] - 2 * self.history
+            before = hash_contexts(context_BC[:, : positions + self.history], self.orders, positions)
+            mirrored = hash_contexts(context_BC[:, self.history :].flip(1), self.orders, positions)
+            after = [hash_BN.flip(1) for hash_BN in mirrored]
+            joint = [_mixed((a_BN * _FINISH) ^ b_BN) for a_BN, b_BN in zip(before, after, strict=True)]
+            hashes = before + after + joint
+        else:
+            positions = context_BC.shape[1] - self.history
+            hashes = hash_contexts(context_BC, self.orders, positions)
         if self.word_shift is not None:
             hashes += hash_words(context_BC >> self.word_shift, positions)
         hash_BNO = (torch.stack(hashes, dim=-1) * _STEP) >> 20
         return (hash_BNO & (self.rows - 1)) + torch.arange(self.contexts, device=hash_BNO.device) * self.rows
 
     def forward(self, context_BC: Tensor) -> Tensor:
-        """Embedding of the contexts that end at each of the last N patches: x_BND."""
+        """Embedding of the contexts at each of N patches: x_BND; the patches given are those of `rows_of`."""
         row_BNO = self.rows_of(context_BC)
         x_BNOD = self.table(row_BNO)
         if not self.training or not any(self.dropout):

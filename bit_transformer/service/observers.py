@@ -141,7 +141,8 @@ class Probe:
     """K, C and S of what the model predicts, measured now and then on windows of the latest batch; and alerts where they, or the
     loss, get worse for good.
 
-    K is of the predictions, S of them against the experts' own mixture, where there are experts, and C of bits drawn from them.
+    K is of the predictions, S of them against the experts' own mixture, where there are experts, and C of bits drawn from them; of a
+    diffusion model they are those of every second patch, given the others.
     After the first time it takes no more than `train.telemetry` of the seconds. Weights, windows and dropout stay what they
     would be without.
 
@@ -168,7 +169,7 @@ class Probe:
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
         """Measure if that is due, and watch."""
-        if not (trainer.config.telemetry and trainer.model.config.causal):  # a diffusion model has no next bit
+        if not trainer.config.telemetry:
             return
         if self.began is None:
             self.began = trainer.progress.seconds
@@ -204,7 +205,10 @@ class Probe:
         model.eval()
         try:
             with torch.inference_mode(), autocast(trainer.device, trainer.config.amp), eager:
-                z_BNP, _, said_BTF = model.window_logits(bits_BT, said_BTF)
+                if model.config.causal:
+                    z_BNP, _, said_BTF = model.window_logits(bits_BT, said_BTF)
+                else:
+                    z_BNP = model.half_lost_logits(bits_BT)
         finally:
             model.train(was_training)
         z_BT = z_BNP.flatten(1).double().cpu()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits, pack_bits, unpack_bits
+from bit_transformer.diffusion import check_rate
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.restoration import fill_bits, hidden_bits, repair_bits
@@ -155,19 +156,20 @@ def repair_file(
     Raises:
         CheckpointError: no such run.
         BitStreamError: an unreadable file, or one that is too short.
-        ConfigError: an autoregressive model, or a rate that cannot be.
+        ConfigError: a rate that cannot be.
     """
     _check_out(out)
     received = read_file(path)
-    model = _diffusion(run, store)
+    check_rate(rate)
+    model = load_model(run, store)
     c = model.config
     bits = _unprotected(received, path) if c.parity else bytes_to_bits(received)
 
     def tell(done: int, total: int) -> None:
-        if report:
-            report(Reading(done, total, "repaired", "windows"))
+        if report and (done == total or done % 16 == 0):
+            report(Reading(done, total, "repaired", "patches of a part" if c.causal else "windows"))
 
-    mended = repair_bits(model, bits, rate=rate, on_window=tell)
+    mended = repair_bits(model, bits, rate=rate, on_progress=tell)
     before, now = (bits_to_bytes(x, parity=c.parity, on_error="keep") for x in (bits, mended.bits))
     write_file(out, now)
     changes = []

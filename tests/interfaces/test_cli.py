@@ -127,7 +127,27 @@ BAD = [
     (["train", "TEXT", "--steps", "2", "--seconds", "3"], "exactly one of"),
     (["train", "TEXT", "--preset", "colossal"], "tiny, small, medium, large"),
     (["train", "TEXT", "--recipe", "none.toml"], "cannot be read"),
-    (["train", "TEXT", "--set", "model.causal=false", "--experts"], "goes with causal=True"),
+    (["train", "TEXT", "--diffusion", "--experts"], "goes with causal=True"),
+    (["train", "TEXT", "--diffusion", "--diffusion-steps", "0"], "diffusion_steps=0"),
+    (["train", "TEXT", "--diffusion-steps", "8"], "--diffusion-steps goes with --diffusion"),
+    (["train", "TEXT", "--noise", "flips"], "--noise goes with --diffusion"),
+    (["train", "TEXT", "--diffusion", "--noise", "rain"], "noise='rain'"),
+    (["train", "TEXT", "--set", "train.curriculum=0.5"], "widens the noise of a diffusion"),
+    (["train", "TEXT", "--diffusion", "--set", "model.schedule=sometimes"], "schedule='sometimes'"),
+    (["train", "TEXT", "--progressive", "--set", "train.compile_model=true"], "a model that grows is not compiled"),
+    (["infill", "RUN", "--text", "a_b"], "is an autoregressive model"),
+    (["infill", "RUN"], "Try --text"),
+    (["infill", "RUN", "TEXT", "--hide", "5"], "got the range '5'"),
+    (["infill", "RUN", "EMPTY", "--hide", "5:6"], "is empty"),
+    (["infill", "RUN", "TEXT", "--samples", "0"], "samples=0"),
+    (["infill", "RUN", "TEXT", "--samples", "2", "--out", "x"], "a file takes one"),
+    (["repair", "RUN", "TEXT", "--out", "x"], "is an autoregressive model"),
+    (["repair", "RUN", "TEXT", "--out", "nodir/x"], "in a folder that is there"),
+    (["repair", "RUN", "nowhere", "--out", "x"], "cannot be read"),
+    (["protect", "EMPTY", "--out", "x"], "is empty"),
+    (["collapse", "RUN", "--out", "x", "--num-layers", "9", "--d-model", "64"], "the teacher has"),
+    (["collapse", "RUN", "--out", "x", "--d-model", "8", "--set", "model.experts=false"], "is not the teacher's"),
+    (["collapse", "nowhere", "--out", "x"], "run folder"),
     (["train", "TEXT", "--set", "model.lambda_S=0.1", "--no-experts"], "Try experts=True"),
     (["train", "TEXT", "--set", "train.telemetry=2"], "telemetry=2"),
     (["calibrate", "nowhere"], "run folder"),
@@ -283,27 +303,81 @@ def test_telemetry_of_a_run_and_of_a_file(btlm, trained, text_file, tmp_path):
     assert tiny["windows"][0]["bytes"] == 3 and tiny["windows"][0]["S"] is None and tiny["file"] == "-"
 
 
-def test_a_diffusion_model_trains_and_is_scored_by_a_bound(btlm, text_file):
-    done = btlm(
-        "train",
-        text_file,
-        *SMALL[:8],
-        "--batch-size",
-        4,
-        "--steps",
-        5,
-        "--set",
-        "model.causal=false",
-        "--out",
-        "runs/two-way",
-    )
+DIFFUSION = [*SMALL[:8], "--batch-size", 4, "--steps", 30, "--diffusion"]
+
+
+def test_a_diffusion_model_trains_is_scored_by_a_bound_fills_in_and_repairs(btlm, text_file, tmp_path):
+    flags = ["--diffusion-steps", 8, "--diffusion-curriculum", "--set", "train.telemetry=1"]
+    done = btlm("train", text_file, *DIFFUSION, *flags, "--out", "runs/two-way")
     assert done.returncode == 0, done.stderr
     assert "an upper bound from 8 draws for each" in done.stdout and "±" in done.stdout
+    config = json.loads((tmp_path / "runs/two-way/config.json").read_text())
+    assert config["model"]["diffusion_steps"] == 8 and config["train"]["curriculum"] == 0.5
+    assert {"K", "C"} <= csv_rows(tmp_path / "runs/two-way/metrics.csv")[0].keys()
     found = json.loads(btlm("evaluate", "runs/two-way", text_file, "--json").stdout)
     assert 0 < found["total"]["standard_error"] < found["total"]["bpb"] < 12
     for verb in (["generate", "runs/two-way"], ["score", "runs/two-way", text_file]):
         refused = btlm(*verb)
         assert refused.returncode == 2 and "got a diffusion model" in refused.stderr
+
+    filled = btlm("infill", "runs/two-way", "--text", "It is a ____ universally", "--seed", 1)
+    assert filled.returncode == 0 and filled.stdout.startswith("It is a ") and filled.stdout.endswith(" universally")
+    rows = json.loads(
+        btlm("infill", "runs/two-way", text_file, "--hide", "10:20", "--hide", "18:25", "--hide-bits", "400:403",
+             "--samples", 2, "--order", "confidence", "--json").stdout
+    )  # fmt: skip
+    assert rows["hidden_bits"] == 15 * 8 + 3 and rows["holes"] == [[10, 25]] and len(rows["hex"]) == 2
+    for made in map(bytes.fromhex, rows["hex"]):
+        assert made[:10] == TEXT[:10] and made[25:50] == TEXT[25:50] and made[51:] == TEXT[51:]
+    assert "written to out" in btlm("infill", "runs/two-way", text_file, "--hide", "5:6", "--out", "out").stdout
+    assert len((tmp_path / "out").read_bytes()) == len(TEXT)
+
+    mended = json.loads(btlm("repair", "runs/two-way", text_file, "--out", "mended", "--rate", 1e-6, "--json").stdout)
+    assert mended["bytes"] == len(TEXT) and mended["flipped_bits"] == 0 == len(mended["changes"])
+    assert (tmp_path / "mended").read_bytes() == TEXT
+    shown = btlm("repair", "runs/two-way", text_file, "--out", "mended")
+    assert "bits changed in" in shown.stdout and shown.returncode == 0
+
+
+def test_protected_bytes_are_repaired_by_a_model_with_parity(btlm, text_file, tmp_path):
+    done = btlm(
+        "train", text_file, *DIFFUSION, "--parity", "--patch-bits", 9, "--set", "model.max_seq_len=288", "--out", "nine"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "protected, written to nine.bits" in btlm("protect", text_file, "--out", "nine.bits").stdout
+    packed = bytearray((tmp_path / "nine.bits").read_bytes())
+    assert len(packed) == -(-9 * len(TEXT) // 8)
+    assert btlm("protect", "nine.bits", "--undo", "--out", "back").returncode == 0
+    assert (tmp_path / "back").read_bytes() == TEXT
+    packed[100] ^= 4
+    (tmp_path / "hurt.bits").write_bytes(packed)
+    refused = btlm("protect", "hurt.bits", "--undo", "--out", "never")
+    assert refused.returncode == 2 and "got odd parity in 1 of" in refused.stderr and not (tmp_path / "never").exists()
+    found = json.loads(btlm("repair", "nine", "hurt.bits", "--out", "mended", "--rate", 1e-5, "--json").stdout)
+    (change,) = found["changes"]  # whichever of the nine bits it chose
+    assert change["offset"] == 803 // 9 and found["flipped_bits"] in (1, 2)
+    assert len((tmp_path / "mended").read_bytes()) == len(TEXT)
+
+
+def test_a_training_grows_and_its_record_says_how(btlm, text_file, tmp_path):
+    grown = [*SMALL, "--no-experts", "--set", "model.num_layers=4", "--steps", 30, "--progressive"]
+    done = btlm("train", text_file, *grown, "--out", "runs/grown", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "grown at step" in done.stderr and json.loads(done.stdout)["steps"] == 30
+    shown = json.loads(btlm("runs", "show", "grown", "--json").stdout)
+    assert shown["growth"][0] == [1, "1 x 8, 128 bits"] and shown["growth"][-1][1] == "4 x 16, 256 bits"
+    assert "4 x 16, 256 bits" in btlm("runs", "show", "grown").stdout
+    assert btlm("generate", "grown", "--bytes", 5, "--seed", 1).returncode == 0
+
+
+def test_a_large_model_is_taught_to_a_small_one(btlm, trained, tmp_path):
+    made = btlm("collapse", trained, "--out", "runs/small", "--d-model", 8, "--steps", 15)
+    assert made.returncode == 0, made.stderr
+    assert "lost: " in made.stdout and "of the active parameters" in made.stdout
+    found = json.loads(btlm("collapse", trained, "--out", "small2", "--d-model", 8, "--steps", 5, "--json").stdout)
+    assert found["parameters"] < 1 and found["flops"] < 1 and found["teacher_bpb"] > 0
+    config = json.loads((tmp_path / "runs/small/config.json").read_text())
+    assert config["teacher"] == str(trained / "model.safetensors") and config["model"]["d_model"] == 8
 
 
 def test_drift_is_recorded_and_shown(btlm, trained):
@@ -497,7 +571,16 @@ def test_the_workflow_runs_its_phases_and_refuses_those_to_come(tmp_path, text_f
         errors="replace",
     )
     assert done.returncode == 0 and "held-out bytes" in done.stdout and "def " in done.stdout, done.stderr
-    for flag in ("--dashboard", "--diffusion", "--distributed", "--qat", "--progressive", "--diffusion-curriculum"):
+    two_way = ["--diffusion", "--diffusion-steps", "8", "--diffusion-curriculum", "--progressive", "--epochs", "0.5"]
+    done = subprocess.run(
+        [*call, *two_way, "--dataset-size", "20000", "--batch-size", "2", "--out", "two-way"],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert done.returncode == 0 and "an upper bound" in done.stdout and "def " in done.stdout, done.stderr
+    for flag in ("--dashboard", "--distributed", "--qat"):
         refused = subprocess.run([*call, flag, "--out", "none"], cwd=tmp_path, capture_output=True, text=True)
         assert refused.returncode == 2 and "not in this version" in refused.stderr
     assert not (tmp_path / "none").exists()
@@ -505,7 +588,22 @@ def test_the_workflow_runs_its_phases_and_refuses_those_to_come(tmp_path, text_f
 
 def test_help_names_every_verb_and_the_exit_codes(btlm):
     text = btlm("--help").stdout
-    for word in ("train", "generate", "evaluate", "score", "telemetry", "calibrate", "explain", "runs", "bench", "130"):
+    for word in (
+        "train",
+        "generate",
+        "infill",
+        "repair",
+        "protect",
+        "collapse",
+        "evaluate",
+        "score",
+        "telemetry",
+        "calibrate",
+        "explain",
+        "runs",
+        "bench",
+        "130",
+    ):
         assert word in text
     assert "no tokenizer" in text
     from bit_transformer.cli.main import version

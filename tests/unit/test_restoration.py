@@ -63,7 +63,7 @@ def test_a_long_stream_is_repaired_in_windows_that_overlap(cyclist: BitTransform
     flips = np.random.default_rng(1).random(clean.shape) < 0.01
     told: list[tuple[int, int]] = []
     for rate in (0.01, None):
-        mended = repair_bits(cyclist, clean ^ flips, rate=rate, on_window=lambda *at: told.append(at))
+        mended = repair_bits(cyclist, clean ^ flips, rate=rate, on_progress=lambda *at: told.append(at))
         assert (mended.bits != clean).sum() <= 0.1 * flips.sum()
         assert set(np.flatnonzero(flips)) >= set(mended.flipped) - set(np.flatnonzero(mended.bits != clean))
         assert mended.doubt.shape == (800,) and abs(mended.rate - 0.01) < 0.01

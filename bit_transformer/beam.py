@@ -1,0 +1,120 @@
+"""Setting flipped bits right with an autoregressive model: a beam search for what was sent, given what was received.
+
+What was sent has a chance under the model, and what was received has one given what was sent, each bit being flipped with the same
+chance. Their product is to be largest. The model reads only the past, but a beam keeps several pasts, and what follows decides
+between them. With experts beside the trunk it knows far more than a diffusion model of the same training time.
+
+Source: Shannon 1948 (the noisy channel); Lowerre 1976 (beam search).
+"""
+
+# Shapes: G segments, K hypotheses of each, N patches, P bits of a patch, V = 2^P symbols.
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bit_transformer.bit_io import Bits
+from bit_transformer.diffusion import patch_distances
+from bit_transformer.generation import feed
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.nn.patching import leaf_log_probs, pack_patches, unpack_patches
+
+BEAM, SEGMENTS = 8, 8
+BEFORE, AFTER = 64, 16  # patches around a segment: to know the context, and to decide between the last hypotheses
+
+
+class Found(NamedTuple):
+    """What was sent, most likely.
+
+    Attributes:
+        bits: (T,).
+        doubt: (N,), by patch: the chance that it was another one, from what was received up to it.
+    """
+
+    bits: Bits
+    doubt: NDArray[np.float64]
+
+
+@torch.inference_mode()
+def search(
+    model: BitTransformerLM,
+    received: Bits,
+    rate: float,
+    *,
+    beam: int = BEAM,
+    on_patch: Callable[[int, int], None] = lambda done, total: None,
+) -> Found:
+    """Find what was sent.
+
+    Args:
+        received: (T,), whole patches; long streams are cut into segments that overlap and are searched side by side.
+        rate: chance of a flip, in (0, 0.5).
+        beam: hypotheses kept.
+        on_patch: told how far all segments are, in patches, and how long the longest is.
+    """
+    P = model.config.patch_bits
+    patch_N = pack_patches(torch.from_numpy(received)[None], P)[0].numpy()
+    total = len(patch_N)
+    unit = model.config.align_bytes * model.config.byte_bits // P
+    count = max(1, min(SEGMENTS, total // (4 * BEFORE)))
+    each = -(-total // count // unit) * unit
+    spans = [(begin, min(total, begin + each)) for begin in range(0, total, each)]
+    around = -(-BEFORE // unit) * unit
+    reach = [(max(0, begin - around), min(total, end + AFTER)) for begin, end in spans]
+    longest = max(end - begin for begin, end in reach)
+    # Segments that are shorter go on with patches of which nothing was received.
+    patch_GN = np.stack([np.pad(patch_N[begin:end], (0, longest - end + begin)) for begin, end in reach])
+    real_GN = np.stack([np.arange(longest) < end - begin for begin, end in reach])
+    best_GN, doubt_GN = _search(model, patch_GN, real_GN, rate, beam, on_patch)
+    made_N, doubt = patch_N.copy(), np.zeros(total)
+    for row, ((begin, end), (first, _)) in enumerate(zip(spans, reach, strict=True)):
+        made_N[begin:end] = best_GN[row, begin - first : end - first]
+        doubt[begin:end] = doubt_GN[row, begin - first : end - first]
+    bits = unpack_patches(torch.from_numpy(made_N), P).flatten().to(torch.uint8).numpy()
+    return Found(bits, doubt)
+
+
+def _search(
+    model: BitTransformerLM,
+    patch_GN: NDArray[np.int64],
+    real_GN: NDArray[np.bool_],
+    rate: float,
+    beam: int,
+    on_patch: Callable[[int, int], None],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    c = model.config
+    G, N = patch_GN.shape
+    V = 1 << c.patch_bits
+    per_flip = math.log(rate / (1 - rate))
+    odd_V = patch_distances(torch.zeros(1, 1), c.patch_bits)[0, 0] % 2 == 1
+    cache = model.new_cache(G * beam)
+    score_GK = np.where(np.arange(beam) == 0, 0.0, -np.inf) * np.ones((G, 1))
+    first_G1 = np.arange(G)[:, None] * beam
+    parent_NGK = np.empty((N, G, beam), dtype=np.int64)
+    sent_NGK, doubt_NGK = parent_NGK.copy(), np.empty((N, G, beam))
+    for n in range(N):
+        ahead_GKV = leaf_log_probs(model.node_logits(cache)).reshape(G, beam, V)
+        distance_G1V = patch_distances(torch.from_numpy(patch_GN[:, n : n + 1]), c.patch_bits)
+        ahead_GKV = ahead_GKV + distance_G1V * per_flip * real_GN[:, n, None, None]
+        if c.parity and c.patch_bits == 9:
+            ahead_GKV[..., odd_V] = -np.inf
+        chance_GKV = np.exp(ahead_GKV - np.logaddexp.reduce(ahead_GKV, axis=-1, keepdims=True))
+        all_GA = (score_GK[:, :, None] + ahead_GKV).reshape(G, -1)
+        best_GK = np.argpartition(-all_GA, beam - 1, axis=1)[:, :beam]
+        score_GK = np.take_along_axis(all_GA, best_GK, axis=1)
+        parent_NGK[n], sent_NGK[n] = np.divmod(best_GK, V)
+        doubt_NGK[n] = 1 - np.take_along_axis(chance_GKV.reshape(G, -1), best_GK, axis=1)
+        cache.select((first_G1 + parent_NGK[n]).ravel())
+        feed(model, cache, torch.from_numpy(sent_NGK[n].reshape(-1, 1)).to(cache.state_BD.device), long=True)
+        on_patch(n + 1, N)
+    row_G, at_G = np.arange(G), score_GK.argmax(1)
+    best_GN, doubt_GN = np.empty((G, N), dtype=np.int64), np.empty((G, N))
+    for n in reversed(range(N)):
+        best_GN[:, n], doubt_GN[:, n] = sent_NGK[n, row_G, at_G], doubt_NGK[n, row_G, at_G]
+        at_G = parent_NGK[n, row_G, at_G]
+    return best_GN, doubt_GN
