@@ -2,7 +2,8 @@
 
 Three parts. Sources of known entropy: the bound on fresh windows, beside what the source itself gives them, by both estimators. Text:
 the same trunk and the same bytes, autoregressive and diffusion; a bound below the autoregressive model's cost is a suspected error, and
-fails. Repair: one bit in a hundred flipped in held-out text, with parity and without.
+fails. Repair: one bit in a hundred flipped in held-out text, with parity and without; by the two diffusion models, and by a small
+autoregressive model with experts, which searches for what was sent.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bit_transformer.data.sources import Corpus
 from bit_transformer.diffusion import Estimator, likelihood_bound
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.presets import optim_for, preset
 from bit_transformer.restoration import repair_bits
 from bit_transformer.training import train_loop
 
@@ -145,6 +147,15 @@ def trained(train: Corpus, steps: int, **fields: object) -> BitTransformerLM:
     return model.eval()
 
 
+def expert(train: Corpus, steps: int, parity: bool) -> BitTransformerLM:
+    """The smallest preset, whose trunk mixes experts."""
+    torch.manual_seed(0)
+    shape = preset("tiny", parity=parity, patch_bits=9 if parity else 8)
+    model = BitTransformerLM(shape)
+    train_loop(model, train, TrainConfig(steps=steps, batch_size=16, optim=optim_for(shape)))
+    return model.eval()
+
+
 def text(report: harness.Report, train: Corpus, held: Corpus, steps: int, quick: bool) -> BitTransformerLM:
     """The same trunk both ways; the diffusion model."""
     scored = held.thinned(1 << 12 if quick else 1 << 15, 1 << 12)
@@ -184,7 +195,8 @@ def main(quick: bool) -> int:
     report = harness.Report(
         "diffusion",
         f"sources: windows of {WINDOW} bits, patches of 4, width 64, 2 layers; text: {corpus}, width {WIDTH}, {LAYERS} layers, no experts, no "
-        f"n-grams, {steps} updates of 16 windows of {CONTEXT} bytes; repair: {FLIPPED:.0%} of held-out bits flipped, rate unknown",
+        f"n-grams, {steps} updates of 16 windows of {CONTEXT} bytes; repair: {FLIPPED:.0%} of held-out bits flipped, rate unknown; experts: "
+        f"preset tiny, {5 if quick else 300} updates",
         {
             "known_entropy_worst_excess": "<= 0.02",
             "known_entropy_lowest_z": ">= -2",
@@ -196,11 +208,17 @@ def main(quick: bool) -> int:
     )
     known(report, quick)
     both_ways = text(report, train, held, steps, quick)
-    damaged = held.read(0, 1 << (12 if quick else 16))
-    for name, model in (("", both_ways), ("_parity", trained(train, steps, causal=False, parity=True))):
-        share, new = left(model, damaged.tobytes())
-        report.figures[f"repair_left{name}"] = share
-        report.row(f"repair{name.replace('_', ', ')}", f"{share:.1%} of the flips left, {new:.1%} of them new")
+    damaged = held.read(0, 1 << (11 if quick else 14)).tobytes()
+    diffusions = {"": both_ways, "_parity": trained(train, steps, causal=False, parity=True)}
+    for name, model in diffusions.items():
+        with_experts = expert(train, 5 if quick else 300, parity=bool(name))
+        for figure, asked in ((f"repair_left{name}", with_experts), (f"repair_left{name}_diffusion", model)):
+            share, new = left(asked, damaged)
+            report.figures[figure] = share
+            what = "diffusion" if asked is model else "autoregressive with experts"
+            report.row(
+                f"repair{name.replace('_', ', ')}, {what}", f"{share:.1%} of the flips left, {new:.1%} of them new"
+            )
     return report.finish()
 
 

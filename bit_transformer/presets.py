@@ -57,8 +57,14 @@ def preset(name: str = "small", **overrides: Any) -> ModelConfig:
     patches: dict[str, Any] = {key: overrides[key] for key in ("patch_bits", "parity") if key in overrides}
     checked = ModelConfig.of({**patches, "max_seq_len": _ANY_PATCH})
     fields = of_depth(depth, patch_bits=checked.patch_bits, parity=checked.parity).model_dump()
-    if overrides.get("causal") is False:  # what reads only the past stays out
-        fields |= {"ngram_orders": (), "ngram_words": False, "ngram_dropout": (), "experts": None}
+    if overrides.get("causal") is False:  # what reads only the past stays out; n-grams are of both sides
+        orders = (2, 3) if fields["ngram_orders"] else ()
+        fields |= {
+            "ngram_orders": orders,
+            "ngram_words": False,
+            "ngram_dropout": (0.2,) * 3 * len(orders),
+            "experts": None,
+        }
     if overrides.keys() & {"ngram_orders", "ngram_words"} and "ngram_dropout" not in overrides:
         del fields["ngram_dropout"]  # it had one value for each context that was there
     return ModelConfig.of(fields | overrides)
