@@ -340,9 +340,8 @@ def test_a_diffusion_model_trains_is_scored_by_a_bound_fills_in_and_repairs(btlm
 
 
 def test_protected_bytes_are_repaired_by_a_model_with_parity(btlm, text_file, tmp_path):
-    done = btlm(
-        "train", text_file, *DIFFUSION, "--parity", "--patch-bits", 9, "--set", "model.max_seq_len=288", "--out", "nine"
-    )
+    nine = ["--parity", "--patch-bits", 9, "--set", "model.max_seq_len=288", "--steps", 30, "--out", "nine"]
+    done = btlm("train", text_file, *SMALL, *nine)
     assert done.returncode == 0, done.stderr
     assert "protected, written to nine.bits" in btlm("protect", text_file, "--out", "nine.bits").stdout
     packed = bytearray((tmp_path / "nine.bits").read_bytes())

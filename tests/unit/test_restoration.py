@@ -131,8 +131,10 @@ def test_what_cannot_be_is_refused() -> None:
         fill_bits(model, bits, np.zeros(79, dtype=bool))
     with pytest.raises(BitStreamError, match="got 4 bits; at least 8"):
         repair_bits(model, bits[:4])
-    for call in (lambda: fill_bits(one_way, bits, bits == 0), lambda: repair_bits(one_way, bits)):
-        with pytest.raises(ConfigError, match="got an autoregressive model"):
-            call()
+    with pytest.raises(ConfigError, match="got an autoregressive model"):
+        fill_bits(one_way, bits, bits == 0)
+    for either in (model, one_way):
+        with pytest.raises(ConfigError, match=r"rate=0.5; it must lie between 0 and 0.5"):
+            repair_bits(either, bits, rate=0.5)
     with pytest.raises(ConfigError, match="got a diffusion model, which has no next bit"):
         next(stream_bytes(model, b"abc", 5))

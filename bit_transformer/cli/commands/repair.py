@@ -25,7 +25,7 @@ def run(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Set right the bits of a file that were flipped; for runs of `btlm train --diffusion`, best with --noise flips."""
+    """Set right the bits of a file that were flipped; with any run, best one with experts and parity, trained on files of its kind."""
     with errors_in_one_line(as_json):
         from bit_transformer.service import restoration
 

@@ -1,0 +1,88 @@
+"""The beam search against all that may have been sent, and caches whose streams change places against fresh ones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bit_transformer.beam import search
+from bit_transformer.bit_io import bytes_to_bits, find_parity_errors
+from bit_transformer.config import TrainConfig
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.restoration import repair_bits
+from bit_transformer.training import train_loop
+from tests.conftest import TEXT, random_bits, random_model
+
+EXPERTS = {"experts": {"buckets": 1024, "history": 1024}}
+
+
+@pytest.mark.parametrize("patch_bits, fields", [(1, {}), (2, {}), (2, {"reversible": True})])
+def test_a_beam_that_holds_all_finds_the_likeliest(patch_bits: int, fields: dict[str, object]) -> None:
+    model = random_model(patch_bits=patch_bits, max_seq_len=8, **fields)
+    received, rate = np.array([1, 0, 0, 1, 1, 0], dtype=np.uint8), 0.2
+    all_sent = torch.tensor(list(itertools.product((0, 1), repeat=6)))
+    with torch.no_grad():
+        cost = model.nll(all_sent).sum(1).double().numpy()
+    flips = (all_sent.numpy() != received).sum(1)
+    cost -= flips * math.log(rate) + (6 - flips) * math.log(1 - rate)
+    found = search(model, received, rate, beam=64)
+    assert found.bits.tolist() == all_sent[cost.argmin()].tolist()
+    assert found.doubt.shape == (6 // patch_bits,) and ((found.doubt >= 0) & (found.doubt <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"reversible": True},
+        {"chunk_size": 32},
+        {"ngram_orders": (2, 3), "ngram_rows": 64, "ngram_words": True},
+        EXPERTS,
+    ],
+)
+def test_streams_that_change_places_go_on_as_if_they_had_stood_there(fields: dict[str, object]) -> None:
+    model = random_model(max_seq_len=160, **fields)
+    bits, more = random_bits(4, 80), random_bits(4, 40, seed=1)
+    row = np.array([2, 0, 2, 3])
+    with torch.inference_mode():
+        cache = model.new_cache(4)
+        model.step(bits, cache)
+        cache.select(row)
+        got = model.step(more, cache)
+        again = model.new_cache(4)
+        model.step(bits[row], again)
+        want = model.step(more, again)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["bytes", "parity"])
+def taught(request) -> BitTransformerLM:
+    torch.manual_seed(0)
+    parity = request.param
+    width = 9 if parity else 8
+    model = BitTransformerLM(
+        d_model=32, nhead=2, num_layers=1, max_seq_len=64 * width, patch_bits=width, parity=parity, **EXPERTS
+    )
+    train_loop(model, TEXT[:8192], TrainConfig(steps=40, batch_size=8))
+    return model.eval()
+
+
+def test_flipped_bits_of_a_long_text_are_set_right_in_segments(taught: BitTransformerLM) -> None:
+    parity = taught.config.parity
+    clean = bytes_to_bits(TEXT[:1500], parity=parity)
+    flips = np.random.default_rng(0).random(clean.shape) < 0.01
+    told: list[tuple[int, int]] = []
+    for rate in (0.01, None):
+        mended = repair_bits(taught, clean ^ flips, rate=rate, on_progress=lambda *at: told.append(at))
+        assert (mended.bits != clean).sum() <= 0.1 * flips.sum()
+        assert abs(mended.rate - 0.01) < 0.005 and mended.doubt.shape == (1500,)
+        if parity:
+            assert len(find_parity_errors(mended.bits)) == 0
+    assert told[-1][0] == told[-1][1] < 1500 / 2  # several segments at once
+    assert (repair_bits(taught, clean, rate=0.001).bits == clean).all()
+    again = repair_bits(taught, clean ^ flips, rate=0.01)
+    assert (again.bits == repair_bits(taught, clean ^ flips, rate=0.01).bits).all()
