@@ -45,7 +45,7 @@ def bpb(
 def main(quick: bool) -> int:
     """Measure."""
     corpus, train, held = harness.text_corpus()
-    seeds, steps = (2, 8) if quick else (6, 200)
+    seeds, steps = (2, 8) if quick else (6, 300)
     full = BitTransformerLM(d_model=WIDTH, nhead=HEADS, num_layers=LAYERS, max_seq_len=8 * CONTEXT)
     flops = steps * BATCH * CONTEXT * full.flops_per_byte()
     report = harness.Report(

@@ -106,6 +106,7 @@ def _search(
         chance_GKV = np.exp(ahead_GKV - np.logaddexp.reduce(ahead_GKV, axis=-1, keepdims=True))
         all_GA = (score_GK[:, :, None] + ahead_GKV).reshape(G, -1)
         best_GK = np.argpartition(-all_GA, beam - 1, axis=1)[:, :beam]
+        best_GK = _in_place(best_GK, V)
         score_GK = np.take_along_axis(all_GA, best_GK, axis=1)
         parent_NGK[n], sent_NGK[n] = np.divmod(best_GK, V)
         doubt_NGK[n] = 1 - np.take_along_axis(chance_GKV.reshape(G, -1), best_GK, axis=1)
@@ -118,3 +119,18 @@ def _search(
         best_GN[:, n], doubt_GN[:, n] = sent_NGK[n, row_G, at_G], doubt_NGK[n, row_G, at_G]
         at_G = parent_NGK[n, row_G, at_G]
     return best_GN, doubt_GN
+
+
+def _in_place(best_GK: NDArray[np.int64], V: int) -> NDArray[np.int64]:
+    """The same choices in an order that lets most hypotheses go on where they stand: the first child of each at its parent's place."""
+    placed_GK = np.empty_like(best_GK)
+    for row, best_K in enumerate(best_GK):
+        order: list[int | None] = [None] * len(best_K)
+        others = []
+        for choice in best_K.tolist():
+            if order[choice // V] is None:
+                order[choice // V] = choice
+            else:
+                others.append(choice)
+        placed_GK[row] = [choice if choice is not None else others.pop() for choice in order]
+    return placed_GK

@@ -173,12 +173,22 @@ def _place(name: str, old: Tensor, fresh: Tensor, before: ModelConfig, after: Mo
     return made
 
 
+def _window_costs(config: ModelConfig) -> bool:
+    """Whether attention is two fifths of a block's operations or more, so that half the window saves a fifth."""
+    if config.chunk_size:
+        return False
+    keys = config.max_patches / 2 if config.causal else config.max_patches
+    matrices = 2 * (4 * config.d_model + 2 * config.feedforward_width)  # for each channel
+    return 4 * keys >= 0.4 * (matrices + 4 * keys)
+
+
 def stages(target: ModelConfig, *, context: bool = True) -> list[ModelConfig]:
-    """The shapes of a training that grows to a target: a quarter of its depth, half its width and window at first, then by turns twice
-    the depth, the width and the window until all are there.
+    """The shapes of a training that grows to a target: a quarter of its depth and half its width at first, then by turns twice the
+    depth and the width until all are there. So does the window, where half of it saves a fifth of the operations; of shorter ones the
+    smaller half only takes away what there is to learn from (`docs/LOG.md`).
 
     Args:
-        context: whether the window grows too.
+        context: whether the window may grow.
     """
     heads, unit = target.nhead, target.align_bytes * target.byte_bits
     head = target.d_model // heads
@@ -186,7 +196,7 @@ def stages(target: ModelConfig, *, context: bool = True) -> list[ModelConfig]:
     sizes = {
         "num_layers": max(1, target.num_layers // 4),
         "nhead": max(1, heads // 2),
-        "max_seq_len": half if context and half >= unit and not target.chunk_size else target.max_seq_len,
+        "max_seq_len": half if context and half >= unit and _window_costs(target) else target.max_seq_len,
     }
     ratio = target.feedforward_width / target.d_model
 

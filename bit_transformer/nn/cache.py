@@ -28,6 +28,11 @@ class LayerCache:
         self.key_BHSK, self.value_BHSK = key_BHSK, value_BHSK
         self.length = 0
 
+    @property
+    def in_use(self) -> int:
+        """Slots that hold something, from the left."""
+        return self.length
+
     def claim(self) -> tuple[int, int]:
         """Take one more position: the slot it goes to, and how many slots are in use then."""
         self.length += 1
@@ -63,6 +68,11 @@ class RollingCache(LayerCache):
     def __init__(self, key_BHSK: Tensor, value_BHSK: Tensor) -> None:
         super().__init__(key_BHSK, value_BHSK)
         self.end = 0
+
+    @property
+    def in_use(self) -> int:
+        """Slots that hold something, from the left."""
+        return min(self.end, self.key_BHSK.shape[2])
 
     def claim(self) -> tuple[int, int]:
         """Take one more position: the slot it goes to, and how many slots are in use then."""
@@ -143,7 +153,7 @@ class DecodeCache:
             return
         to, source = torch.from_numpy(moved_B), torch.from_numpy(row_B[moved_B])
         for layer in self.layers:
-            for held_BHSK in (layer.key_BHSK, layer.value_BHSK):
+            for held_BHSK in (layer.key_BHSK[:, :, : layer.in_use], layer.value_BHSK[:, :, : layer.in_use]):
                 held_BHSK[to] = held_BHSK[source]
         for name in ("recent_BN", "prefix_BR", "state_BD"):
             setattr(self, name, getattr(self, name)[torch.from_numpy(row_B)])

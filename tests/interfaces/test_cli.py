@@ -364,7 +364,7 @@ def test_a_training_grows_and_its_record_says_how(btlm, text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "grown at step" in done.stderr and json.loads(done.stdout)["steps"] == 30
     shown = json.loads(btlm("runs", "show", "grown", "--json").stdout)
-    assert shown["growth"][0] == [1, "1 x 8, 128 bits"] and shown["growth"][-1][1] == "4 x 16, 256 bits"
+    assert shown["growth"][0] == [1, "1 x 8, 256 bits"] and shown["growth"][-1][1] == "4 x 16, 256 bits"
     assert "4 x 16, 256 bits" in btlm("runs", "show", "grown").stdout
     assert btlm("generate", "grown", "--bytes", 5, "--seed", 1).returncode == 0
 

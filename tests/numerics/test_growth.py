@@ -170,9 +170,11 @@ def test_every_new_weight_learns() -> None:
 
 
 def test_stages_lead_from_a_small_model_to_the_target_by_depth_width_and_window() -> None:
-    target = preset("medium", patch_bits=9, parity=True, dim_feedforward=1024)
+    target = preset("medium", patch_bits=9, parity=True, dim_feedforward=1024, max_seq_len=9 * 4096)
     path = stages(target)
     assert path[-1] == target and path[0].num_layers == 2 and path[0].d_model == 256
+    short = target.model_copy(update={"max_seq_len": 9 * 1024})
+    assert all(shape.max_seq_len == 9 * 1024 for shape in stages(short))  # there attention is cheap
     assert path[0].max_seq_len == target.max_seq_len // 2 and path[0].dim_feedforward == 512
     for before, after in itertools.pairwise(path):
         changed = [n for n in ("num_layers", "d_model", "max_seq_len") if getattr(before, n) != getattr(after, n)]
@@ -185,9 +187,15 @@ def test_stages_lead_from_a_small_model_to_the_target_by_depth_width_and_window(
 
 
 def growing(steps: int = 24, **fields: object) -> Trainer:
-    target = ModelConfig(d_model=32, nhead=2, num_layers=4, max_seq_len=256)
+    target = ModelConfig(d_model=32, nhead=2, num_layers=4, max_seq_len=2048)
     config = TrainConfig.of(
-        {"steps": steps, "batch_size": 4, "progressive": {"warmup_steps": 4}, "eval_every": 0.1, **fields}
+        {
+            "steps": steps,
+            "batch_size": 4,
+            "progressive": {"warmup_steps": 4, "latest": 0.5, "rate": 0.7},
+            "eval_every": 0.1,
+            **fields,
+        }
     )
     torch.manual_seed(0)
     model = BitTransformerLM(stages(target)[0])
