@@ -6,7 +6,6 @@ needed for what the progressive training came to is read off the line through it
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 
@@ -22,7 +21,6 @@ from bit_transformer.training import Trainer, build_windows
 
 WIDTH, LAYERS, HEADS, CONTEXT, BATCH = 128, 4, 4, 128, 16
 LESS = 0.6  # of the operations: the other budget of the final size
-T_95 = 2.571  # the 97.5 % quantile of Student's t with 5 degrees of freedom
 
 
 def bpb(
@@ -66,19 +64,12 @@ def main(quick: bool) -> int:
             f"{whole:.4f}, {grown:.4f}   {grown - whole:+.4f}   ({whole_seconds:.0f}, {grown_seconds:.0f} s; {updates} updates); "
             f"with {LESS:.0%} of the operations {less:.4f}",
         )
-    mean, slope = statistics.mean(differences), statistics.mean(slopes)
-    half = T_95 * statistics.stdev(differences) / seeds**0.5
-    flips = [
-        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
-        for signs in itertools.product((1, -1), repeat=seeds)
-    ]
+    found = harness.paired(differences)
     report.figures = {
-        # What the final size would have needed for the same is exp(mean / slope) of the operations.
-        "flops_ratio_at_equal_bpb": math.exp(-mean / slope),
-        "bpb_difference": mean,
-        "interval_low": mean - half,
-        "interval_high": mean + half,
-        "p": sum(flip >= abs(sum(differences)) - 1e-12 for flip in flips) / len(flips),
+        # What the final size would have needed for the same is exp(difference / slope) of the operations.
+        "flops_ratio_at_equal_bpb": math.exp(-found["difference"] / statistics.mean(slopes)),
+        "bpb_difference": found.pop("difference"),
+        **found,
     }
     report.row(
         "difference",

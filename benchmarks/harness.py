@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -17,6 +18,8 @@ from bit_transformer.cli.output import EXIT_GOAL_MISSED, EXIT_INPUT
 from bit_transformer.data.sources import Corpus, Span, named_file, split, stdlib_files
 from bit_transformer.errors import BitTransformerError
 from bit_transformer.service.provenance import machine
+
+T_95 = 2.571  # the 97.5 % quantile of Student's t with 5 degrees of freedom
 
 
 @dataclass
@@ -91,6 +94,18 @@ def ratio(slow: list[float], fast: list[float]) -> tuple[float, float, float]:
         return statistics.median(each), each[0], each[-1]
     low, middle, high = statistics.quantiles(each, n=4)
     return middle, low, high
+
+
+def paired(differences: list[float]) -> dict[str, float]:
+    """The mean of paired differences, its 95 % interval by Student's t for six pairs, and p by flipping signs, all of them."""
+    mean = statistics.mean(differences)
+    half = T_95 * statistics.stdev(differences) / len(differences) ** 0.5
+    flips = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    p = sum(flip >= abs(sum(differences)) - 1e-12 for flip in flips) / len(flips)
+    return {"difference": mean, "interval_low": mean - half, "interval_high": mean + half, "p": p}
 
 
 def text_corpus() -> tuple[str, Corpus, Corpus]:

@@ -6,9 +6,6 @@ pair of trainings has its seed in common: the same initial weights, the same win
 
 from __future__ import annotations
 
-import itertools
-import statistics
-
 import harness
 import torch
 
@@ -19,7 +16,6 @@ from bit_transformer.model import BitTransformerLM
 from bit_transformer.training import train_loop
 
 WIDTH, LAYERS, CONTEXT, BATCH = 64, 4, 128, 16
-T_95 = 2.571  # the 97.5 % quantile of Student's t with 5 degrees of freedom
 
 
 def bpb(reversible: bool, seed: int, train: Corpus, held: Corpus, steps: int) -> tuple[float, float]:
@@ -49,18 +45,8 @@ def main(quick: bool) -> int:
             f"seed {seed}: plain, reversible",
             f"{plain:.4f}, {other:.4f}   {other - plain:+.4f}   ({slow:.0f}, {slower:.0f} s)",
         )
-    mean = statistics.mean(differences)
-    half = T_95 * statistics.stdev(differences) / len(differences) ** 0.5
-    flips = [
-        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
-        for signs in itertools.product((1, -1), repeat=seeds)
-    ]
-    report.figures = {
-        "difference_bpb": mean,
-        "interval_low": mean - half,
-        "interval_high": mean + half,
-        "p": sum(flip >= abs(sum(differences)) - 1e-12 for flip in flips) / len(flips),
-    }
+    found = harness.paired(differences)
+    report.figures = {"difference_bpb": found.pop("difference"), **found}
     report.row(
         "difference",
         "95 % interval by Student's t; p by flipping signs, all of them" if not quick else "of two seeds: no interval",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.restoration import fill_bits, hidden_bits, repair_bits
 from bit_transformer.service import DEFAULT_STORE
+from bit_transformer.service.files import read_file, write_file
 from bit_transformer.service.models import load_model
 from bit_transformer.service.observers import Reading, Report
 
@@ -206,28 +206,6 @@ def _unprotected(data: bytes, path: Path) -> Bits:
     if not size:
         raise BitStreamError(f"{path}: holds no byte of nine bits. Try btlm protect {path} first")
     return unpack_bits(data, 9 * size)
-
-
-def read_file(path: Path) -> bytes:
-    """All bytes of a file.
-
-    Raises:
-        BitStreamError: it cannot be read, or is empty.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as unreadable:
-        raise BitStreamError(f"{path}: cannot be read ({unreadable.strerror}). Try another file") from None
-    if not data:
-        raise BitStreamError(f"{path}: is empty; at least one byte is needed. Try another file")
-    return data
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write bytes to a temporary name, and rename it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def _check_out(out: Path) -> None:

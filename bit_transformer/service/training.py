@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ from bit_transformer.runs.store import RunStore, Status
 from bit_transformer.safety.calibration import GATE_FILE
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.evaluation import Comparison, compare_on
+from bit_transformer.service.files import write_file
 from bit_transformer.service.memory import micro_batches_that_fit
 from bit_transformer.service.models import default_device, model_path
 from bit_transformer.service.observers import (
@@ -132,7 +133,7 @@ def train(request: TrainRequest, *, overwrite: bool = False, report: Report | No
     store.begin(_name(request.out), request.out, document)
     for name in there:
         (request.out / name).unlink()
-    _write_json(request.out / CONFIG_FILE, document)
+    write_file(request.out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
     return _run(trainer, request, held_out, store, report)
 
 
@@ -412,18 +413,11 @@ def _export(store: RunStore, run: str, out: Path) -> None:
     keys = store.metric_keys(run)
     columns = {key: dict(store.series(run, key)) for key in keys}
     steps = sorted({step for column in columns.values() for step in column})
-    temporary = out / ".metrics.csv.tmp"
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", *keys])
-        writer.writerows([step, *(columns[key].get(step, "") for key in keys)] for step in steps)
-    os.replace(temporary, out / METRICS_FILE)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["step", *keys])
+    writer.writerows([step, *(columns[key].get(step, "") for key in keys)] for step in steps)
+    write_file(out / METRICS_FILE, text.getvalue().encode())
     if "train_bpb" in columns:
         marks = growths(store, run)[1:]
         plot_loss(columns["train_bpb"], columns.get("val_bpb", {}), out / PLOT_FILE, title=run, marks=marks)
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    os.replace(temporary, path)

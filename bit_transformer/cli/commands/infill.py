@@ -46,6 +46,7 @@ def run(
     with errors_in_one_line(as_json):
         from bit_transformer.errors import ConfigError
         from bit_transformer.service import restoration
+        from bit_transformer.service.files import read_file, write_file
 
         if (file is None) == (text is None):
             raise ConfigError("got neither or both of FILE and --text; one of them is needed. Try --text 'def ____():'")
@@ -55,7 +56,7 @@ def run(
         with live_progress() as report:
             found = restoration.infill(
                 model,
-                os.fsencode(text) if text is not None else restoration.read_file(file or Path()),
+                os.fsencode(text) if text is not None else read_file(file or Path()),
                 gap=os.fsencode(mark),
                 holes=[parse_range(one) for one in hide or []],
                 bit_holes=[parse_range(one) for one in hide_bits or []],
@@ -68,7 +69,7 @@ def run(
                 report=report,
             )
         if out:
-            restoration.write_file(out, found.data[0])
+            write_file(out, found.data[0])
         if as_json:
             show_json(
                 {
