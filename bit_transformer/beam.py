@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from bit_transformer.bit_io import Bits
 from bit_transformer.diffusion import patch_distances
 from bit_transformer.generation import feed
-from bit_transformer.model import BitTransformerLM
+from bit_transformer.model import BitTransformerLM, in_use
 from bit_transformer.nn.patching import leaf_log_probs, pack_patches, unpack_patches
 
 BEAM, SEGMENTS = 8, 8
@@ -70,7 +70,8 @@ def search(
     # Segments that are shorter go on with patches of which nothing was received.
     patch_GN = np.stack([np.pad(patch_N[begin:end], (0, longest - end + begin)) for begin, end in reach])
     real_GN = np.stack([np.arange(longest) < end - begin for begin, end in reach])
-    best_GN, doubt_GN = _search(model, patch_GN, real_GN, rate, beam, on_patch)
+    with in_use(model):
+        best_GN, doubt_GN = _search(model, patch_GN, real_GN, rate, beam, on_patch)
     made_N, doubt = patch_N.copy(), np.zeros(total)
     for row, ((begin, end), (first, _)) in enumerate(zip(spans, reach, strict=True)):
         made_N[begin:end] = best_GN[row, begin - first : end - first]
@@ -92,11 +93,12 @@ def _search(
     V = 1 << c.patch_bits
     per_flip = math.log(rate / (1 - rate))
     odd_V = patch_distances(torch.zeros(1, 1), c.patch_bits)[0, 0] % 2 == 1
+    last_G, at_last_G = real_GN.sum(1) - 1, np.zeros(G, dtype=np.int64)
     cache = model.new_cache(G * beam)
     score_GK = np.where(np.arange(beam) == 0, 0.0, -np.inf) * np.ones((G, 1))
     first_G1 = np.arange(G)[:, None] * beam
-    parent_NGK = np.empty((N, G, beam), dtype=np.int64)
-    sent_NGK, doubt_NGK = parent_NGK.copy(), np.empty((N, G, beam))
+    parent_NGK, sent_NGK = (np.empty((N, G, beam), dtype=np.int16) for _ in range(2))
+    doubt_NGK = np.empty((N, G, beam), dtype=np.float32)
     for n in range(N):
         ahead_GKV = leaf_log_probs(model.node_logits(cache)).reshape(G, beam, V)
         distance_G1V = patch_distances(torch.from_numpy(patch_GN[:, n : n + 1]), c.patch_bits)
@@ -108,14 +110,17 @@ def _search(
         best_GK = np.argpartition(-all_GA, beam - 1, axis=1)[:, :beam]
         best_GK = _in_place(best_GK, V)
         score_GK = np.take_along_axis(all_GA, best_GK, axis=1)
-        parent_NGK[n], sent_NGK[n] = np.divmod(best_GK, V)
+        parent_GK, sent_GK = np.divmod(best_GK, V)
+        parent_NGK[n], sent_NGK[n] = parent_GK, sent_GK
+        at_last_G = np.where(last_G == n, score_GK.argmax(1), at_last_G)
         doubt_NGK[n] = 1 - np.take_along_axis(chance_GKV.reshape(G, -1), best_GK, axis=1)
-        cache.select((first_G1 + parent_NGK[n]).ravel())
-        feed(model, cache, torch.from_numpy(sent_NGK[n].reshape(-1, 1)).to(cache.state_BD.device), long=True)
+        cache.select((first_G1 + parent_GK).ravel())
+        feed(model, cache, torch.from_numpy(sent_GK.reshape(-1, 1)).to(cache.state_BD.device), long=True)
         on_patch(n + 1, N)
-    row_G, at_G = np.arange(G), score_GK.argmax(1)
+    row_G, at_G = np.arange(G), at_last_G
     best_GN, doubt_GN = np.empty((G, N), dtype=np.int64), np.empty((G, N))
     for n in reversed(range(N)):
+        at_G = np.where(n >= last_G, at_last_G, at_G)  # beyond the end of a segment nothing is asked
         best_GN[:, n], doubt_GN[:, n] = sent_NGK[n, row_G, at_G], doubt_NGK[n, row_G, at_G]
         at_G = parent_NGK[n, row_G, at_G]
     return best_GN, doubt_GN

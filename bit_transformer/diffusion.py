@@ -16,8 +16,7 @@ Sources: Sahoo et al. 2024, arXiv:2406.07524 (MDLM); Ou et al. 2024, arXiv:2406.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from bit_transformer.bit_io import Bits
 from bit_transformer.errors import BitStreamError, ConfigError
-from bit_transformer.model import BitTransformerLM
+from bit_transformer.model import BitTransformerLM, in_use
 from bit_transformer.nn.noise import (
     flip_bits,
     flips_cost,
@@ -66,16 +65,6 @@ class Bound:
     costs: tuple[float, ...]
 
 
-@contextmanager
-def _in_use(model: BitTransformerLM) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 @torch.inference_mode()
 def likelihood_bound(
     model: BitTransformerLM,
@@ -108,11 +97,12 @@ def likelihood_bound(
     if estimator not in get_args(Estimator):
         raise ConfigError(f"estimator={estimator!r}; it must be one of {', '.join(get_args(Estimator))}. Try discrete")
     _check_diffusion(model)
+    model._check_bits(bits_BT)
     model._check_window(bits_BT)
     patch_BN = pack_patches(bits_BT, model.config.patch_bits).to(model.head.weight.device)
     hidden = model.config.noise == "hidden"
     costs_BS = np.empty((len(patch_BN), samples))
-    with _in_use(model), torch.random.fork_rng(devices=[]):
+    with in_use(model), torch.random.fork_rng():
         torch.manual_seed(seed)
         for row, patch_N in enumerate(patch_BN):
             patch_SN = patch_N.expand(samples, -1)
@@ -222,7 +212,7 @@ def diffusion_inference(
     Args:
         known: (B, T) bits, T a multiple of `patch_bits`; those that are not fixed may be anything.
         fixed: (B, T), which bits stay; none are if it is not given.
-        steps: network calls, at most; not given: the model's `diffusion_steps`, or one a patch, or 64 through flips. First-hitting
+        steps: network calls of a window, at most; not given: the model's `diffusion_steps`, or one a patch, or 64 through flips. First-hitting
             takes one a patch.
         order: `first-hitting` reveals one patch a call, in random order, as the process in continuous time does; `ancestral` takes
             `steps` equal steps of time, several patches or flips at one, drawn independently of one another; `confidence` reveals
@@ -248,14 +238,14 @@ def diffusion_inference(
     if order not in get_args(Order) or (c.noise == "flips" and order != "ancestral"):
         possible = "ancestral" if c.noise == "flips" else ", ".join(get_args(Order))
         raise ConfigError(f"order={order!r}; through noise={c.noise!r} it must be {possible}. Try ancestral")
-    if temperature < 0:
+    if not temperature >= 0:
         raise ConfigError(f"temperature={temperature}; it must not be negative. Try 1")
     known_BT, fixed_BT = _check_known(model, known, fixed)
     parity = force_parity and c.parity
     if parity:
         _check_parity(known_BT, fixed_BT)
     filler = _Filler(model, known_BT, fixed_BT, temperature, parity, seed, on_call)
-    with _in_use(model):
+    with in_use(model):
         patch_BN = filler.reveal(order, steps) if c.noise == "hidden" else filler.unflip(steps or FLIP_STEPS)
     bits_BT = unpack_patches(torch.from_numpy(patch_BN), c.patch_bits).flatten(1).to(torch.uint8)
     if parity and c.patch_bits != 9:
@@ -346,7 +336,7 @@ class _Filler:
                 key_BN = self.random.random(hidden_BN.shape)
                 if order == "confidence":
                     scores_KV = self._scores(hidden_BN, hidden_BN)
-                    key_BN[hidden_BN] = -scores_KV.max(-1)
+                    key_BN[hidden_BN] = np.logaddexp.reduce(scores_KV, axis=-1) - scores_KV.max(-1)
                 chosen_BN = _first(key_BN, hidden_BN, count_B)
                 if order == "confidence":
                     scores_KV = scores_KV[chosen_BN[hidden_BN]]
@@ -438,7 +428,7 @@ def repair(model: BitTransformerLM, received: Tensor | Bits, *, rate: float | No
     patch_BN = pack_patches(bits_BT, c.patch_bits)
     distance_BNV = patch_distances(patch_BN, c.patch_bits)
     found = rate or FIRST_RATE
-    with _in_use(model):
+    with in_use(model):
         for _ in range(1 if rate else RATE_ROUNDS):
             chance_BNV = _posterior(model, patch_BN, distance_BNV, found)
             if rate is None:

@@ -65,7 +65,7 @@ def expand_model(
 
 def expand_to(model: BitTransformerLM, grown: ModelConfig) -> BitTransformerLM:
     """`expand_model` to a shape that is known to be one it can grow to."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(0)
         larger = BitTransformerLM(grown).to(model.head.weight)
     state = larger.state_dict()

@@ -16,6 +16,7 @@ from bit_transformer.errors import ConfigError
 
 FLOAT, HALF, INDEX = 4, 2, 8
 MUON_PIECE = 1 << 22  # elements that the optimizer orthogonalises at once, or one matrix
+BOUND_SAMPLES = 8  # of each window of a diffusion model, scored at once
 VALIDATION_ROWS = 32  # windows that a validation scores at once, or as many as a micro-batch has, if these are fewer
 
 
@@ -259,7 +260,7 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
         "the last block's backward pass": base + before + activations + working + last,
         "the first block's backward pass": base + gradients + first + working,
         "the optimizer's update": base + gradients + update,
-        "validation": base + _scoring(c, min(VALIDATION_ROWS, rows)),
+        "validation": base + _scoring(c, min(VALIDATION_ROWS, rows) if c.causal else BOUND_SAMPLES),
     }
     when, peak = max(moments_of.items(), key=lambda item: item[1])
     return MemoryEstimate(

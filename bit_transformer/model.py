@@ -28,7 +28,7 @@ from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import DecodeCache, LayerCache, RollingCache
 from bit_transformer.nn.mixer import ExpertMixer
 from bit_transformer.nn.ngram import NgramEmbedding
-from bit_transformer.nn.noise import flip_bits, flip_level, flips_cost, hide_some, noise_levels
+from bit_transformer.nn.noise import flip_bits, flip_level, flips_cost, hide_some, noise_levels, noise_share
 from bit_transformer.nn.norm import RMSNorm
 from bit_transformer.nn.patching import (
     PrefixTreeHead,
@@ -282,10 +282,15 @@ class BitTransformerLM(nn.Module):
             chance_B: of a model of flips: with which each bit was flipped.
 
         Raises:
-            ConfigError: an autoregressive model.
+            ConfigError: an autoregressive model, or a chance of flips for a model of hidden patches or none for one of flips.
         """
         if self.config.causal:
             raise ConfigError("got an autoregressive model; hidden patches are for diffusion. Try causal=False, or nll")
+        if (chance_B is None) != (self.config.noise == "hidden"):
+            got = "no chance_B" if chance_B is None else "a chance_B"
+            raise ConfigError(
+                f"got {got} and noise={self.config.noise!r}; it goes with flips, and only with these. Try repair"
+            )
         node_logit_BNV = self.head(self.trunk(seen_BN, chance_B=chance_B))
         if chance_B is None:
             return node_logit_BNV
@@ -326,9 +331,9 @@ class BitTransformerLM(nn.Module):
         lowered is the cost of the patches instead, with the same weights.
 
         Args:
-            reach: of a diffusion model: times are drawn up to here, in (0, 1].
-            teacher: if given, what is lowered is the cost of bits drawn from its predictions with probability `trust`, else from the
-                data (distillation; Hinton et al. 2015, arXiv:1503.02531).
+            reach: of a diffusion model: times are drawn up to here, in (0, 1]; below 1 it is the mean over these, and no bound.
+            teacher: if given, the target of each bit is its prediction, given the data's bits before it, with weight `trust`, and the
+                data's own bit with the rest (distillation along the data's path; after Hinton et al. 2015, arXiv:1503.02531).
         """
         c = self.config
         if not c.causal:
@@ -356,6 +361,7 @@ class BitTransformerLM(nn.Module):
         self._check_window(bits_BT)
         patch_BN = pack_patches(bits_BT, c.patch_bits)
         share_B, weight_B = noise_levels(len(patch_BN), c.schedule, reach, patch_BN.device)
+        reached = noise_share(torch.tensor(reach), c.schedule).item() / reach  # the mean of weight times share
         chance_B = None
         if c.noise == "hidden":
             lost_BN = hide_some(patch_BN.shape, share_B)
@@ -370,7 +376,7 @@ class BitTransformerLM(nn.Module):
         def cost(target_BNP: Tensor) -> Tensor:
             nats_BNP = F.binary_cross_entropy_with_logits(z_BNP, target_BNP, reduction="none")
             nats_B = nats_BNP.sum(-1).masked_fill(~lost_BN, 0.0).sum(1)
-            return (nats_B * weight_B).mean() / bits_BT.shape[1]
+            return (nats_B * weight_B).mean() / bits_BT.shape[1] / reached
 
         loss = bound = cost(bit_BNP.to(z_BNP.dtype))
         if teacher is not None:
@@ -598,7 +604,7 @@ class BitTransformerLM(nn.Module):
     def flops_per_byte(self, *, training: bool = True) -> float:
         """Floating-point operations a data byte costs in a full window: matrix products, a multiply-add being two.
 
-        Counted: the projections, the attention scores and sums that a causal mask leaves (half the square), and all
+        Counted: the projections, the attention scores and sums that a causal mask leaves (half the square; all without one), and all
         nodes of the head, the mixer's gate. Not counted: norms, activations, look-ups, all of the order of D, and what
         reversible or checkpointed blocks compute a second time. Training costs three times the forward: one pass and
         two products in the backward for each in the forward.
@@ -607,7 +613,8 @@ class BitTransformerLM(nn.Module):
         positions = c.byte_bits / c.patch_bits
         block = 2 * (4 * c.d_model**2 + 2 * c.d_model * c.feedforward_width)
         window = min(c.attention_window or c.max_patches, c.max_patches)
-        keys = window - window * (window - 1) / 2 / c.max_patches  # that a position reads, on average
+        # What a position reads, on average.
+        keys = window - window * (window - 1) / 2 / c.max_patches if c.causal else float(c.max_patches)
         attention = 2 * 2 * c.d_model * keys
         head = 2 * c.d_model * (1 << c.patch_bits) + (2 * self.mixer.gate.numel() if self.mixer else 0)
         return positions * (c.num_layers * (block + attention) + head) * (3 if training else 1)
@@ -628,6 +635,17 @@ class BitTransformerLM(nn.Module):
                 f"got {bits_BT.shape[1]} bits; a window holds at most max_seq_len={self.config.max_seq_len}. "
                 f"Try windows of that size, or infer_long for generation"
             )
+
+
+@contextmanager
+def in_use(model: nn.Module) -> Iterator[None]:
+    """Within: the model is in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class ParameterCount(NamedTuple):

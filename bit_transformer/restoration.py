@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from bit_transformer.beam import search
 from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits
 from bit_transformer.config import Sampling
-from bit_transformer.diffusion import FIRST_RATE, check_rate, diffusion_inference, repair
+from bit_transformer.diffusion import FIRST_RATE, RATE_ROUNDS, check_rate, diffusion_inference, repair
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.model import BitTransformerLM
 
 BATCH = 16  # windows that are repaired at once
-SAMPLE = 1 << 16  # bits by which a rate is found
+SAMPLE = 1 << 15  # bits by which a rate is found
 
 
 def hidden_bits(
@@ -79,7 +79,8 @@ def fill_bits(
     size = min(window, len(made_T))
     total, seed = int(hidden_T.sum()), how.pop("seed", None)
     while (left := np.flatnonzero(~fixed_T[: len(known)])).size:
-        begin = max(0, min(int(left[0]) - window // 2, len(made_T) - size)) // unit * unit
+        first, units = int(left[0]) // unit, size // unit
+        begin = max(0, min(first - units // 2, len(made_T) // unit - units)) * unit
         here = slice(begin, begin + size)
         drawn = diffusion_inference(model, made_T[None, here], fixed_T[None, here], seed=seed, **how)
         made_T[here] = drawn[0].numpy()
@@ -110,7 +111,8 @@ def _continued(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> It
     text, seed = prompt, sampling.seed
     while True:
         # The window begins where bytes and patches meet, as it does in training.
-        begin = max(0, len(text) - whole // 2) // c.align_bytes * c.align_bytes
+        whole_units, seen_units = whole // c.align_bytes, len(text) // c.align_bytes
+        begin = max(0, seen_units - whole_units // 2) * c.align_bytes
         seen, fresh = text[begin:], whole - len(text[begin:])
         known = bytes_to_bits(seen + bytes(fresh), parity=c.parity)
         fixed = np.arange(len(known)) < len(seen) * c.byte_bits
@@ -172,13 +174,25 @@ def repair_bits(
     mended = received.copy()
     if c.causal:
         if rate is None:
-            some = whole[: SAMPLE // unit * unit or unit]
-            rate = max(1e-6, float((search(model, some, FIRST_RATE).bits != some).mean()))
+            rate = _found_rate(model, whole, unit)
         found = search(model, whole, rate, on_patch=on_progress)
         mended[: len(whole)], doubt = found
     else:
         mended[: len(whole)], doubt, rate = _repaired(model, whole, rate, on_progress)
     return Mended(mended, np.flatnonzero(mended != received), doubt, rate)
+
+
+def _found_rate(model: BitTransformerLM, received: Bits, unit: int) -> float:
+    """The rate of flips that a search changes at that very rate, from the middle of a stream."""
+    size = min(len(received), max(unit, SAMPLE // unit * unit))
+    begin = (len(received) - size) // 2 // unit * unit
+    some, rate = received[begin : begin + size], FIRST_RATE
+    for _ in range(RATE_ROUNDS - 1):
+        changed = float((search(model, some, rate).bits != some).mean())
+        rate, before = min(max(changed, 1e-6), 0.49), rate
+        if abs(rate - before) < 0.2 * before:
+            break
+    return rate
 
 
 def _repaired(

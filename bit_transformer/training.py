@@ -182,6 +182,9 @@ class Trainer:
         self.model.train()
         try:
             while self._advance(self.clock() - began) < 1:
+                self._check_patience()
+                if self._growth_is_due():
+                    self._grow()
                 record = self.update()
                 self.progress.seconds = self.clock() - began
                 share = self._advance(self.progress.seconds)
@@ -191,9 +194,6 @@ class Trainer:
                     record["val_bpb"] = self._validate(self.validation)
                 for observe in self.observers:
                     observe(self, record)
-                self._check_patience()
-                if self._growth_is_due():
-                    self._grow()
             self.progress.stopped = "budget spent"
         except StopTraining as stop:
             self.progress.stopped = str(stop)
@@ -260,7 +260,7 @@ class Trainer:
             said_BTF = None if features_BTF is None else features_BTF.chunk(parts)[at]
             with autocast(self.device, self.config.amp):
                 loss, mean_nats = self.model.losses(
-                    micro_BT, said_BTF, reach=self._reach, teacher=self.teacher, trust=self.config.distillation
+                    micro_BT, said_BTF, reach=self.reach, teacher=self.teacher, trust=self.config.distillation
                 )
             share = len(micro_BT) / len(bits_BT)
             (loss * share).backward()  # type: ignore[no-untyped-call]
@@ -268,7 +268,7 @@ class Trainer:
         return nats
 
     @property
-    def _reach(self) -> float:
+    def reach(self) -> float:
         """How far up the noise of a diffusion goes by now."""
         widened = self.progress.share / self.config.curriculum if self.config.curriculum else 1.0
         return min(1.0, FIRST_REACH + (1 - FIRST_REACH) * widened)
@@ -340,6 +340,8 @@ class Trainer:
         if model.config.max_seq_len != self.model.config.max_seq_len:
             assert isinstance(self.windows, CorpusWindows)
             self.windows = self.windows.resized(window_bytes(model))
+        if self.model.has_bank and not model.has_bank:
+            model.bank = self.model.bank
         self.model = model
 
     def _rate_after_growth(self) -> float:

@@ -26,10 +26,10 @@ from bit_transformer.data.features import FeatureReader
 from bit_transformer.data.sources import Corpus
 from bit_transformer.diffusion import likelihood_bound
 from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.memory import BOUND_SAMPLES
 from bit_transformer.model import BitTransformerLM
 
 Learning = Literal["static", "online", "online+mixer"]
-BOUND_SAMPLES = 8  # for each window
 ADAPT_RATE, ADAPT_WINDOWS = 1e-4, 8  # of online+mixer: AdamW's rate, and windows to a step
 _WHAT_LEARNS = {
     "static": "static weights",
@@ -210,17 +210,15 @@ def bits_per_byte(
 
 
 def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol) -> Score:
-    """A diffusion model's bound, window by window; of the last one as far as its patches are whole."""
+    """A diffusion model's bound, window by window."""
     _check_filled(corpus)
     c = model.config
     bits, variance, done = 0.0, 0.0, 0
     for start in range(0, len(corpus), how.window):
         data = corpus.read(start, how.window)
-        data = data[: len(data) // c.align_bytes * c.align_bytes]
-        if not len(data):
-            continue
-        window_BT = torch.from_numpy(bytes_to_bits(data, parity=c.parity).copy())[None]
-        found = likelihood_bound(model, window_BT, samples=how.samples, seed=start)
+        whole = np.pad(data, (0, -len(data) % c.align_bytes))  # what a last unit takes beyond the end is counted too
+        window_BT = torch.from_numpy(bytes_to_bits(whole, parity=c.parity).copy())[None]
+        found = likelihood_bound(model, window_BT, samples=how.samples, seed=start ^ len(corpus))
         bits, variance, done = bits + found.bits, variance + found.standard_error**2, done + len(data)
     return Score(bits, done, how, math.sqrt(variance))
 

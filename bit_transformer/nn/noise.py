@@ -52,7 +52,8 @@ def noise_rate(t: Tensor, schedule: Schedule) -> Tensor:
 
 def stratified_times(count: int, device: torch.device | None = None) -> Tensor:
     """Times in (0, 1), one in each of so many equal parts: less scatter than independent ones, and each uniform by itself."""
-    return (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
+    t = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
+    return t.clamp(1e-7, 1 - 2**-24)  # both ends can be met by rounding
 
 
 def noise_levels(

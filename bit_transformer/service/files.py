@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bit_transformer.errors import BitStreamError
+from bit_transformer.errors import BitStreamError, ConfigError
 
 
 def read_file(path: Path) -> bytes:
@@ -32,3 +32,13 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file that could not be written, before the work for it.
+
+    Raises:
+        ConfigError: a folder, a device, or a file in a folder that is not there.
+    """
+    if (out.exists() and not out.is_file()) or not out.absolute().parent.is_dir():
+        raise ConfigError(f"out={str(out)!r}; it must be a file in a folder that is there. Try ./{out.name or 'out'}")

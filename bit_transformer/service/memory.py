@@ -81,6 +81,13 @@ def free_on(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
+def fits(model: ModelConfig, train: TrainConfig, device: torch.device, micro_batches: int) -> bool:
+    """Whether there is memory for a training in so many micro-batches, its parameters included, of a model that is not there yet."""
+    free = free_on(device)
+    found = estimate_memory(model, as_estimated(train, device, micro_batches))
+    return free is None or found.peak - found.experts <= free
+
+
 def micro_batches_that_fit(model: ModelConfig, train: TrainConfig, device: torch.device) -> int | None:
     """How many micro-batches an update needs: the training's own count, doubled until what is free is enough.
 

@@ -179,7 +179,8 @@ class Probe:
             self._measure_into(record, trainer)
             self.spent += time.perf_counter() - began
         for name, monitor in self.monitors.items():
-            if name in record:
+            widening = name == "train_bpb" and trainer.reach < 1  # another cost at every update
+            if name in record and not widening:
                 for alert in monitor.update(record["step"], record[name]):  # type: ignore[literal-required]
                     self.tell(alert)
 

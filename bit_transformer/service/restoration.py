@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits, pack_bits, unpack_bits
+from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits, find_parity_errors, pack_bits, unpack_bits
 from bit_transformer.diffusion import check_rate
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.restoration import fill_bits, hidden_bits, repair_bits
 from bit_transformer.service import DEFAULT_STORE
-from bit_transformer.service.files import read_file, write_file
+from bit_transformer.service.files import check_out, read_file, write_file
 from bit_transformer.service.models import load_model
 from bit_transformer.service.observers import Reading, Report
 
+WRONG = 0.4  # share of bytes with odd parity from which on a file was never protected: half are by chance
 SHOWN = 1000  # changes that are listed, at most
 
 
@@ -158,7 +159,7 @@ def repair_file(
         BitStreamError: an unreadable file, or one that is too short.
         ConfigError: a rate that cannot be.
     """
-    _check_out(out)
+    check_out(out)
     received = read_file(path)
     check_rate(rate)
     model = load_model(run, store)
@@ -191,7 +192,7 @@ def protect_file(path: Path, out: Path, *, undo: bool = False) -> int:
         BitStreamError: an unreadable file.
         ParityError: read back, bytes whose parity is odd; nothing is written.
     """
-    _check_out(out)
+    check_out(out)
     data = read_file(path)
     if undo:
         plain = bits_to_bytes(_unprotected(data, path), parity=True)
@@ -205,12 +206,13 @@ def _unprotected(data: bytes, path: Path) -> Bits:
     size = 8 * len(data) // 9
     if not size:
         raise BitStreamError(f"{path}: holds no byte of nine bits. Try btlm protect {path} first")
-    return unpack_bits(data, 9 * size)
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ConfigError(f"out={str(out)!r}; it must be a file in a folder that is there. Try ./{out.name or 'out'}")
+    bits = unpack_bits(data, 9 * size)
+    if len(find_parity_errors(bits)) > WRONG * size:
+        raise BitStreamError(
+            f"{path}: {len(find_parity_errors(bits)):,} of {size:,} bytes have odd parity; a run with parity needs a protected file. Try "
+            f"btlm protect {path} first, or a run without parity"
+        )
+    return bits
 
 
 def _diffusion(run: str, store: Path) -> BitTransformerLM:

@@ -8,7 +8,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from bit_transformer.config import DataConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, split
 from bit_transformer.data.windows import Windows
 from bit_transformer.errors import BitStreamError, BitTransformerError, CheckpointError, ConfigError
+from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.growth import smaller_config, stages
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import optim_for
@@ -28,7 +29,7 @@ from bit_transformer.safety.calibration import GATE_FILE
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.evaluation import Comparison, compare_on
 from bit_transformer.service.files import write_file
-from bit_transformer.service.memory import micro_batches_that_fit
+from bit_transformer.service.memory import fits, micro_batches_that_fit
 from bit_transformer.service.models import default_device, model_path
 from bit_transformer.service.observers import (
     TRAINING_FILE,
@@ -106,8 +107,13 @@ def train(request: TrainRequest, *, overwrite: bool = False, report: Report | No
     Raises:
         BitTransformerError: settings or data that cannot be; then nothing is written.
     """
+    return _train(request, _teacher(request), overwrite, report)
+
+
+def _train(
+    request: TrainRequest, teacher: BitTransformerLM | None, overwrite: bool, report: Report | None
+) -> TrainResult:
     check_training(request.model, request.train)
-    teacher = _teacher(request)
     if request.out.is_file():
         raise ConfigError(f"{request.out} is a file; a run needs a folder of its own. Try --out runs/NAME")
     there = [name for name in RUN_FILES if (request.out / name).exists()]
@@ -185,9 +191,9 @@ class CollapseResult:
 def collapse(
     run: str,
     out: Path,
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, Any],
     train_fields: Mapping[str, Any],
-    corpora: Sequence[str] = (),
+    data_fields: Mapping[str, Any],
     *,
     store: Path = DEFAULT_STORE,
     overwrite: bool = False,
@@ -199,12 +205,16 @@ def collapse(
         run: the teacher.
         sizes: fields of `ModelConfig` in which the student differs; not given: half the depth, half the width, heads as wide.
         train_fields: of `TrainConfig`; `distillation` is what the teacher counts for.
-        corpora: not given: those of the teacher's run.
+        data_fields: of `DataConfig`; what is not given is as in the teacher's run.
 
     Raises:
         BitTransformerError: no such run, a student that is no smaller, or settings or data that cannot be.
     """
     path = model_path(run, store)
+    if path.resolve().parent == out.resolve():
+        raise ConfigError(
+            f"out={str(out)!r} is the teacher's own folder; the student needs another. Try --out {out}-small"
+        )
     teacher = load_checkpoint(path, device=default_device())
     shape = smaller_config(teacher.config, sizes)
     student = BitTransformerLM(shape)
@@ -213,14 +223,17 @@ def collapse(
         raise ConfigError(
             f"got a student of {after.total:,} parameters; the teacher has {before.total:,}. Try fewer layers, or less width"
         )
-    data = DataConfig.of({"corpora": tuple(corpora)}) if corpora else _read_request(path.parent)[0].data
-    config = TrainConfig.of({"optim": optim_for(shape).model_dump(), **train_fields})
-    request = TrainRequest(out, store, shape, config, data, teacher=path)
-    result = train(request, overwrite=overwrite, report=report)
+    check_teacher(teacher.config, shape)
+    optim = train_fields.get("optim", {})
+    if isinstance(optim, Mapping):  # else its error comes from TrainConfig
+        optim = optim_for(shape).model_dump() | dict(optim)
+    config = TrainConfig.of({**train_fields, "optim": optim})
+    request = TrainRequest(out, store, shape, config, _taught_data(path.parent, data_fields), teacher=path)
+    result = _train(request, teacher, overwrite, report)
     teacher_bpb = None
     if result.comparison:
         _, held_out = _load_data(request)
-        teacher_bpb = compare_on(teacher, _last_sample(request, held_out)).bpb
+        teacher_bpb = bits_per_byte(teacher, _last_sample(request, held_out)).bpb
     return CollapseResult(
         training=result,
         teacher=run,
@@ -229,6 +242,19 @@ def collapse(
         parameters=after.active / before.active,
         flops=student.flops_per_byte(training=False) / teacher.flops_per_byte(training=False),
     )
+
+
+def _taught_data(folder: Path, fields: Mapping[str, Any]) -> DataConfig:
+    """What to teach with: the data of the teacher's run, but for what is given."""
+    if not (folder / CONFIG_FILE).is_file():
+        if not fields.get("corpora"):
+            raise ConfigError(f"{folder} holds no run whose data could be read again. Try naming corpora")
+        return DataConfig.of(fields)
+    request, digest = _read_request(folder)
+    data = DataConfig.of({**request.data.model_dump(), **fields})
+    if data == request.data and _load_data(request)[0].digest() != digest:
+        raise CheckpointError(f"{folder}: its training files are not what they were. Try naming corpora")
+    return data
 
 
 def _last_sample(request: TrainRequest, held_out: Corpus) -> Corpus:
@@ -318,20 +344,15 @@ def _trainer(
         say, passed = (lambda text: tell(Notice(text))), (lambda done, total: tell(Reading(done, total)))
         return model, build_windows(model, train_part, config, say=say, passed=passed)
 
-    model, windows = begin(stages(request.model)[0] if config.progressive else request.model)
-    if config.progressive and not grows_context(windows, config):
+    context = config.window is None
+    model, windows = begin(stages(request.model, context=context)[0] if config.progressive else request.model)
+    if config.progressive and context and not grows_context(windows, config):
         model, windows = begin(stages(request.model, context=False)[0])
     sample = held_out.thinned(request.train.eval_bytes, VALIDATION_PIECE, request.model.align_bytes)
     validation = sample if len(sample) else None
-    return Trainer(
-        model,
-        windows,
-        config,
-        validation,
-        teacher=teacher,
-        target=request.model,
-        may_grow=lambda shape: micro_batches_that_fit(shape, config, device) is not None,
-    )
+    trainer = Trainer(model, windows, config, validation, teacher=teacher, target=request.model)
+    trainer.may_grow = lambda shape: fits(shape, config, device, trainer.micro_batches)
+    return trainer
 
 
 def _teacher(request: TrainRequest) -> BitTransformerLM | None:

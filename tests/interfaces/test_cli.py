@@ -147,6 +147,10 @@ BAD = [
     (["protect", "EMPTY", "--out", "x"], "is empty"),
     (["collapse", "RUN", "--out", "x", "--num-layers", "9", "--d-model", "64"], "the teacher has"),
     (["collapse", "RUN", "--out", "x", "--d-model", "8", "--set", "model.experts=false"], "is not the teacher's"),
+    (["collapse", "RUN", "--out", "RUN", "--d-model", "8", "--overwrite"], "is the teacher's own folder"),
+    (["collapse", "RUN", "--out", "x", "--d-model", "8", "--set", "data.bogus=1"], "unknown key 'bogus'"),
+    (["collapse", "RUN", "--out", "x", "--d-model", "8", "--set", "train.optim=3"], "optim"),
+    (["infill", "RUN", "--text", "a_b", "--out", "nodir/x"], "in a folder that is there"),
     (["collapse", "nowhere", "--out", "x"], "run folder"),
     (["train", "TEXT", "--set", "model.lambda_S=0.1", "--no-experts"], "Try experts=True"),
     (["train", "TEXT", "--set", "train.telemetry=2"], "telemetry=2"),
@@ -348,6 +352,8 @@ def test_protected_bytes_are_repaired_by_a_model_with_parity(btlm, text_file, tm
     assert len(packed) == -(-9 * len(TEXT) // 8)
     assert btlm("protect", "nine.bits", "--undo", "--out", "back").returncode == 0
     assert (tmp_path / "back").read_bytes() == TEXT
+    refused = btlm("repair", "nine", text_file, "--out", "never")
+    assert refused.returncode == 2 and "Try btlm protect" in refused.stderr and not (tmp_path / "never").exists()
     packed[100] ^= 4  # bit 805
     (tmp_path / "hurt.bits").write_bytes(packed)
     refused = btlm("protect", "hurt.bits", "--undo", "--out", "never")

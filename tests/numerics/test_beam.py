@@ -12,7 +12,7 @@ import torch
 from bit_transformer.beam import search
 from bit_transformer.bit_io import bytes_to_bits, find_parity_errors
 from bit_transformer.config import TrainConfig
-from bit_transformer.model import BitTransformerLM
+from bit_transformer.model import BitTransformerLM, set_dropout
 from bit_transformer.restoration import repair_bits
 from bit_transformer.training import train_loop
 from tests.conftest import TEXT, random_bits, random_model
@@ -84,5 +84,7 @@ def test_flipped_bits_of_a_long_text_are_set_right_in_segments(taught: BitTransf
             assert len(find_parity_errors(mended.bits)) == 0
     assert told[-1][0] == told[-1][1] < 1500 / 2  # several segments at once
     assert (repair_bits(taught, clean, rate=0.001).bits == clean).all()
-    again = repair_bits(taught, clean ^ flips, rate=0.01)
-    assert (again.bits == repair_bits(taught, clean ^ flips, rate=0.01).bits).all()
+    set_dropout(taught, 0.5)
+    again = [repair_bits(taught.train(), clean ^ flips, rate=0.01).bits for _ in range(2)]
+    assert (again[0] == again[1]).all() and (again[0] != clean).sum() <= 0.1 * flips.sum()
+    taught.eval()

@@ -240,21 +240,35 @@ def test_a_growing_training_that_was_stopped_goes_on_as_if_it_was_not(tmp_path: 
     whole.run()
 
     def stop(trainer: Trainer, record: Record) -> None:
-        if record["step"] == 15:
-            trainer.save(tmp_path / "training.safetensors")
+        trainer.save(tmp_path / "training.safetensors")
 
-    first = growing()
-    first.observers = [stop]
-    first.run()
-    again = growing()
-    again.load(tmp_path / "training.safetensors")
-    assert again.progress.stage == 4 and again.model.config == again.target
-    again.run()
-    for (name, a), b in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(a, b), name
+    for at in (2, 3, 4, 5, 15):  # some are the last before a growth
+        first = growing()
+        first.observers = [lambda trainer, record, at=at: stop(trainer, record) if record["step"] == at else None]
+        first.run()
+        again = growing()
+        again.load(tmp_path / "training.safetensors")
+        assert again.model.config == again.stages[again.progress.stage]
+        again.run()
+        for (name, a), b in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
+            assert torch.equal(a, b), (at, name)
     plain = Trainer(BitTransformerLM(whole.target), again.windows, TrainConfig(steps=24, batch_size=4))
     with pytest.raises(CheckpointError, match="another train config"):
         plain.load(tmp_path / "training.safetensors")
+
+
+def test_what_the_experts_know_goes_along_when_a_grown_training_goes_on(tmp_path: Path) -> None:
+    target = ModelConfig(d_model=32, nhead=2, num_layers=2, max_seq_len=256, experts=SHAPES["experts"]["experts"])
+    config = TrainConfig.of({"steps": 8, "batch_size": 4, "progressive": True})
+    trainers = []
+    for _ in range(2):
+        model = BitTransformerLM(stages(target)[0])
+        trainers.append(Trainer(model, build_windows(model, TEXT, config), config, target=target))
+    trainers[0].run()
+    trainers[0].save(tmp_path / "training.safetensors")
+    trainers[1].load(tmp_path / "training.safetensors")
+    assert trainers[1].progress.stage > 0 and trainers[1].model.has_bank
+    assert trainers[1].model.bank.count == trainers[0].model.bank.count > 0
 
 
 def test_a_budget_in_operations_is_spent() -> None:

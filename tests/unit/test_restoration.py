@@ -13,6 +13,7 @@ from bit_transformer.config import Sampling
 from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.diffusion import diffusion_inference
 from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.generation import stream_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.restoration import continued, fill_bits, hidden_bits, repair_bits
@@ -56,6 +57,34 @@ def test_any_length_is_filled_in_and_repaired(patch_bits: int, parity: bool, siz
     assert bits_to_bytes(made, parity=parity)[1:-1] == data[1:-1]
     mended = repair_bits(model, bytes_to_bits(data, parity=parity), rate=1e-6)
     assert (len(mended.bits) == size * width and len(mended.flipped) == 0) or parity
+
+
+@pytest.mark.parametrize("units", [1, 2])
+def test_a_window_of_a_single_unit_is_enough(units: int) -> None:
+    model = random_model(causal=False, patch_bits=8, parity=True, max_seq_len=72 * units)  # a unit is eight bytes
+    data = bytes(range(60, 76))
+    hidden = hidden_bits(16, 9, [(9, 10), (15, 16)])
+    made = bits_to_bytes(fill_bits(model, bytes_to_bits(data, parity=True), hidden, seed=1), parity=True)
+    assert made[:9] == data[:9] and made[10:15] == data[10:15]
+    for size in (0, 3, 8, 13):
+        pieces = list(islice(continued(model, data[:size], Sampling(seed=1)), 3))
+        assert all(pieces) and len(b"".join(pieces)) >= 3
+    scored = bits_per_byte(model, bytes_corpus(data[:5]))
+    assert scored.bytes == 5 and scored.bits > 0  # what the unit takes beyond the end is counted
+
+
+def test_the_surest_place_is_judged_by_what_is_free_there() -> None:
+    model = random_model(causal=False, patch_bits=8, max_seq_len=16)
+    known, fixed = torch.zeros(1, 16, dtype=torch.uint8), torch.zeros(1, 16, dtype=torch.bool)
+    fixed[0, :8] = torch.tensor([1, 1, 1, 1, 1, 1, 1, 0], dtype=torch.bool)
+    with torch.no_grad():
+        model.head.weight[1].zero_()
+        model.head.bias[1] = 30.0  # the first bit is a one, whatever the rest: what is fixed is very unlikely
+    calls: list[torch.Tensor] = []
+    trunk = model.trunk
+    model.trunk = lambda seen, *more, **others: calls.append(seen.clone()) or trunk(seen, *more, **others)
+    diffusion_inference(model, known, fixed, order="confidence", seed=1)
+    assert calls[1][0, 0] != model.mask and calls[1][0, 1] == model.mask  # two choices are surer than 256
 
 
 def test_a_long_stream_is_repaired_in_windows_that_overlap(cyclist: BitTransformerLM) -> None:

@@ -45,11 +45,10 @@ def run(
         if not any(name in fields for name in BUDGETS):
             fields["seconds"] = SECONDS_DEFAULT
         flags = {"num_layers": num_layers, "d_model": d_model, "nhead": nhead}
+        data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
         sizes = settings["model"] | {key: value for key, value in flags.items() if value is not None}
         with live_progress() as report:
-            found = training.collapse(
-                model, out, sizes, fields, corpora or [], store=store, overwrite=overwrite, report=report
-            )
+            found = training.collapse(model, out, sizes, fields, data, store=store, overwrite=overwrite, report=report)
         if as_json:
             show_json(found)
         else:

@@ -31,7 +31,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="File for the result. Default: standard output.")] = None,
     samples: Annotated[int, typer.Option(help="How many ways to fill it in.")] = 1,
     steps: Annotated[
-        int | None, typer.Option(help="Network calls, at most. Default: the model's, or one a patch.")
+        int | None, typer.Option(help="Network calls of a window, at most. Default: the model's, or one a patch.")
     ] = None,
     order: Annotated[
         str | None,
@@ -46,12 +46,14 @@ def run(
     with errors_in_one_line(as_json):
         from bit_transformer.errors import ConfigError
         from bit_transformer.service import restoration
-        from bit_transformer.service.files import read_file, write_file
+        from bit_transformer.service.files import check_out, read_file, write_file
 
         if (file is None) == (text is None):
             raise ConfigError("got neither or both of FILE and --text; one of them is needed. Try --text 'def ____():'")
         if out and samples > 1:
             raise ConfigError(f"--out got samples={samples}; a file takes one. Try --samples 1, or --json")
+        if out:
+            check_out(out)
         mark = gap if gap is not None else "_" if text is not None else ""
         with live_progress() as report:
             found = restoration.infill(
