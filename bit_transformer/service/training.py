@@ -195,6 +195,7 @@ def collapse(
     train_fields: Mapping[str, Any],
     data_fields: Mapping[str, Any],
     *,
+    eval_bytes: int = 1 << 18,
     store: Path = DEFAULT_STORE,
     overwrite: bool = False,
     report: Report | None = None,
@@ -206,6 +207,7 @@ def collapse(
         sizes: fields of `ModelConfig` in which the student differs; not given: half the depth, half the width, heads as wide.
         train_fields: of `TrainConfig`; `distillation` is what the teacher counts for.
         data_fields: of `DataConfig`; what is not given is as in the teacher's run.
+        eval_bytes: held-out bytes that both are scored on in the end, at most.
 
     Raises:
         BitTransformerError: no such run, a student that is no smaller, or settings or data that cannot be.
@@ -228,7 +230,8 @@ def collapse(
     if isinstance(optim, Mapping):  # else its error comes from TrainConfig
         optim = optim_for(shape).model_dump() | dict(optim)
     config = TrainConfig.of({**train_fields, "optim": optim})
-    request = TrainRequest(out, store, shape, config, _taught_data(path.parent, data_fields), teacher=path)
+    data = _taught_data(path.parent, data_fields)
+    request = TrainRequest(out, store, shape, config, data, eval_bytes, teacher=path)
     result = _train(request, teacher, overwrite, report)
     teacher_bpb = None
     if result.comparison:

@@ -31,6 +31,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of weights, windows and dropout.")] = None,
     set_: Set = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    eval_bytes: Annotated[int, typer.Option(help="Held-out bytes of the last evaluation, at most.")] = 1 << 18,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +49,17 @@ def run(
         data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
         sizes = settings["model"] | {key: value for key, value in flags.items() if value is not None}
         with live_progress() as report:
-            found = training.collapse(model, out, sizes, fields, data, store=store, overwrite=overwrite, report=report)
+            found = training.collapse(
+                model,
+                out,
+                sizes,
+                fields,
+                data,
+                eval_bytes=eval_bytes,
+                store=store,
+                overwrite=overwrite,
+                report=report,
+            )
         if as_json:
             show_json(found)
         else:
