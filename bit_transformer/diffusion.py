@@ -226,7 +226,7 @@ def diffusion_inference(
         (B, T) uint8.
 
     Raises:
-        ConfigError: an autoregressive model, or steps, an order or a temperature that cannot be.
+        ConfigError: an autoregressive model, or steps, an order, a temperature or a seed that cannot be.
         BitStreamError: windows that do not fit the model, or fixed bytes whose parity is odd.
     """
     c = model.config
@@ -239,7 +239,9 @@ def diffusion_inference(
         possible = "ancestral" if c.noise == "flips" else ", ".join(get_args(Order))
         raise ConfigError(f"order={order!r}; through noise={c.noise!r} it must be {possible}. Try ancestral")
     if not temperature >= 0:
-        raise ConfigError(f"temperature={temperature}; it must not be negative. Try 1")
+        raise ConfigError(f"temperature={temperature}; it must be 0 or more. Try 1")
+    if seed is not None and seed < 0:
+        raise ConfigError(f"seed={seed}; it must not be negative. Try 1")
     known_BT, fixed_BT = _check_known(model, known, fixed)
     parity = force_parity and c.parity
     if parity:

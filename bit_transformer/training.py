@@ -14,7 +14,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -296,7 +296,10 @@ class Trainer:
     def _validate(self, corpus: Corpus) -> float:
         self.take_bank()
         rows = min(VALIDATION_ROWS, math.ceil(self.config.batch_size / self.micro_batches))
-        bpb = bits_per_byte(self.model, corpus, default_protocol(self.model, overlap=0.0), batch=rows).bpb
+        how = default_protocol(self.model, overlap=0.0)
+        if how.samples:  # of a diffusion: a quick look
+            how = replace(how, samples=2)
+        bpb = bits_per_byte(self.model, corpus, how, batch=rows).bpb
         if not math.isfinite(bpb):
             raise NonFiniteLoss(
                 f"got a validation of {bpb} bits per byte after step {self.progress.step}; it must be finite. Try a lower "
@@ -321,7 +324,8 @@ class Trainer:
     def _growth_is_due(self) -> bool:
         """On a plateau, or where otherwise there would be no time left for the stages to come."""
         p, how = self.progress, self.config.progressive
-        if how is None or p.ceiling or p.share >= 1 or p.stage + 1 >= len(self.stages):
+        trained = p.step > p.grown_at  # every stage, the first too, gets an update
+        if how is None or p.ceiling or not trained or p.stage + 1 >= len(self.stages):
             return False
         late = p.share >= how.latest * (p.stage + 1) / len(self.stages)
         return late or p.weak >= how.patience

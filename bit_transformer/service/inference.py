@@ -51,7 +51,7 @@ def stream(
         ConfigError: a length or a stop string that cannot be.
     """
     _check(max_bytes, stop)
-    return stream_bytes(_model(run, store, sampling), prompt, max_bytes, sampling, stop=stop)
+    return stream_bytes(_autoregressive(run, store, sampling), prompt, max_bytes, sampling, stop=stop)
 
 
 def stream_gated(
@@ -103,12 +103,19 @@ def generate(
         ConfigError: a length or a stop string that cannot be.
     """
     _check(max_bytes, stop)
-    return generate_bytes(_model(run, store, sampling), prompts, max_bytes, sampling, stop=stop)
+    return generate_bytes(_autoregressive(run, store, sampling), prompts, max_bytes, sampling, stop=stop)
 
 
 def _model(run: str, store: Path, sampling: Sampling) -> BitTransformerLM:
     model = load_model(run, store)
     check_learning(model, sampling)  # before the first byte goes out
+    return model
+
+
+def _autoregressive(run: str, store: Path, sampling: Sampling) -> BitTransformerLM:
+    model = _model(run, store, sampling)
+    if not model.config.causal:
+        raise ConfigError(f"{run}: got a diffusion model, which has no next bit. Try btlm infill {run} --text 'a____b'")
     return model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits, find_parity_errors, pack_bits, unpack_bits
 from bit_transformer.diffusion import check_rate
-from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.errors import BitStreamError, ConfigError, ParityError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.restoration import fill_bits, hidden_bits, repair_bits
 from bit_transformer.service import DEFAULT_STORE
@@ -194,8 +194,16 @@ def protect_file(path: Path, out: Path, *, undo: bool = False) -> int:
     """
     check_out(out)
     data = read_file(path)
+    if out.resolve() == path.resolve():
+        raise ConfigError(f"out={str(out)!r} is the file itself, which would be lost. Try another")
     if undo:
-        plain = bits_to_bytes(_unprotected(data, path), parity=True)
+        try:
+            plain = bits_to_bytes(_unprotected(data, path), parity=True)
+        except ParityError as odd:
+            raise ParityError(
+                f"{path}: got odd parity in {len(odd.offsets)} bytes, the first at {odd.offsets[0]}; all must be even. Try btlm repair",
+                odd.offsets,
+            ) from None
         write_file(out, plain)
         return len(plain)
     write_file(out, pack_bits(bytes_to_bits(data, parity=True))[0])

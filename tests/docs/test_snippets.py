@@ -21,7 +21,9 @@ def blocks(name: str) -> list[tuple[str, str]]:
 def smaller(text: str) -> str:
     """Budgets cut to a few updates; nothing else changes."""
     text = re.sub(
-        r"--(?:seconds|epochs) \S+", "--steps 3 --batch-size 2 --eval-bytes 2000 --set train.feature_cache=0", text
+        r"--(?:seconds|epochs) \S+",
+        "--steps 3 --batch-size 2 --eval-bytes 2000 --set train.feature_cache=0 --set train.eval_bytes=2000",
+        text,
     )
     return re.sub(r"seconds=\d+", "steps=3, feature_cache=0", text)
 

@@ -144,6 +144,7 @@ BAD = [
     (["repair", "RUN", "TEXT", "--out", "x", "--rate", "0.5"], "rate=0.5; it must lie between 0 and 0.5"),
     (["repair", "RUN", "TEXT", "--out", "nodir/x"], "in a folder that is there"),
     (["repair", "RUN", "nowhere", "--out", "x"], "cannot be read"),
+    (["protect", "TEXT", "--out", "TEXT"], "is the file itself"),
     (["protect", "EMPTY", "--out", "x"], "is empty"),
     (["collapse", "RUN", "--out", "x", "--num-layers", "9", "--d-model", "64"], "the teacher has"),
     (["collapse", "RUN", "--out", "x", "--d-model", "8", "--set", "model.experts=false"], "is not the teacher's"),
@@ -320,9 +321,10 @@ def test_a_diffusion_model_trains_is_scored_by_a_bound_fills_in_and_repairs(btlm
     assert {"K", "C"} <= csv_rows(tmp_path / "runs/two-way/metrics.csv")[0].keys()
     found = json.loads(btlm("evaluate", "runs/two-way", text_file, "--json").stdout)
     assert 0 < found["total"]["standard_error"] < found["total"]["bpb"] < 12
-    for verb in (["generate", "runs/two-way"], ["score", "runs/two-way", text_file]):
+    for verb in (["generate", "runs/two-way", "--prompt", "a"], ["score", "runs/two-way", text_file]):
         refused = btlm(*verb)
-        assert refused.returncode == 2 and "got a diffusion model" in refused.stderr
+        assert refused.returncode == 2 and "got a diffusion model" in refused.stderr and not refused.stdout
+    assert "seed=-1" in btlm("infill", "runs/two-way", "--text", "a_b", "--seed", -1).stderr
 
     filled = btlm("infill", "runs/two-way", "--text", "It is a ____ universally", "--seed", 1)
     assert filled.returncode == 0 and filled.stdout.startswith("It is a ") and filled.stdout.endswith(" universally")
@@ -357,7 +359,11 @@ def test_protected_bytes_are_repaired_by_a_model_with_parity(btlm, text_file, tm
     packed[100] ^= 4  # bit 805
     (tmp_path / "hurt.bits").write_bytes(packed)
     refused = btlm("protect", "hurt.bits", "--undo", "--out", "never")
-    assert refused.returncode == 2 and "got odd parity in 1 of" in refused.stderr and not (tmp_path / "never").exists()
+    assert (
+        refused.returncode == 2
+        and "got odd parity in 1 bytes, the first at 89" in refused.stderr
+        and not (tmp_path / "never").exists()
+    )
     found = json.loads(btlm("repair", "nine", "hurt.bits", "--out", "mended", "--rate", 1e-5, "--json").stdout)
     (change,) = found["changes"]  # whichever of the nine bits it chose
     assert change["offset"] == 805 // 9 and found["flipped_bits"] == 1

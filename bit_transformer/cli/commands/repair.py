@@ -39,10 +39,11 @@ def run(
             for change in found.changes[:LISTED]:
                 made.add_row(f"{change.offset:,}", _shown(change.received), _shown(change.now), f"{change.doubt:.0%}")
             console.print(made)
-        more = f", of which {LISTED} are shown" if len(found.changes) > LISTED else ""
+        found_rate = f"; about {found.rate:.3%} of the bits were flipped" if rate is None and found.flipped_bits else ""
+        more = f", of which {LISTED} are shown (all: --json)" if len(found.changes) > LISTED else ""
         console.print(
-            f"{found.flipped_bits:,} bits changed in {found.bytes:,} bytes{more}; about {found.rate:.3%} of the bits were "
-            f"flipped. {found.doubtful:,} patches are doubtful still. Written to {out}",
+            f"{found.flipped_bits:,} bits changed in {found.bytes:,} bytes{more}{found_rate}. "
+            f"{found.doubtful:,} patches are doubtful still. Written to {out}",
             soft_wrap=True,
         )
 
