@@ -22,7 +22,7 @@ from bit_transformer.presets import NAMED, of_depth, optim_for, preset
         ({"ngram_orders": (2,), "ngram_dropout": (1.0,)}, r"\[0, 1\)"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"d_model": "wide"}, "d_model='wide'"),
-        ({"causal": False, "ngram_orders": (2,)}, r"goes with causal=True.*Try ngram_orders=\(\)"),
+        ({"causal": False, "ngram_words": True}, r"goes with causal=True.*Try ngram_words=False"),
         ({"lambda_K": -0.1}, "lambda_K=-0.1"),
         ({"lambda_S": 0.1}, "needs experts.*Try experts=True"),
         ({"reversible": True, "use_checkpoint": True}, "reversible=True and use_checkpoint=True"),
