@@ -1,4 +1,4 @@
-# make demo: train, evaluate, generate.  make test: all checks, as CI runs them.
+# make demo: train, evaluate, generate.  make test: all checks, as CI runs them.  make test-processors: as other processors would.
 VENV ?= .venv
 PYTHON ?= python3
 TORCH_VERSION ?= 2.13.0
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN ?= runs/demo
 DEMO_SECONDS ?= 120
 
-.PHONY: setup dev demo test bench clean
+.PHONY: setup dev demo test test-processors bench clean
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
@@ -38,6 +38,10 @@ demo: setup
 
 test: dev
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
+
+# The tests of numerics and training under the settings of other processors, as far as one machine can act them out.
+test-processors: dev
+	$(BIN)/python scripts/processors
 
 bench: dev
 	$(PIP) install -q -c $(VENV)/torch.lock -c constraints.txt -e '.[bench]'

@@ -1,7 +1,13 @@
-"""One thread, one seed, small models; whoever needs more says so."""
+"""One thread, one precision, one seed, small models; whoever needs more says so.
+
+Nothing here may depend on the processor. Trainings compute in float32 wherever the tests run, although by default they take
+bfloat16 where the processor has it. `make test-processors` runs the same tests under other settings: `BTLM_TEST_AMP=1` lets
+trainings that do not fix their precision compute in bfloat16 everywhere, `BTLM_TEST_THREADS` sets PyTorch's threads.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,10 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = ("It is a truth universally acknowledged, that bits are enough. " * 400).encode()
 
 
+THREADS = int(os.environ.get("BTLM_TEST_THREADS", "1"))
+BFLOAT16 = os.environ.get("BTLM_TEST_AMP") == "1"
+
+
 @pytest.fixture(autouse=True)
-def one_thread_and_a_seed() -> Iterator[None]:
+def same_settings_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("bit_transformer.training.cpu_has_bfloat16", lambda: BFLOAT16)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
@@ -50,6 +61,11 @@ def random_model(**fields: object) -> BitTransformerLM:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model.eval()
+
+
+def at_most(fraction: float, count: float) -> float:
+    """Events among so many independent ones of a probability; more than this come once in 700 times (three standard deviations)."""
+    return count * fraction + 3 * math.sqrt(count * fraction * (1 - fraction))
 
 
 def random_bits(batch: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -27,7 +27,7 @@ from bit_transformer.nn.noise import (
 )
 from bit_transformer.nn.patching import bit_chances, leaf_log_probs, pack_patches, unpack_patches
 from bit_transformer.training import train_loop
-from tests.conftest import TEXT, random_bits, random_model
+from tests.conftest import TEXT, at_most, random_bits, random_model
 
 SMALL = {"causal": False, "patch_bits": 2, "max_seq_len": 6}
 
@@ -244,7 +244,7 @@ def test_the_loss_of_flips_lowers_the_bound_it_reports() -> None:
         d_model=32, nhead=2, num_layers=2, max_seq_len=128, causal=False, noise="flips", schedule="log-linear"
     )
     text = b"abcdefghijklmnop" * 400
-    history = train_loop(model, bytes_corpus(text), steps=300, batch_size=16)
+    history = train_loop(model, bytes_corpus(text), steps=300, batch_size=16, amp=False)
     first, last = (sum(r["train_bpb"] for r in part) / 20 for part in (history[:20], history[-20:]))
     assert last < 0.6 * first
     bits = torch.from_numpy(bytes_to_bits(text[:32])).view(2, 128)
@@ -266,12 +266,13 @@ def test_flipped_bits_are_set_right_and_their_rate_is_found(noise) -> None:
         noise=noise,
     )
     text = b"abcdefghijklmnop" * 400
-    train_loop(model, bytes_corpus(text), steps=250, batch_size=16)
+    train_loop(model, bytes_corpus(text), steps=250, batch_size=16, amp=False)
     clean = torch.from_numpy(bytes_to_bits(text[:320], parity=True)).view(20, 144)
     flipped = torch.rand(clean.shape, generator=torch.Generator().manual_seed(1)) < 0.02
     for rate in (0.02, None):
         mended = repair(model, clean ^ flipped, rate=rate)
-        assert (mended.bits_BT != clean).sum() <= (0.1 if noise == "hidden" else 0.6) * flipped.sum()
+        left = 0.1 if noise == "hidden" else 0.6  # flips are the weaker kind of training
+        assert (mended.bits_BT != clean).sum() <= at_most(left, flipped.sum().item())
         assert mended.doubt_BN.shape == (20, 16) and abs(mended.rate - 0.02) < 0.01
         sure = mended.doubt_BN <= 0.5
         bytes_B = mended.bits_BT.view(20, 16, 9).sum(-1).numpy()
@@ -328,7 +329,7 @@ def test_a_trained_model_fills_the_middle_from_both_sides() -> None:
     torch.manual_seed(0)
     model = BitTransformerLM(d_model=48, nhead=2, num_layers=2, max_seq_len=128, patch_bits=8, causal=False)
     text = b"abcdefghijklmnop" * 400
-    history = train_loop(model, bytes_corpus(text), steps=250, batch_size=16, window=128)
+    history = train_loop(model, bytes_corpus(text), steps=250, batch_size=16, window=128, amp=False)
     assert history[-1]["train_bpb"] < history[0]["train_bpb"] / 2
     known = torch.from_numpy(bytes_to_bits(text[:16]))[None].long()
     fixed = torch.ones_like(known, dtype=torch.bool)

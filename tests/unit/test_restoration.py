@@ -19,7 +19,7 @@ from bit_transformer.model import BitTransformerLM
 from bit_transformer.restoration import continued, fill_bits, hidden_bits, repair_bits
 from bit_transformer.safety import Guard, Reference, SafetyGate, safe_sample_with_retry
 from bit_transformer.training import train_loop
-from tests.conftest import random_model
+from tests.conftest import at_most, random_model
 
 CYCLE = b"abcdefghijklmnop"
 
@@ -29,7 +29,7 @@ def cyclist() -> BitTransformerLM:
     """A model that has learned a cycle of sixteen letters."""
     torch.manual_seed(0)
     model = BitTransformerLM(d_model=48, nhead=2, num_layers=2, max_seq_len=256, causal=False)
-    train_loop(model, bytes_corpus(CYCLE * 400), steps=250, batch_size=16)
+    train_loop(model, bytes_corpus(CYCLE * 400), steps=250, batch_size=16, amp=False)
     return model
 
 
@@ -93,7 +93,7 @@ def test_a_long_stream_is_repaired_in_windows_that_overlap(cyclist: BitTransform
     told: list[tuple[int, int]] = []
     for rate in (0.01, None):
         mended = repair_bits(cyclist, clean ^ flips, rate=rate, on_progress=lambda *at: told.append(at))
-        assert (mended.bits != clean).sum() <= 0.1 * flips.sum()
+        assert (mended.bits != clean).sum() <= at_most(0.1, flips.sum())
         assert set(np.flatnonzero(flips)) >= set(mended.flipped) - set(np.flatnonzero(mended.bits != clean))
         assert mended.doubt.shape == (800,) and abs(mended.rate - 0.01) < 0.01
     assert told[-1] == (49, 49)

@@ -250,4 +250,6 @@ def test_golden_losses():
     got = [record["train_bpb"] for record in history]
     golden = Path(__file__).parents[1] / "golden" / "losses.txt"
     want = [float(line) for line in golden.read_text().split()]
-    torch.testing.assert_close(torch.tensor(got), torch.tensor(want), rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(got, dtype=torch.float64), torch.tensor(want, dtype=torch.float64), rtol=1e-7, atol=0
+    )
