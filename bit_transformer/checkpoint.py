@@ -15,11 +15,10 @@ from torch import Tensor
 from bit_transformer.config import ModelConfig
 from bit_transformer.errors import CheckpointError, ConfigError
 from bit_transformer.experts import STATE_VERSION as BANK_VERSION
-from bit_transformer.model import BitTransformerLM
-from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
+from bit_transformer.model import BANK, BitTransformerLM
+from bit_transformer.tensor_file import read_tensors, write_tensors
 
 MODEL_FILE = "model.safetensors"
-BANK = "bank."  # before the names of its tables
 
 
 def save_checkpoint(path: str | Path, model: BitTransformerLM, *, about: Mapping[str, Any] | None = None) -> Path:
@@ -34,8 +33,6 @@ def save_checkpoint(path: str | Path, model: BitTransformerLM, *, about: Mapping
     """
     target = _file(Path(path))
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if model.has_bank:
-        tensors |= prefixed(BANK, model.bank.state_dict())
     document = {"model": model.config.model_dump(mode="json"), "bank": BANK_VERSION, "about": dict(about or {})}
     write_tensors(target, tensors, document)
     return target
@@ -71,28 +68,29 @@ def load_checkpoint(
             f"Try the checkpoint's own config"
         )
     model = BitTransformerLM(stored)
-    bank = {name: table.numpy() for name, table in under(BANK, weights).items()}
-    if bank and document.get("bank") != BANK_VERSION:
+    learned = any(name.startswith(BANK) for name in weights)
+    if learned and document.get("bank") != BANK_VERSION:
         raise CheckpointError(
             f"{source}: its experts learned by arithmetic {document.get('bank')}, this version has {BANK_VERSION}. Try the version that wrote it"
         )
-    if bank:
-        model.bank.load_state_dict(bank)
-    load_weights(model, {name: weight for name, weight in weights.items() if not name.startswith(BANK)}, source)
+    load_weights(model, weights, source)
     return model.to(device).eval()
 
 
 def load_weights(model: BitTransformerLM, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copy weights into a model of the same shape.
+    """Copy weights into a model of the same shape, and what its experts have learned, where that is among them.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
     try:
-        model.load_state_dict(dict(weights))
+        missing, unexpected = model.load_state_dict(dict(weights), strict=False)
+        wrong = [name for name in missing if not name.startswith(BANK)] + unexpected
+        detail = f"{wrong[0]} in one of them only." if wrong else ""
     except RuntimeError as mismatch:
         detail = str(mismatch).splitlines()[1].strip() if "\n" in str(mismatch) else str(mismatch)
-        raise CheckpointError(f"{source}: is of another shape ({detail}) Try the config it was saved with") from None
+    if detail:
+        raise CheckpointError(f"{source}: is of another shape ({detail}) Try the config it was saved with")
 
 
 def _file(path: Path) -> Path:

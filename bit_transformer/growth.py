@@ -68,9 +68,9 @@ def expand_to(model: BitTransformerLM, grown: ModelConfig) -> BitTransformerLM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         larger = BitTransformerLM(grown).to(model.head.weight)
-    state = larger.state_dict()
+    state = larger.weights()
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
+        for name, tensor in model.weights().items():
             state[name].copy_(_place(name, tensor, state[name], model.config, grown, 1))
         for index in range(model.config.num_layers, grown.num_layers):
             for part in ("attend.query_key_value", "feed_forward.expand"):

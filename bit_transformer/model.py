@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from bit_transformer.experts.streams import ExpertStreams
 
 
+BANK = "bank."  # in a state dict, before the names of the experts' tables
+
+
 class ModelOutput(NamedTuple):
     """What a forward pass gives: unpack it as `logits, telemetry = model(bits)`.
 
@@ -136,6 +139,37 @@ class BitTransformerLM(nn.Module):
                 f"experts={c.experts and c.experts.model_dump()} need another. Try ExpertBank.of(model.config)"
             )
         self._bank = bank
+
+    # ---- what a state dict holds ----
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Parameters, and what the experts have learned: views of their tables, or only a count of 0 before they learned anything."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.config.experts is None:
+            return
+        learned = self._bank is not None and self._bank.count > 0
+        tables = self.bank.state_dict() if learned else {"learned": np.zeros(1, dtype=np.int64)}
+        destination.update({f"{prefix}{BANK}{name}": torch.from_numpy(table) for name, table in tables.items()})
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict without what the experts have learned."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(BANK)}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *more: Any
+    ) -> None:
+        """Take parameters, and a copy of what the experts have learned; a state without it lacks a key."""
+        if self.config.experts is not None:
+            begin = prefix + BANK
+            tables = {name[len(begin) :]: value for name, value in state_dict.items() if name.startswith(begin)}
+            state_dict = {name: value for name, value in state_dict.items() if not name.startswith(begin)}
+            if "learned" not in tables:
+                missing.append(f"{begin}learned")
+            elif int(tables["learned"]):
+                self.bank.load_state_dict({name: table.cpu().numpy() for name, table in tables.items()})
+            else:
+                self._bank = None
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *more)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -242,6 +276,35 @@ class BitTransformerLM(nn.Module):
         """What the bank as it is says of bits that follow some streams, or nothing: features_BTF."""
         made_BTF = (streams or self._new_streams(len(bits_BT))).peek(bits_BT.cpu().numpy())
         return torch.from_numpy(made_BTF).to(bits_BT.device)
+
+    def learn(self, bits_BT: Tensor) -> None:
+        """Teach the experts some windows, in a training loop of one's own: after their `losses`, so that they were predicted first.
+
+        Each row is read from a blank context. Bits that come again are predicted too well; for several epochs use the windows of
+        `build_windows`, whose features were made before anything was learned from them.
+
+        Args:
+            bits_BT: zeros and ones, T whole units of the experts (bytes, unless told otherwise).
+
+        Raises:
+            ConfigError: the model has no experts.
+            BitStreamError: no bits, or a partial unit.
+        """
+        from bit_transformer.experts.bank import pack_units
+
+        c = self.config
+        if c.experts is None:
+            raise ConfigError(
+                "got a model without experts, which learn from bits directly. Try BitTransformerLM(experts=True)"
+            )
+        self._check_bits(bits_BT)
+        if bits_BT.shape[1] % c.unit_bits:
+            raise BitStreamError(
+                f"got windows of {bits_BT.shape[1]} bits; a multiple of the experts' unit of {c.unit_bits} is needed. "
+                f"Try bits[:, :{bits_BT.shape[1] // c.unit_bits * c.unit_bits}]"
+            )
+        for unit_N in pack_units(bits_BT.cpu().numpy(), c.unit_bits):
+            self.bank.read(unit_N, self.bank.stream(), learn=True, wanted=False)
 
     def nll(self, bits_BT: Tensor, features_BTF: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of every bit, the first included, in nats: (B, T), T a multiple of `patch_bits`.

@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.checkpoint import load_weights
@@ -29,8 +31,11 @@ from bit_transformer.data.features import (
     Say,
     StreamedWindows,
     corpus_features,
+    corpus_pieces,
     feature_bytes,
+    known_fraction,
     window_features,
+    window_pieces,
 )
 from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.data.windows import Batch, BitWindows, CorpusWindows, Windows
@@ -41,6 +46,9 @@ from bit_transformer.memory import VALIDATION_ROWS, estimate_memory, savings
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.optim import Optimizers, clip_gradients, schedule
 from bit_transformer.tensor_file import read_tensors, under, write_tensors
+
+if TYPE_CHECKING:
+    from bit_transformer.experts.bank import ExpertBank
 
 FIRST_REACH = 0.2  # of a curriculum: where noise begins
 
@@ -368,7 +376,7 @@ class Trainer:
         Raises:
             CheckpointError: the disk refused; the file that was there before is untouched.
         """
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.weights().items()}
         tensors |= {f"windows.{name}": tensor for name, tensor in self.windows.tensors().items()}
         optimizers = self.optimizers.state_dict()
         for part, state in optimizers.items():
@@ -548,7 +556,9 @@ def build_windows(
             raise BitStreamError("got other values than 0 and 1 among the bits. Try bytes_to_bits for bytes")
         features_NTF = None
         if shape.experts and data.ndim == 2:
-            made_NTF, model.bank = window_features(data, shape)
+            start, keep = _known_before(model, window_pieces(data), say)
+            made_NTF, bank = window_features(data, shape, start)
+            model.bank = keep or bank
             features_NTF = torch.from_numpy(made_NTF)
         return BitWindows(data, byte_bits=shape.byte_bits, seed=config.seed, features_NTF=features_NTF)
     if isinstance(data, bytes):
@@ -558,19 +568,43 @@ def build_windows(
         data = data.aligned(shape.align_bytes)
         features = None
         if shape.experts and len(data) >= size:
+            start, keep = _known_before(model, corpus_pieces(data), say)
             if feature_bytes(data, shape) > config.feature_cache or _pass_is_too_long(len(data), config):
                 say(
                     "the experts read the data while training: their features are too large to keep, or reading first too long"
                 )
-                return StreamedWindows(data, size, shape, streams=config.batch_size, seed=config.seed)
-            features = corpus_features(data, shape, limit=config.feature_cache, say=say, passed=passed)
-            model.bank = features.bank
+                return StreamedWindows(
+                    data, size, shape, streams=config.batch_size, seed=config.seed, start=start, keep=keep
+                )
+            features = corpus_features(data, shape, start=start, limit=config.feature_cache, say=say, passed=passed)
+            model.bank = keep or features.bank
         return CorpusWindows(
             data, size, parity=shape.parity, align=shape.align_bytes, seed=config.seed, features=features
         )
     if not hasattr(data, "draw"):
         raise ConfigError(f"data is a {type(data).__name__}; a Corpus, bytes, bit windows or Windows is needed")
     return data
+
+
+def _known_before(
+    model: BitTransformerLM, pieces: NDArray[np.int64], say: Say
+) -> tuple[ExpertBank | None, ExpertBank | None]:
+    """The bank that reads the data on from what it knows, and the bank that the model keeps in its place.
+
+    Experts go on learning, but not from what they have learned already: of that they would promise too much, and the mixer would learn
+    to trust them too far. Where they know most of the data, an empty bank reads it for the training, and the model keeps its own.
+    """
+    if not (model.has_bank and model.bank.count):
+        return None, None
+    known = known_fraction(model.bank, pieces)
+    if known > 0.5:
+        say(
+            "the experts have learned from these bytes before: for this training new ones read them; the model keeps its own"
+        )
+        return None, model.bank
+    if known:
+        say(f"the experts have learned from {known:.0%} of these bytes before, and predict them better than new ones")
+    return model.bank, None
 
 
 def _pass_is_too_long(size: int, config: TrainConfig) -> bool:

@@ -40,6 +40,8 @@ MEMORY = 1 << 28  # features of this many bytes or less are not worth a file: so
 SAVE_SECONDS = 30.0
 PASS_RATE = 400_000  # bytes a second that a pass makes at least; for deciding, not for measuring
 
+HASHED = 1 << 16  # bytes of a piece by which data is recognised
+
 Say = Callable[[str], None]
 Passed = Callable[[int, int], None]
 
@@ -65,6 +67,32 @@ def feature_bytes(corpus: Corpus, model: ModelConfig) -> int:
     return len(corpus) * model.byte_bits * feature_count(model)
 
 
+def corpus_pieces(corpus: Corpus) -> NDArray[np.int64]:
+    """Digests of a corpus's pieces of 64 KiB, counted from the start of each of its files: what a bank remembers of what it read."""
+    found = [
+        _digest(corpus.read(at, min(HASHED, end - at)))
+        for begin, end in corpus.spans_at()
+        for at in range(begin, end, HASHED)
+    ]
+    return np.unique(found).astype(np.int64)
+
+
+def window_pieces(bits_NT: Tensor) -> NDArray[np.int64]:
+    """Digests of windows that are given as bits."""
+    return np.unique([_digest(row) for row in np.packbits(bits_NT.cpu().numpy().astype(np.uint8), axis=1)]).astype(
+        np.int64
+    )
+
+
+def _digest(data: NDArray[np.uint8]) -> int:
+    return int.from_bytes(hashlib.sha256(np.ascontiguousarray(data).data).digest()[:8], "little", signed=True)
+
+
+def known_fraction(bank: ExpertBank, pieces: NDArray[np.int64]) -> float:
+    """How much of some data a bank has learned from already, by its pieces."""
+    return float(np.isin(pieces, bank.pieces).mean()) if len(pieces) else 0.0
+
+
 class CorpusFeatures:
     """Features of all bits of a corpus, in memory or mapped.
 
@@ -86,6 +114,7 @@ def corpus_features(
     corpus: Corpus,
     model: ModelConfig,
     *,
+    start: ExpertBank | None = None,
     limit: int,
     folder: Path | None = None,
     memory: int | None = None,
@@ -95,6 +124,7 @@ def corpus_features(
     """The features of a corpus: from the cache where they are there for these very bytes, else made now.
 
     Args:
+        start: what is known before the corpus; it stays as it is. Not given: nothing.
         limit: bytes that the cache folder may hold; those used longest ago go.
         folder: the cache; the user's if not given.
         memory: features of so many bytes or less are made in memory, without the cache; `MEMORY` if not given.
@@ -105,16 +135,18 @@ def corpus_features(
         BitStreamError: the disk refused.
         ConfigError: the bank needs more memory than there is.
     """
-    bank = ExpertBank.of(model)
+    bank = begin_with(start, model)
+    pieces = np.union1d(bank.pieces, corpus_pieces(corpus))
     if feature_bytes(corpus, model) <= (MEMORY if memory is None else memory):
         stream, parts = bank.stream(), []
         for offset in range(0, len(corpus), PIECE):
             parts.append(bank.read(corpus_units(corpus, offset, PIECE, model), stream, learn=True))
             passed(min(len(corpus), offset + PIECE), len(corpus))
+        bank.pieces = pieces
         return CorpusFeatures(np.concatenate(parts).reshape(-1, bank.features), bank, made=True)
     folder = folder or cache_folder()
-    content = _content(corpus)
-    stem = hashlib.sha256(f"{STATE_VERSION} {_key(model)} {content}".encode()).hexdigest()[:24]
+    known = f" {bank.digest()}" if bank.count else ""
+    stem = hashlib.sha256(f"{STATE_VERSION} {_key(model)} {_content(corpus)}{known}".encode()).hexdigest()[:24]
     path = folder / f"{stem}.features"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +161,13 @@ def corpus_features(
             f"{folder}: the experts' features could not be written ({reason}). Try another folder in {CACHE_VARIABLE}, or "
             f"train.feature_cache=0 to make them while training"
         ) from refused
+    bank.pieces = pieces
     return CorpusFeatures(features_TF, bank, made)
+
+
+def begin_with(start: ExpertBank | None, model: ModelConfig) -> ExpertBank:
+    """A bank to learn in: a copy of one that knows something, or an empty one."""
+    return ExpertBank.of(model) if start is None else start.copy()
 
 
 @contextlib.contextmanager
@@ -293,14 +331,26 @@ class StreamedWindows:
     """Windows whose features are made as they are drawn: for corpora whose features no disk should hold.
 
     The corpus is cut into as many regions as a batch has windows. Every draw takes the next window of each region, so each
-    row of the batches is one stream, read in order; all teach one bank. An epoch starts with an empty bank, so that no byte is
-    predicted by what was learned from it.
+    row of the batches is one stream, read in order; all teach one bank. An epoch starts with the bank as it was before the corpus, so
+    that no byte is predicted by what was learned from it.
 
     Args:
         streams: windows of every draw.
+        start: what is known before the corpus; not given: nothing.
+        keep: the bank that the model keeps, where it knows the corpus already; else it gets this training's.
     """
 
-    def __init__(self, corpus: Corpus, window_bytes: int, model: ModelConfig, *, streams: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        window_bytes: int,
+        model: ModelConfig,
+        *,
+        streams: int,
+        seed: int = 0,
+        start: ExpertBank | None = None,
+        keep: ExpertBank | None = None,
+    ) -> None:
         self.corpus, self.window_bytes, self.model = corpus.aligned(model.align_bytes), window_bytes, model
         self.count, self.seed = streams, seed
         self.per_stream = len(self.corpus) // streams // window_bytes
@@ -311,15 +361,19 @@ class StreamedWindows:
             )
         self.epoch, self.drawn = 0, 0
         self._finished: ExpertBank | None = None
+        self._start, self._keep, self._pieces = start, keep, corpus_pieces(self.corpus)
         self._begin()
 
     def _begin(self) -> None:
-        self._bank = ExpertBank.of(self.model)
+        self._bank = begin_with(self._start, self.model)
+        self._bank.pieces = np.union1d(self._bank.pieces, self._pieces)
         self._streams = [self._bank.stream() for _ in range(self.count)]
 
     @property
     def bank(self) -> ExpertBank:
-        """The one that has learned more: this epoch's, or that of the epoch before."""
+        """The one that has learned more: this epoch's, or that of the epoch before; or the one that the model keeps."""
+        if self._keep is not None:
+            return self._keep
         if self._finished is not None and self._finished.count > self._bank.count:
             return self._finished
         return self._bank
@@ -372,7 +426,9 @@ class StreamedWindows:
                 part[...] = tensors[f"stream.{index}.{name}"].cpu().numpy()
 
 
-def window_features(bits_NT: Tensor, model: ModelConfig) -> tuple[Features, ExpertBank]:
+def window_features(
+    bits_NT: Tensor, model: ModelConfig, start: ExpertBank | None = None
+) -> tuple[Features, ExpertBank]:
     """Features of windows that are given as bits, every row a stream of its own, in order: features_NTF and the bank.
 
     Raises:
@@ -384,7 +440,8 @@ def window_features(bits_NT: Tensor, model: ModelConfig) -> tuple[Features, Expe
             f"got windows of {T} bits; with experts a multiple of their unit of {model.unit_bits} bits is needed. "
             f"Try bits[:, :{T // model.unit_bits * model.unit_bits}]"
         )
-    bank = ExpertBank.of(model)
+    bank = begin_with(start, model)
+    bank.pieces = np.union1d(bank.pieces, window_pieces(bits_NT))
     made = [
         bank.read(unit_N, bank.stream(), learn=True) for unit_N in pack_units(bits_NT.cpu().numpy(), model.unit_bits)
     ]

@@ -138,6 +138,10 @@ class Corpus:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint8)
 
+    def spans_at(self) -> list[tuple[int, int]]:
+        """Where each span begins and ends in the corpus."""
+        return [(end - len(span), end) for span, end in zip(self.spans, self._ends, strict=True)]
+
     def aligned(self, align: int) -> Corpus:
         """The same with every span cut to a multiple of `align` bytes."""
         return self if align == 1 else Corpus(Span(s.path, s.start, s.stop - len(s) % align) for s in self.spans)

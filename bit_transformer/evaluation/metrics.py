@@ -136,15 +136,15 @@ def byte_costs(
     _check_filled(corpus)
     was_training = model.training
     model.eval()
-    reader, adapt, before = None, None, {}
+    reader, adapt, learners, before = None, None, [], []
     if model.config.experts:
         learn = protocol.learning != "static"
         reader = FeatureReader(corpus, model.config, model.bank.copy() if learn else model.bank, learn=learn)
     if protocol.learning == "online+mixer":
         batch = ADAPT_WINDOWS
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         assert model.mixer is not None
         learners = [*model.mixer.parameters(), *model.head.parameters()]
+        before = [parameter.detach().clone() for parameter in learners]
         adapt = torch.optim.AdamW(learners, lr=ADAPT_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     try:
         starts = _starts(len(corpus), protocol)
@@ -158,8 +158,10 @@ def byte_costs(
                 done += len(fresh)
                 yield fresh
     finally:
-        if before:
-            model.load_state_dict(before)
+        with torch.no_grad():
+            for parameter, kept in zip(learners, before, strict=True):
+                parameter.copy_(kept)
+        if adapt is not None:
             model.zero_grad()
         model.train(was_training)
 

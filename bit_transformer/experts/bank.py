@@ -42,12 +42,16 @@ class ExpertBank:
         unit_bits: bits of a unit, 1 to 12.
         text_bits: bits after the byte in a unit (1 with parity, else 0), where words are contexts.
 
+    Attributes:
+        pieces: digests of the pieces of data that it has learned from in training, ascending, so that data can be recognised.
+
     Raises:
         ConfigError: more memory than there is.
     """
 
     def __init__(self, config: ExpertConfig, unit_bits: int, text_bits: int | None = None) -> None:
         self.config, self.unit_bits, self.text_bits = config, unit_bits, text_bits
+        self.pieces = np.empty(0, dtype=np.int64)
         spec = _spec(config, text_bits is not None)
         self.experts = len(spec)
         self.memory = _memory(config, self.experts, unit_bits)
@@ -133,7 +137,7 @@ class ExpertBank:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """All that was learned, by name; views, not copies."""
-        return dict(self.tables._asdict())
+        return {**self.tables._asdict(), "pieces": self.pieces}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take what another bank of the same configuration has learned.
@@ -151,6 +155,7 @@ class ExpertBank:
                 )
         for name, table in self.tables._asdict().items():
             table[...] = state[name]
+        self.pieces = np.array(state.get("pieces", ()), dtype=np.int64)  # older files have none
 
     def digest(self) -> str:
         """SHA-256 over all that was learned."""
@@ -178,6 +183,7 @@ class ExpertBank:
             for name in ("first", "match", "weights", "last", "maps"):
                 a, b = getattr(mine, name), getattr(theirs, name)
                 a[...] = np.rint(a + (b.astype(np.float64) - a) * share)
+        self.pieces = np.union1d(self.pieces, other.pieces)
         ring = len(theirs.history)
         first = max(0, other.count - ring)
         mine.learned[0] += first

@@ -341,3 +341,97 @@ def test_a_checkpoint_carries_the_bank(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(checkpoint, "BANK_VERSION", 0)
     with pytest.raises(CheckpointError, match="learned by arithmetic 1, this version has 0"):
         load_checkpoint(tmp_path / "m.safetensors")
+
+
+WORDS = np.random.default_rng(3).integers(97, 123, (400, 6), dtype=np.uint8)
+
+
+def prose(seed: int, words: int) -> bytes:
+    """Text of one vocabulary, drawn anew for each seed."""
+    drawn = np.random.default_rng(seed).zipf(1.3, words) % len(WORDS)
+    return b" ".join(WORDS[i].tobytes() for i in drawn)
+
+
+def test_training_a_loaded_model_further_keeps_what_its_experts_know(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = BitTransformerLM(SHAPE)
+    train_loop(model, prose(1, 3000), steps=30, batch_size=4, amp=False)
+    loaded = load_checkpoint(save_checkpoint(tmp_path, model))
+    held, count = bytes_corpus(prose(2, 300)), loaded.bank.count
+    before = bits_per_byte(loaded, held).bpb
+    train_loop(loaded, fresh := prose(4, 300), steps=1, batch_size=4, amp=False, optim={"lr": 0.0, "matrix_lr": 0.0})
+    assert loaded.bank.count == count + len(fresh)
+    assert bits_per_byte(loaded, held).bpb < before  # they have read more; a new bank costs half a bit here
+    again = model.bank.copy()
+    again.read(np.frombuffer(fresh, np.uint8), again.stream(), learn=True, wanted=False)
+    assert again.digest() == loaded.bank.digest()
+
+
+@pytest.mark.parametrize("cache", [1 << 30, 0], ids=["cached", "streamed"])
+def test_experts_do_not_read_twice_what_they_are_trained_on(cache: int, tmp_path: Path) -> None:
+    data, said = prose(1, 2000), []
+    config = TrainConfig.of({"steps": 2, "batch_size": 4, "feature_cache": cache})
+    model = BitTransformerLM(SHAPE)
+    Trainer(model, first := build_windows(model, data, config), config).run()
+    loaded = load_checkpoint(save_checkpoint(tmp_path, model))
+    known = loaded.bank.digest()
+    again = build_windows(loaded, data, config, say=said.append)
+    assert any(text.startswith("the experts have learned from these bytes before") for text in said)
+    first.load_state_dict(again.state_dict(), again.tensors())
+    assert torch.equal(again.draw(4).features_BTF, first.draw(4).features_BTF)  # as of experts that know nothing
+    trainer = Trainer(loaded, again, config)
+    trainer.run()
+    assert loaded.bank.digest() == known
+
+
+def test_a_large_cache_tells_what_was_known_before(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path / "text", prose(5, 1000))
+    start = ExpertBank.of(SHAPE)
+    start.read(np.frombuffer(prose(6, 1000), np.uint8), start.stream(), learn=True, wanted=False)
+    known = start.digest()
+    found = [
+        corpus_features(corpus, SHAPE, start=bank, limit=1 << 30, memory=0, folder=tmp_path / "cache")
+        for bank in (None, start, start)
+    ]
+    assert [f.made for f in found] == [True, True, False] and start.digest() == known
+    assert not np.array_equal(found[0].read(0, 8000), found[1].read(0, 8000))
+    assert found[1].bank.digest() == found[2].bank.digest() and found[1].bank.count == 1000 * 7 - 1 + 1000 * 7 - 1
+
+
+def test_a_state_dict_carries_what_the_experts_know() -> None:
+    model, other = BitTransformerLM(SHAPE), BitTransformerLM(SHAPE)
+    other.load_state_dict(model.state_dict())  # nothing was learned yet
+    assert not other.has_bank
+    model.learn(torch.from_numpy(np.unpackbits(np.frombuffer(TEXT[:960], np.uint8))).view(30, 256))
+    assert model.bank.count == 960
+    state = model.state_dict()
+    other.load_state_dict(state)
+    assert other.bank.digest() == model.bank.digest() and other.bank is not model.bank
+    other.learn(torch.zeros(1, 8, dtype=torch.uint8))
+    assert other.bank.digest() != model.bank.digest()  # a copy
+    with pytest.raises(RuntimeError, match=r"Missing key.*bank\.learned"):
+        other.load_state_dict(model.weights())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*bank\."):
+        BitTransformerLM(SHAPE, experts=None).load_state_dict(state)
+    with pytest.raises(BitStreamError, match=r"experts' unit of 8 is needed. Try bits\[:, :8\]"):
+        model.learn(torch.zeros(1, 12, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="without experts"):
+        BitTransformerLM(SHAPE, experts=None).learn(torch.zeros(1, 8, dtype=torch.uint8))
+
+
+def test_a_loop_of_ones_own_teaches_the_experts() -> None:
+    torch.manual_seed(0)
+    model = BitTransformerLM(SHAPE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    windows = torch.from_numpy(np.unpackbits(np.frombuffer(prose(1, 1700)[:11_200], np.uint8))).view(-1, 256)
+    for bits in windows.split(10):
+        loss, _ = model.losses(bits)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.learn(bits)
+    held = bytes_corpus(prose(2, 300))
+    taught, weights = bits_per_byte(model, held).bpb, model.weights()
+    untaught = BitTransformerLM(SHAPE)
+    untaught.load_state_dict(weights, strict=False)
+    assert taught < bits_per_byte(untaught, held).bpb - 0.5
