@@ -1,19 +1,24 @@
 """Which K, C and S are normal, by length, measured on reference windows; and limits whose false alarms are known.
 
-Three limits: a floor of C, a floor of S, and a ceiling of S, which text has that says only what is most expected, as greedy decoding does.
+Three limits: a floor of C, a floor of S, and the most bytes that a loop may copy (`repetition.py`), in a window that follows on what came before it.
 
 Split-conformal: reference windows are divided by chance. One part says how the values are spread: their median, and a quantile on
 the bad side. On the other each window gets a score, the least of how far its values lie on the good side of that quantile, in units of
 its distance from the median. The k-th lowest score, k = floor((n + 1) alpha) of n windows, sets the limits: of new windows of
 the same kind a share of at most alpha is beyond one, whatever the distribution (Vovk et al. 2005, "Algorithmic learning in a random
 world"). Short windows scatter more, so each length has limits of its own.
+
+Windows of one text are less alike than chance would have them: a chapter has its own share of false alarms. So the reference is also cut into blocks, each
+judged by limits that the others set, and the shares they come to say how far that of new text may lie from alpha: see `Calibration.alarms`.
 """
 
-# Shapes: L lengths, N windows, Q quantiles, M = 3 metrics: K, C, S; R = 3 limits: of C from below, of S from below and from above.
+# Shapes: L lengths, N windows, Q quantiles, M = 3 metrics: K, C, S; R = 3 limits: of C and S from below, of copied bytes from above;
+# G blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,13 +39,18 @@ from bit_transformer.tensor_file import prefixed, read_tensors, under, write_ten
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)  # bytes
 MOST_WINDOWS = 8000  # of one length; more say little more
 QUANTILES = 201
+BLOCKS = 16  # of the reference, by which the spread of false alarms is known
+T_95 = 2.120  # the 97.5 % quantile of Student's t with as many degrees of freedom as blocks
+MOST_COPIED = 64.0  # bytes, where nothing was calibrated: a line of dashes
 SHAPE_SHARE = 1 / 4  # of the windows, for medians and low quantiles
 GATE_FILE = "gate.safetensors"
-_LIMITED, _SIDE = [1, 2, 2], np.array([1.0, 1.0, -1.0])  # columns of K, C, S; -1: bad is above
+_SIDE = np.array([1.0, 1.0, -1.0])  # of C, S and copied bytes; -1: bad is above
+_MOST = np.array([1.0, 1.0, np.inf])
+_LEAST_SCALE = np.array([1e-3, 1e-3, 16.0])  # from median to limit; loops of fewer bytes are of no interest
 _FACTS = ("alpha", "patch_bits", "byte_bits", "unit_bits")
-_ARRAYS = ("lengths", "windows", "limits", "medians", "quantiles", "noise")
+_ARRAYS = ("lengths", "windows", "limits", "medians", "quantiles", "noise", "shares")
 
-Kind = Literal["typical", "repetitive", "predictable", "noise", "off-domain"]
+Kind = Literal["typical", "repetitive", "noise", "off-domain"]
 
 
 class Limits(NamedTuple):
@@ -48,7 +58,7 @@ class Limits(NamedTuple):
 
     c_floor: float
     s_floor: float
-    s_ceiling: float
+    most_copied: float  # bytes
 
 
 @dataclass(frozen=True)
@@ -59,13 +69,14 @@ class Calibration:
         alpha: share of reference windows that are beyond a limit, at most.
         lengths: (L,) in bytes.
         windows: (L,) how many were measured of each length.
-        limits: (L, R); `medians`: (L, R) of what they limit, so that S is there twice.
+        limits: (L, R); `medians`: (L, R) of what they limit.
         quantiles: (L, M, Q) of reference windows, evenly spaced from the least to the most.
         noise: (L, M, Q) of windows of fair coins.
+        shares: (L, G) of false alarms in blocks of the reference, judged by limits that the other blocks set.
         patch_bits, byte_bits, unit_bits: of the model that it is for.
 
     Raises:
-        ConfigError: arrays that do not fit together, or values outside [0, 1].
+        ConfigError: arrays that do not fit together, values outside [0, 1], or negative bytes.
     """
 
     alpha: float
@@ -75,15 +86,19 @@ class Calibration:
     medians: NDArray[np.float64]
     quantiles: NDArray[np.float64]
     noise: NDArray[np.float64]
+    shares: NDArray[np.float64]
     patch_bits: int
     byte_bits: int
     unit_bits: int
 
     def __post_init__(self) -> None:
-        L, tables = len(self.lengths), (self.limits, self.medians, self.quantiles, self.noise)
-        shapes = [(L, 3), (L, 3), (L, 3, QUANTILES), (L, 3, QUANTILES)]
+        L, tables = len(self.lengths), (self.limits, self.medians, self.quantiles, self.noise, self.shares)
+        shapes = [(L, 3), (L, 3), (L, 3, QUANTILES), (L, 3, QUANTILES), (L, self.shares.shape[-1])]
         fit = L and self.windows.shape == (L,) and [table.shape for table in tables] == shapes
-        if not fit or not all(bool(((table >= 0) & (table <= 1)).all()) for table in tables):
+        of_bits = [self.limits[:, :2], self.medians[:, :2], *tables[2:]] if fit else []
+        of_bytes = [self.limits[:, 2], self.medians[:, 2]] if fit else []
+        most = [(table, 1.0) for table in of_bits] + [(table, sys.float_info.max) for table in of_bytes]
+        if not fit or not all(bool(((table >= 0) & (table <= bound)).all()) for table, bound in most):
             raise ConfigError(
                 "got a calibration whose tables do not fit together or leave [0, 1]. Try calibrating again"
             )
@@ -124,20 +139,32 @@ class Calibration:
         row: NDArray[np.float64] = (1 - share) * table[below] + share * table[min(below + 1, len(table) - 1)]
         return row
 
+    def alarms(self, index: int) -> tuple[float, float]:
+        """Within which share of false alarms new text of the reference's kind keeps, with windows of `lengths[index]`, in 95 of 100 cases.
+
+        A prediction interval about alpha, from how far the blocks' shares lie from it: Student's t of the arc sine of the root, in which
+        shares of any size scatter alike. It is for texts of a block or more, of which the reference is a fair sample; what kinds of text
+        the reference has not, it cannot know. Without blocks nothing is known: (0, 1).
+        """
+        shares_G = self.shares[index]
+        if not len(shares_G):
+            return 0.0, 1.0
+        middle = math.asin(math.sqrt(self.alpha))
+        square = float(((np.arcsin(np.sqrt(shares_G)) - middle) ** 2).mean())
+        half = T_95 * math.sqrt(square * (1 + 1 / len(shares_G)))
+        return math.sin(max(0.0, middle - half)) ** 2, math.sin(min(math.pi / 2, middle + half)) ** 2
+
     def ranks(self, vitals: Vitals) -> dict[str, float]:
         """For each metric the share of reference windows of this length that lie below."""
         rows = self._at(vitals.size, self.quantiles)
         return {name: _share_below(row, getattr(vitals, name)) for name, row in zip(METRICS, rows, strict=True)}
 
     def kind(self, vitals: Vitals) -> Kind:
-        """What a window is like: `repetitive` where C is below its floor, `predictable` where S is above its ceiling, `noise` where S
-        is below its floor, and K and C are as 99 of 100 windows of fair coins have them, `off-domain` where S is below
-        otherwise; else `typical`."""
+        """What a window is like: `repetitive` where C is below its floor or a loop copies too much, `noise` where S is below its
+        floor, and K and C are as 99 of 100 windows of fair coins have them, `off-domain` where S is below otherwise; else `typical`."""
         limits = self.limits_at(vitals.size)
-        if not limits.c_floor <= vitals.C:
+        if not (limits.c_floor <= vitals.C and vitals.copied <= limits.most_copied):
             return "repetitive"
-        if limits.s_ceiling < vitals.S:
-            return "predictable"
         if not limits.s_floor <= vitals.S:
             k_noise, c_noise, _ = self._at(vitals.size, self.noise)
             last = QUANTILES - 1
@@ -170,7 +197,7 @@ def calibrate(
     seed: int = 0,
     passed: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Measure what is normal on windows of a corpus that do not overlap, evenly spread.
+    """Measure what is normal on windows of a corpus that do not overlap, evenly spread. Loops are those of the corpus as one stream.
 
     Args:
         alpha: share of false alarms, in (0, 0.5).
@@ -198,18 +225,20 @@ def calibrate(
     sizes = np.array([_aligned(size, model) for size in kept], dtype=np.float64)
     counts = [min(max(most, needed), len(corpus) // int(size)) for size in sizes]
     total, done = int(sizes @ counts), 0
+    spread = [(_starts(corpus, int(size), count), int(size)) for size, count in zip(sizes, counts, strict=True)]
+    copied = reference.repetition.of_windows(corpus, spread)
     tables = []
-    for size, count in zip(sizes.astype(int).tolist(), counts, strict=True):
+    for (starts, size), copied_N in zip(spread, copied, strict=True):
         values: list[NDArray[np.float64]] = []
-        for rows in _windows(corpus, size, count):
+        for at in range(0, len(starts), ROWS):
+            rows = np.stack([corpus.read(int(start), size) for start in starts[at : at + ROWS]])
             values.append(as_array(reference.measure(bytes_to_bits(rows, parity=model.parity))))
             done += rows.size
             passed(done, total)
-        tables.append(_normal(np.concatenate(values), reference, model, size, alpha, random))
-    columns = [np.stack(column) for column in zip(*tables, strict=True)]
-    windows, limits, medians, quantiles, noise = columns
+        tables.append(_normal(np.concatenate(values), copied_N, reference, model, size, alpha, random))
+    windows, limits, medians, quantiles, noise, shares = (np.stack(column) for column in zip(*tables, strict=True))
     shape = model.patch_bits, model.byte_bits, model.unit_bits
-    return Calibration(alpha, sizes, windows, limits, medians, quantiles, noise, *shape)
+    return Calibration(alpha, sizes, windows, limits, medians, quantiles, noise, shares, *shape)
 
 
 def least_windows(alpha: float) -> int:
@@ -222,52 +251,56 @@ def _aligned(size: int, model: ModelConfig) -> int:
     return -(-size // model.align_bytes) * model.align_bytes
 
 
-def _windows(corpus: Corpus, size: int, count: int) -> Iterator[NDArray[np.uint8]]:
-    """So many windows that do not overlap, evenly spread, some at a time."""
+def _starts(corpus: Corpus, size: int, count: int) -> NDArray[np.int64]:
+    """Where so many windows begin that do not overlap, evenly spread."""
     room = len(corpus) // size
-    starts = [int(i * room / count) * size for i in range(count)]
-    for at in range(0, count, ROWS):
-        yield np.stack([corpus.read(start, size) for start in starts[at : at + ROWS]])
+    return np.array([int(i * room / count) * size for i in range(count)], dtype=np.int64)
 
 
 def _normal(
     values_NM: NDArray[np.float64],
+    copied_N: NDArray[np.float64],
     reference: Reference,
     model: ModelConfig,
     size: int,
     alpha: float,
     random: np.random.Generator,
 ) -> tuple[NDArray[np.float64], ...]:
-    """One row of each table, from K, C and S of windows of one length."""
-    random.shuffle(values_NM)
-    count = len(values_NM)
-    shape = max(1, count - math.ceil(count * (1 - SHAPE_SHARE)))
-    limited_NR = values_NM[:, _LIMITED]
-    limits, medians = _limits(limited_NR[:shape], limited_NR[shape:], alpha)
+    """One row of each table, from K, C, S and copied bytes of windows of one length, in order."""
+    limited_NR = np.column_stack((values_NM[:, 1:], copied_N))
+    limits, medians = _limits(random.permutation(limited_NR), alpha)
     coins = random.integers(0, 256, (ROWS, size), dtype=np.uint8)
     noise_NM = as_array(reference.measure(bytes_to_bits(coins, parity=model.parity)))
     at = np.linspace(0, 1, QUANTILES)
     return (
-        np.array(count, dtype=np.float64),
+        np.array(len(values_NM), dtype=np.float64),
         limits,
         medians,
         np.quantile(values_NM, at, axis=0).T,
         np.quantile(noise_NM, at, axis=0).T,
+        _block_shares(limited_NR, alpha, random),
     )
 
 
-def _limits(
-    shape_NR: NDArray[np.float64], scored_NR: NDArray[np.float64], alpha: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Split-conformal limits, and medians, of the columns."""
-    shape_NR, scored_NR = shape_NR * _SIDE, scored_NR * _SIDE  # so that low is bad
+def _limits(limited_NR: NDArray[np.float64], alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Split-conformal limits, and medians, of the columns; rows in any order that chance has given them."""
+    shape = max(1, len(limited_NR) - math.ceil(len(limited_NR) * (1 - SHAPE_SHARE)))
+    shape_NR, scored_NR = limited_NR[:shape] * _SIDE, limited_NR[shape:] * _SIDE  # so that low is bad
     medians = np.median(shape_NR, axis=0)
-    low = np.minimum(np.quantile(shape_NR, alpha / shape_NR.shape[1], axis=0), medians - 1e-3)
+    low = np.minimum(np.quantile(shape_NR, alpha / shape_NR.shape[1], axis=0), medians - _LEAST_SCALE)
     scores = np.sort(((scored_NR - low) / (medians - low)).min(1))
-    rank = math.floor((len(scores) + 1) * alpha * (1 + 1e-12))
-    assert rank >= 1, "least_windows sees to it"
+    rank = max(1, math.floor((len(scores) + 1) * alpha * (1 + 1e-12)))
     score = scores[rank - 1]
-    return np.clip((low + score * (medians - low)) * _SIDE, 0.0, 1.0), medians * _SIDE
+    return np.clip((low + score * (medians - low)) * _SIDE, 0.0, _MOST), medians * _SIDE
+
+
+def _block_shares(limited_NR: NDArray[np.float64], alpha: float, random: np.random.Generator) -> NDArray[np.float64]:
+    """Share of windows beyond a limit in each block, with limits that the others set."""
+    shares = []
+    for block in np.array_split(np.arange(len(limited_NR)), BLOCKS):
+        limits, _ = _limits(random.permutation(np.delete(limited_NR, block, axis=0)), alpha)
+        shares.append(((limited_NR[block] - limits) * _SIDE < 0).any(1).mean())
+    return np.array(shares)
 
 
 def _share_below(quantiles: NDArray[np.float64], value: float) -> float:
@@ -293,12 +326,16 @@ def save_calibration(path: str | Path, calibration: Calibration, reference: Refe
         **{name: getattr(calibration, name) for name in _FACTS},
         "reference": reference.bank.digest(),
         "experts": None if of_model else reference.bank.config.model_dump(mode="json"),
+        "limits": Limits._fields,
     }
     write_tensors(Path(path), tensors, document)
 
 
 def load_calibration(path: str | Path, model: ModelConfig, bank: ExpertBank | None) -> tuple[Calibration, Reference]:
     """The inverse of `save_calibration`.
+
+    Files from before loops were watched have a ceiling of S instead, which stopped what a model says at temperature 0.7. It is left out, and a
+    loop may copy `MOST_COPIED` bytes; the floors hold as they did.
 
     Args:
         bank: the model's own, if it has experts.
@@ -307,6 +344,9 @@ def load_calibration(path: str | Path, model: ModelConfig, bank: ExpertBank | No
         CheckpointError: no such file, a damaged one, or one for another model or another state of its experts.
     """
     tensors, document = read_tensors(Path(path))
+    if "limits" in tensors and "limits" not in document:
+        tensors["limits"][:, -1], tensors["medians"][:, -1] = MOST_COPIED, 0.0
+        tensors["shares"] = tensors["limits"][:, :0]
     try:
         parts: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}
         calibration = Calibration(**parts, **{name: document[name] for name in _FACTS})

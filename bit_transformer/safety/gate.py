@@ -1,4 +1,4 @@
-"""The gate: smoothed C and S against their limits, a decision for every window, and reasons that a person can act on.
+"""The gate: smoothed C and S, and loops, against their limits, a decision for every window, and reasons that a person can act on.
 
 The gate never fails open: a measurement that is missing or no number blocks, and so does an error inside the gate.
 """
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bit_transformer.errors import ConfigError
-from bit_transformer.safety.calibration import Calibration, Limits
+from bit_transformer.safety.calibration import MOST_COPIED, Calibration, Limits
 from bit_transformer.safety.reference import Vitals
 from bit_transformer.telemetry import METRICS
 
@@ -19,7 +19,7 @@ _LOOSER = "a higher temperature, a repetition penalty, or no_repeat_ngram"
 _MEANING = {
     "C below": ("it repeats itself", _LOOSER),
     "S below": ("it is unlike the reference", "a lower temperature or top_p, or a prompt of the reference's kind"),
-    "S above": ("it says only what is most expected", _LOOSER),
+    "repeats": ("it goes round and round", _LOOSER),
     "parity": ("parity bits do not fit their bytes", "force_parity=True, or repair_parity"),
     "judged": ("nothing is known of the window", "measuring it again, or a checkpoint before"),
 }
@@ -30,7 +30,7 @@ class Reason:
     """Why a window is not as it should be.
 
     Attributes:
-        kind: `C below`, `S below`, `S above`, `parity`, or `judged` where it could not be.
+        kind: `C below`, `S below`, `repeats`, `parity`, or `judged` where it could not be.
         text: with the values.
     """
 
@@ -53,8 +53,9 @@ class Decision:
         limits: what they were compared with; none where it could not be judged.
         window: how many windows of this stream came before.
         stream: which.
-        margin: the least of how far C and S are within their limits; negative beyond. With a calibration in units of the
-            distance of the median from the limit, so that 1 is typical. Without end where parity is wrong or nothing is known.
+        margin: the least of how far C, S and copied bytes are within their limits; negative beyond. In units of the distance of the
+            median from the limit, so that 1 is typical; without a calibration C and S as they are. Without end where parity is wrong
+            or nothing is known.
     """
 
     allow: bool
@@ -78,15 +79,16 @@ class _State:
 
 
 class SafetyGate:
-    """Blocks what repeats itself (C below its floor), what is unlike the reference (S below its floor) and, calibrated, what says only
-    what is most expected (S above its ceiling).
+    """Blocks what repeats itself, within a window (C below its floor) or over the whole stream (a loop copies more than it may), and
+    what is unlike the reference (S below its floor).
 
     Args:
         c_floor, s_floor: floors of C and S in [0, 1], for windows of any length. `SafetyGate.calibrated` has better ones.
+        most_copied: bytes that a loop may copy.
         decay: of the moving averages that are compared, in [0, 1); 0 takes every window by itself.
         burn_in: windows of a stream that are measured before the first that is blocked for C or S. Wrong parity and failures block
             from the first on.
-        calibration: limits by length, in place of the two, and a ceiling of S.
+        calibration: limits by length, in place of the three.
 
     Raises:
         ConfigError: a floor outside [0, 1], or another value that cannot be.
@@ -99,6 +101,7 @@ class SafetyGate:
         decay: float = 0.9,
         burn_in: int = 10,
         *,
+        most_copied: float = MOST_COPIED,
         calibration: Calibration | None = None,
     ) -> None:
         for name, value in (("c_floor", c_floor), ("s_floor", s_floor)):
@@ -108,7 +111,10 @@ class SafetyGate:
             raise ConfigError(f"decay={decay}; it must be in [0, 1). Try 0.9")
         if burn_in < 0:
             raise ConfigError(f"burn_in={burn_in}; it must not be negative. Try 0")
-        self.c_floor, self.s_floor, self.decay, self.burn_in = c_floor, s_floor, decay, burn_in
+        if not most_copied >= 0:
+            raise ConfigError(f"most_copied={most_copied}; it must be 0 or more bytes. Try {MOST_COPIED:g}")
+        self.decay, self.burn_in = decay, burn_in
+        self.limits = Limits(c_floor, s_floor, most_copied)
         self.calibration = calibration
         self._streams: dict[int, _State] = {}
         self._latest: Decision | None = None
@@ -149,7 +155,7 @@ class SafetyGate:
         if wrong:
             got = ", ".join(f"{name}={getattr(vitals, name)}" for name in wrong)
             return self._blocked(f"got {got}; measurements must be in [0, 1]", vitals, window, stream)
-        limits, scales = Limits(self.c_floor, self.s_floor, 1.0), Limits(1.0, 1.0, 1.0)
+        limits, scales = self.limits, Limits(1.0, 1.0, max(self.limits.most_copied, 1.0))
         if self.calibration is not None:
             limits = self.calibration.limits_at(vitals.size)
             medians = self.calibration.medians_at(vitals.size)
@@ -163,7 +169,7 @@ class SafetyGate:
         tests = (
             ("C below", state.C - limits.c_floor, scales.c_floor, f"C {state.C:.3f} is below its floor {limits.c_floor:.3f}"),
             ("S below", state.S - limits.s_floor, scales.s_floor, f"S {state.S:.3f} is below its floor {limits.s_floor:.3f}"),
-            ("S above", limits.s_ceiling - state.S, scales.s_ceiling, f"S {state.S:.3f} is above its ceiling {limits.s_ceiling:.3f}"),
+            ("repeats", limits.most_copied - vitals.copied, scales.most_copied, _round_and_round(vitals, limits.most_copied)),
         )  # fmt: skip
         reasons = [Reason(kind, text + note) for kind, room, _, text in tests if not room >= 0]
         allow = burning_in or not reasons
@@ -193,9 +199,11 @@ class SafetyGate:
             meaning, advice = _MEANING[reason.kind]
             lines.append(f"  {reason}: {meaning}. Try {advice}.")
         if not d.reasons and d.limits:
-            c_floor, s_floor, s_ceiling = d.limits
+            c_floor, s_floor, most_copied = d.limits
+            copied = d.vitals.copied if d.vitals else 0
             lines.append(
-                f"  C {d.smoothed['C']:.3f}, floor {c_floor:.3f}; S {d.smoothed['S']:.3f}, within {s_floor:.3f} to {s_ceiling:.3f}."
+                f"  C {d.smoothed['C']:.3f}, floor {c_floor:.3f}; S {d.smoothed['S']:.3f}, floor {s_floor:.3f}; "
+                f"{copied:,.4g} bytes copied in a loop, at most {most_copied:,.4g} may be."
             )
         if self.calibration is not None and d.vitals is not None and d.limits:
             rank = self.calibration.ranks(d.vitals)
@@ -228,3 +236,12 @@ class SafetyGate:
         except (AttributeError, TypeError, ValueError) as wrong:
             raise ConfigError(f"got a gate state that cannot be read ({wrong}). Try gate.state_dict()") from None
         self._streams = streams
+
+
+def _round_and_round(vitals: Vitals, most: float) -> str:
+    """What a loop does, in words."""
+    rounds = 1 + vitals.copied / vitals.period if vitals.period else 1
+    return (
+        f"{vitals.copied + vitals.period:,.6g} bytes are {rounds:.1f} times the same {vitals.period:,.6g}; a loop may copy "
+        f"{most:,.4g}"
+    )

@@ -1,7 +1,7 @@
 """Generation behind a gate: window by window, stopped, asked about, or drawn again.
 
-A window is judged by itself, whatever came before it; a loop that turns round in fewer bytes than a window is seen in the first
-window that it fills.
+C and S of a window are judged by themselves, whatever came before it. Loops are looked for in all that the stream said, the prompt left out: a loop whose
+period is longer than a window is seen in the window in which it begins its third round, at the latest in its middle.
 """
 
 # Shapes: B streams, T bits.
@@ -23,6 +23,7 @@ from bit_transformer.model import BitTransformerLM
 from bit_transformer.restoration import continued
 from bit_transformer.safety.gate import Decision, SafetyGate
 from bit_transformer.safety.reference import Reference
+from bit_transformer.safety.repetition import MEMORY
 
 WINDOW = 256  # bytes
 WARMER, COOLER, WARM = 1.25, 0.8, 0.4  # see `_again`
@@ -64,10 +65,14 @@ class Guard:
         """The shortest window that can be judged."""
         return self.gate.calibration.shortest if self.gate.calibration else 1
 
-    def check(self, bits_T: Tensor, stream: int = 0) -> Decision:
-        """Measure one window, which begins where a unit does, and decide. What cannot be measured is blocked."""
+    def check(self, bits_T: Tensor, stream: int = 0, before_T: Tensor | None = None) -> Decision:
+        """Measure one window, which begins where a unit does, and decide. What cannot be measured is blocked.
+
+        Args:
+            before_T: whole units, what the stream said before the window.
+        """
         try:
-            (vitals,) = self.reference.measure(bits_T[None])
+            (vitals,) = self.reference.measure(bits_T[None], None if before_T is None else before_T[None])
         except Exception as failed:  # whatever it is, nothing is known of the window
             return self.gate.update(
                 None, stream, failure=f"it could not be measured ({type(failed).__name__}: {failed})"
@@ -137,8 +142,7 @@ def stream_guarded(
     As long as nothing is blocked the bytes are those of `stream_bytes`, or of `restoration.continued`.
 
     Args:
-        retries: how often a blocked window is drawn again: warmer where it repeats itself or says only what is expected, cooler
-            where it is foreign.
+        retries: how often a blocked window is drawn again: warmer where it repeats itself, cooler where it is foreign.
 
     Yields:
         the windows; a last one without bytes where one was blocked.
@@ -167,16 +171,19 @@ def _guarded(
     asked: Sampling,
     retries: int,
 ) -> Iterator[Piece]:
+    def bits_of(data: bytes) -> Tensor:
+        return torch.from_numpy(bytes_to_bits(data, parity=model.config.parity).copy())
+
     ahead, text = len(prompt) - inside, prompt
     stream = _bytes(model, text, asked)
     for index, (begin, end) in enumerate(spans):
         size = ahead + end - len(text)
+        said = text[ahead : ahead + begin][-MEMORY:]
         how = asked
         for tried in count():
             fresh = bytes(islice(stream, size))
             window = (text + fresh)[ahead + begin :]
-            bits = bytes_to_bits(window, parity=model.config.parity)
-            decision = replace(guard.check(torch.from_numpy(bits)), window=index)  # draws are not windows
+            decision = replace(guard.check(bits_of(window), 0, bits_of(said)), window=index)  # draws are not windows
             if decision.allow or tried == retries:
                 break
             how = _again(how, decision, tried)
@@ -201,7 +208,7 @@ def _again(how: Sampling, decision: Decision, tried: int) -> Sampling:
     """How a blocked window is drawn again."""
     kinds = {reason.kind for reason in decision.reasons}
     temperature = how.temperature
-    if kinds & {"C below", "S above"}:
+    if kinds & {"C below", "repeats"}:
         temperature = max(temperature, WARM) * WARMER
     elif "S below" in kinds:
         temperature *= COOLER
@@ -253,7 +260,7 @@ def hil_safe_inference(
     for stream, row in enumerate(judged_BT):
         for index, (begin, end) in enumerate(spans):
             stop = len(row) if index == len(spans) - 1 else width * end  # bits after the last whole byte go with it
-            decision = guard.check(row[width * begin : stop], stream)
+            decision = guard.check(row[width * begin : stop], stream, row[: width * begin])
             decisions.append(replace(decision, window=index))
     for decision in decisions:
         if not decision.allow and not (ask is not None and ask(decision)):

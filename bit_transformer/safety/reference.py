@@ -22,6 +22,7 @@ from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError
 from bit_transformer.experts.bank import FEATURE_ONE, ExpertBank
 from bit_transformer.experts.streams import ExpertStreams
+from bit_transformer.safety.repetition import MEMORY, Repetition
 from bit_transformer.telemetry.measures import bit_negentropy, lz_complexity, symbiosis
 
 SMALL = ExpertConfig(orders=(1, 2, 3, 4), words=False, buckets=1 << 16, history=1 << 16)
@@ -37,6 +38,7 @@ class Vitals:
         K, C, S: see `telemetry/measures.py`; S is that of the bits against a reference.
         size: how long the window is, in bytes.
         odd_bytes: bytes whose parity bit is wrong; 0 without parity.
+        copied, period: bytes, of the longest loop that ends in the window: see `repetition.py`; zeros where none does.
     """
 
     K: float
@@ -44,6 +46,8 @@ class Vitals:
     S: float
     size: float
     odd_bytes: int = 0
+    copied: float = 0.0
+    period: float = 0.0
 
 
 class Reference:
@@ -56,6 +60,7 @@ class Reference:
 
     def __init__(self, bank: ExpertBank, byte_bits: int) -> None:
         self.bank, self.byte_bits = bank, byte_bits
+        self.repetition = Repetition(byte_bits, bank.unit_bits)
 
     @property
     def align_bytes(self) -> int:
@@ -79,16 +84,19 @@ class Reference:
         said_BTF = ExpertStreams(self.bank, len(bits_BT), self.bank.unit_bits).peek(bits_BT)
         return torch.sigmoid(torch.from_numpy(said_BTF[..., -1]).double() / FEATURE_ONE)
 
-    def measure(self, bits: Tensor | NDArray[np.uint8]) -> list[Vitals]:
-        """K, C and S of windows of one length.
+    def measure(
+        self, bits: Tensor | NDArray[np.uint8], before: Tensor | NDArray[np.uint8] | None = None
+    ) -> list[Vitals]:
+        """K, C and S of windows of one length, and the longest loop that ends in each.
 
         Args:
             bits: (B, T) zeros and ones, each row from the start of a unit on.
+            before: (B, any number of units) what each stream said before, of which the latest 64 KiB are looked at for loops.
 
         Raises:
             BitStreamError: not bits, or fewer than eight.
         """
-        bits_BT = bits.detach().cpu().numpy() if isinstance(bits, Tensor) else bits
+        bits_BT, before_BT = (_as_numpy(x) for x in (bits, bits[:, :0] if before is None else before))
         K_B, C_B = bit_negentropy(bits_BT), lz_complexity(bits_BT)
         if not len(bits_BT):
             raise BitStreamError("got no window; at least one is needed. Try bits[None]")
@@ -96,8 +104,16 @@ class Reference:
         S_B = symbiosis(torch.from_numpy(bits_BT), self.chances(bits_BT))
         whole = bits_BT.shape[1] // 9 * 9
         odd = [len(find_parity_errors(row[:whole])) if self.byte_bits == 9 else 0 for row in bits_BT]
-        rows = zip(K_B.tolist(), C_B.tolist(), S_B.tolist(), odd, strict=True)
-        return [Vitals(k, c, s, bits_BT.shape[1] / self.byte_bits, wrong) for k, c, s, wrong in rows]
+        before_BT = before_BT[:, max(0, before_BT.shape[1] - MEMORY * self.byte_bits) :]
+        streams = np.concatenate((before_BT.astype(np.uint8, copy=False), bits_BT), axis=1)
+        loops = [self.repetition.longest(row, bits_BT.shape[1]) for row in streams]
+        rows = zip(K_B.tolist(), C_B.tolist(), S_B.tolist(), odd, loops, strict=True)
+        size = bits_BT.shape[1] / self.byte_bits
+        return [Vitals(k, c, s, size, wrong, *loop) for k, c, s, wrong, loop in rows]
+
+
+def _as_numpy(bits: Tensor | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return bits.detach().cpu().numpy() if isinstance(bits, Tensor) else bits
 
 
 def as_array(vitals: Sequence[Vitals]) -> NDArray[np.float64]:

@@ -24,7 +24,8 @@ class GatedWindow:
         margin: how far within the limits, 1 being typical; negative beyond.
         retries: how often it was drawn again.
         why: what the gate says, in words.
-        vitals: what was judged: K, C, S, size in bytes and bytes with wrong parity; none where it could not be measured.
+        vitals: what was judged: K, C, S, size in bytes, bytes with wrong parity, and the longest loop's copied bytes and period;
+            none where it could not be measured.
     """
 
     data: bytes

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from bit_transformer.data.sources import find_files, whole_files
 from bit_transformer.errors import ConfigError
 from bit_transformer.safety import Limits, Reference, Vitals, calibrate, save_calibration
-from bit_transformer.safety.calibration import GATE_FILE, LENGTHS, SHAPE_SHARE, Calibration
+from bit_transformer.safety.calibration import GATE_FILE, LENGTHS, Calibration
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model, load_run_calibration, model_path
 from bit_transformer.service.observers import Reading, Report
@@ -23,9 +22,9 @@ class Normal:
 
     Attributes:
         bytes: the length; `windows`: how many were measured.
-        C_floor, S_floor, S_ceiling: beyond, a window is blocked.
+        C_floor, S_floor: below, a window is blocked; `most_copied`: bytes that a loop in it may copy.
         C_median, S_median: of the reference.
-        alarms: two standard deviations about the share of false alarms that so many windows promise.
+        alarms: where the share of false alarms on new text of this kind lies, in 95 of 100 cases: `Calibration.alarms`.
     """
 
     bytes: int
@@ -34,7 +33,7 @@ class Normal:
     C_median: float
     S_floor: float
     S_median: float
-    S_ceiling: float
+    most_copied: float
     alarms: tuple[float, float]
 
 
@@ -60,9 +59,9 @@ class Explanation:
     """What K, C and S mean for a run.
 
     Attributes:
-        kind: typical, repetitive, predictable, noise or off-domain.
+        kind: typical, repetitive, noise or off-domain.
         ranks: for each metric, the share of reference windows of this length that lie below.
-        limits: of C and S.
+        limits: of C and S, and of bytes copied in a loop.
         text: the same in words.
     """
 
@@ -146,18 +145,15 @@ def explain(run: str, *, K: float, C: float, S: float, size: int = 512, store: P
 def _normal(found: Calibration) -> list[Normal]:
     rows = []
     for i, size in enumerate(found.lengths):
-        scored = found.windows[i] * (1 - SHAPE_SHARE)
-        spread = 2 * math.sqrt(found.alpha * (1 - found.alpha) / (scored + 2))
-        (c_floor, s_floor, s_ceiling), (c_median, s_median, _) = found.limits[i].tolist(), found.medians[i].tolist()
-        alarms = (max(0.0, found.alpha - spread), found.alpha + spread)
-        rows.append(Normal(int(size), int(found.windows[i]), c_floor, c_median, s_floor, s_median, s_ceiling, alarms))
+        (c_floor, s_floor, copied), (c_median, s_median, _) = found.limits[i].tolist(), found.medians[i].tolist()
+        count, alarms = int(found.windows[i]), found.alarms(i)
+        rows.append(Normal(int(size), count, c_floor, c_median, s_floor, s_median, copied, alarms))
     return rows
 
 
 _SAYS = {
     "typical": "C and S are where {share:.1%} of reference windows have them.",
     "repetitive": "C is below its floor: the window says the same again and again.",
-    "predictable": "S is above its ceiling: each bit is what the reference expects most, as of greedy decoding, or of text learned by heart.",
     "noise": "S is below its floor, and K and C are as those of fair coins.",
     "off-domain": "S is below its floor, though this is not noise: it has an order, but not the reference's.",
 }
@@ -166,7 +162,7 @@ _SAYS = {
 def _in_words(kind: str, vitals: Vitals, ranks: dict[str, float], limits: Limits, alpha: float) -> str:
     within = {
         "C": f", floor {limits.c_floor:.3f}",
-        "S": f", floor {limits.s_floor:.3f}, ceiling {limits.s_ceiling:.3f}",
+        "S": f", floor {limits.s_floor:.3f}",
     }
     lines = [_SAYS[kind].format(share=1 - alpha)]
     for name, rank in ranks.items():

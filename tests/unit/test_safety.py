@@ -12,9 +12,11 @@ import torch
 
 from bit_transformer.bit_io import bits_to_bytes, bytes_to_bits
 from bit_transformer.config import ModelConfig, Sampling
-from bit_transformer.data.sources import Corpus, bytes_corpus
+from bit_transformer.data.features import corpus_units
+from bit_transformer.data.sources import Corpus, bytes_corpus, stdlib_files, whole_files
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, SafetyRejection
-from bit_transformer.generation import stream_bytes
+from bit_transformer.generation import generate_bytes, stream_bytes
+from bit_transformer.model import BitTransformerLM
 from bit_transformer.safety import (
     Calibration,
     Guard,
@@ -28,9 +30,10 @@ from bit_transformer.safety import (
     save_calibration,
     stream_guarded,
 )
-from bit_transformer.safety.calibration import least_windows
+from bit_transformer.safety.calibration import MOST_COPIED, QUANTILES, _block_shares, _limits, least_windows
 from bit_transformer.safety.guarded import COOLER, WARMER, _again
 from bit_transformer.telemetry import bit_negentropy, lz_complexity, symbiosis
+from bit_transformer.tensor_file import read_tensors, write_tensors
 from tests.conftest import random_model
 
 GOOD = Vitals(K=0.3, C=0.7, S=0.8, size=256)
@@ -265,7 +268,7 @@ def test_what_is_degenerate_is_blocked_and_named(calibrated, corpus: Corpus):
     kinds = {
         "repetitive": [np.resize(text[:9], 256), np.full(256, 32, dtype=np.uint8)],
         "noise": [random.integers(0, 256, 256, dtype=np.uint8)],
-        "off-domain": [random.permutation(text), np.arange(0, 256, dtype=np.uint8) % 97],
+        "off-domain": [random.permutation(text), np.arange(0, 256, dtype=np.uint8) % 251],
         "typical": [text],
     }
     for kind, rows in kinds.items():
@@ -275,26 +278,71 @@ def test_what_is_degenerate_is_blocked_and_named(calibrated, corpus: Corpus):
             assert gate.update(vitals).allow == (kind == "typical")
 
 
-def test_greedy_text_is_too_predictable(calibrated, corpus: Corpus):
-    """The reference's own likeliest continuation, byte by byte."""
-    found, reference = calibrated
-    text = corpus.read(200_000, 16).tobytes()
-    alphabet = sorted(set(corpus.read(0, 5000).tobytes()))
-    for _ in range(64):
-        longer = [text + bytes([letter]) for letter in alphabet]
-        likeness = [v.S for v in reference.measure(np.stack([bytes_to_bits(t) for t in longer]))]
-        text = longer[int(np.argmax(likeness))]
-    (vitals,) = reference.measure(bytes_to_bits(text[-64:])[None])
-    assert found.limits_at(64).s_ceiling < vitals.S
-    decision = SafetyGate.calibrated(found).update(vitals)
-    assert not decision.allow and "S above" in {reason.kind for reason in decision.reasons}
-    assert found.kind(replace(vitals, C=1.0)) == "predictable"
+@pytest.fixture(scope="module")
+def coder() -> tuple[BitTransformerLM, Reference, Corpus]:
+    """A model that says what its experts say, which have read a megabyte of code; and other code."""
+    files = [path for path in stdlib_files() if path.stat().st_size < 40_000]  # no tables
+    corpus = whole_files(files[i] for i in np.random.default_rng(0).permutation(len(files)))
+    torch.manual_seed(0)
+    experts = {"orders": (1, 2, 3, 4, 6), "buckets": 1 << 16, "history": 1 << 20}
+    model = BitTransformerLM(d_model=32, nhead=1, num_layers=1, patch_bits=8, max_seq_len=2048, experts=experts).eval()
+    model.bank.read(corpus_units(corpus, 0, 1_000_000, model.config), model.bank.stream(), learn=True, wanted=False)
+    return model, Reference(model.bank, 8), corpus.part(1_000_000, 2_000_000)
+
+
+def test_a_models_own_samples_pass(coder):
+    """What it says at the temperatures in use is likelier than text, and as varied. A ceiling of S stopped a quarter of it at 0.7.
+
+    Of 100 windows at a temperature at most 2 alpha = 0.04 may be stopped, and three binomial deviations of so many,
+    3 sqrt(0.04 x 0.96 / 100) = 0.059.
+    """
+    model, reference, rest = coder
+    found = calibrate(reference, rest, model.config, alpha=0.02, lengths=(256,), most=2000)
+    prompts = [rest.read(i * 4000, 64).tobytes() for i in range(100)]
+    for temperature in (0.7, 1.0):
+        drawn = generate_bytes(model, prompts, 256, Sampling(temperature=temperature, seed=1))
+        gate = SafetyGate.calibrated(found)
+        vitals = reference.measure(np.stack([bytes_to_bits(text) for text in drawn]))
+        assert np.mean([not gate.update(v).allow for v in vitals]) < 0.04 + 0.059
+
+
+def test_likelier_than_all_text_is_no_reason_to_block(calibrated):
+    found, _ = calibrated
+    decision = SafetyGate.calibrated(found).update(replace(GOOD, C=found.medians_at(256).c_floor, S=0.99))
+    assert decision.allow and decision.margin == pytest.approx(1.0)
+
+
+def test_the_band_holds_the_false_alarms_of_other_texts_of_the_kind():
+    """Texts whose windows go by chapters, each with a mean of its own; calibrated on one, judged on the next, 60 times.
+
+    95 of 100 lie inside; 60 independent pairs may fall short by 2.3 sqrt(0.95 x 0.05 / 60) = 0.065. Two binomial deviations of as many windows
+    hold less than half of them: that is what the band was.
+    """
+    random = np.random.default_rng(0)
+    inside, narrow = [], []
+    for _ in range(60):
+        texts = []
+        for _ in range(2):
+            chapters = random.normal(0, 1, (40, 1)) + random.normal(0, 1, (40, 50))
+            texts.append(np.column_stack((0.5 + chapters.ravel() / 20, np.full(2000, 0.7), np.zeros(2000))))
+        limits, _ = _limits(random.permutation(texts[0]), 0.05)
+        shares = _block_shares(texts[0], 0.05, random)[None]
+        one = np.ones((1, 3, QUANTILES)) / 2
+        found = Calibration(
+            0.05, np.array([64.0]), np.array([2000.0]), limits[None], limits[None], one, one, shares, 8, 8, 8
+        )
+        share = (texts[1][:, :2] < limits[:2]).any(1).mean()
+        low, high = found.alarms(0)
+        inside.append(low <= share <= high)
+        narrow.append(abs(share - 0.05) <= 2 * math.sqrt(0.05 * 0.95 / 1500))
+    assert np.mean(inside) >= 0.95 - 0.065 and np.mean(narrow) < 0.5
+    assert replace(found, shares=np.zeros((1, 0))).alarms(0) == (0.0, 1.0)
 
 
 def test_floors_rise_with_length_and_lie_between_those_measured(calibrated):
     found, _ = calibrated
-    (c32, s32, high32), (c45, s45, high45), (c64, s64, high64) = (found.limits_at(n) for n in (32, 45, 64))
-    assert s32 < s45 < s64 < high64 < high45 < high32
+    (c32, s32, most32), (c45, s45, most45), (c64, s64, most64) = (found.limits_at(n) for n in (32, 45, 64))
+    assert s32 < s45 < s64 and min(most32, most64) <= most45 <= max(most32, most64)
     assert min(c32, c64) <= c45 <= max(c32, c64)
     share = (math.log(45) - math.log(32)) / math.log(2)
     assert s45 == pytest.approx((1 - share) * s32 + share * s64)
@@ -327,11 +375,25 @@ def test_a_calibration_comes_back_as_it_was(tmp_path, calibrated, eight: ModelCo
     path = tmp_path / "gate.safetensors"
     save_calibration(path, found, reference, of_model=of_model)
     again, ours = load_calibration(path, eight, reference.bank if of_model else None)
-    for name in ("lengths", "windows", "limits", "medians", "quantiles", "noise"):
+    for name in ("lengths", "windows", "limits", "medians", "quantiles", "noise", "shares"):
         assert np.array_equal(getattr(again, name), getattr(found, name))
     assert (again.alpha, again.patch_bits) == (found.alpha, 8)
     bits = bytes_to_bits(words(64))[None]
     assert ours.measure(bits) == reference.measure(bits)
+
+
+def test_a_file_from_before_loops_were_watched_is_loaded_without_its_ceiling(tmp_path, calibrated, eight: ModelConfig):
+    found, reference = calibrated
+    path = tmp_path / "gate.safetensors"
+    save_calibration(path, found, reference, of_model=True)
+    tensors, document = read_tensors(path)
+    del tensors["shares"], document["limits"]
+    tensors["limits"][:, 2], tensors["medians"][:, 2] = 0.8, 0.7  # of S
+    write_tensors(path, tensors, document)
+    again, _ = load_calibration(path, eight, reference.bank)
+    assert np.array_equal(again.limits[:, :2], found.limits[:, :2]) and (again.limits[:, 2] == MOST_COPIED).all()
+    decision = SafetyGate.calibrated(again).update(replace(GOOD, C=found.medians_at(256).c_floor, S=0.99))
+    assert decision.allow and decision.margin == pytest.approx(1.0) and again.alarms(0) == (0.0, 1.0)
 
 
 def test_another_models_calibration_is_refused(tmp_path, calibrated, eight: ModelConfig, corpus: Corpus):
@@ -374,7 +436,7 @@ def test_allowed_output_is_what_it_would_be_without_a_gate(calibrated):
 
 
 def test_a_short_remainder_is_judged_with_the_end_of_what_was_before(calibrated):
-    found = replace(calibrated[0], limits=np.tile([0.0, 0.0, 1.0], (3, 1)))
+    found = replace(calibrated[0], limits=np.tile([0.0, 0.0, 64.0], (3, 1)))
     everything = Guard(SafetyGate.calibrated(found), calibrated[1], 64)
     pieces = list(stream_guarded(random_model(max_seq_len=512), b"", 70, everything, Sampling(seed=3)))
     assert [len(p.data) for p in pieces] == [64, 6]
@@ -396,7 +458,7 @@ def test_a_blocked_window_is_drawn_again_and_the_rest_goes_on(calibrated, monkey
     strict = lenient(calibrated)
     seen = []
 
-    def check(self, bits, stream=0):
+    def check(self, bits, stream=0, before=None):
         seen.append(bits_to_bytes(bits))
         vitals = LOOP if len(seen) == 2 else GOOD
         return SafetyGate(burn_in=0, decay=0).update(vitals)
@@ -436,9 +498,9 @@ def test_windows_begin_where_units_do(corpus: Corpus, monkeypatch):
     seen = []
     check = Guard.check
 
-    def watched(self, bits, stream=0):
+    def watched(self, bits, stream=0, before=None):
         seen.append(bits_to_bytes(bits))
-        return check(self, bits, stream)
+        return check(self, bits, stream, before)
 
     prompt = b"12 45 78"  # two bytes beyond whole units
     monkeypatch.setattr(Guard, "check", watched)
@@ -488,7 +550,7 @@ def test_a_bad_stretch_of_a_long_continuation_is_blocked(calibrated, corpus: Cor
 
 
 def test_any_failure_to_measure_blocks(calibrated, monkeypatch):
-    def broken(self, bits):
+    def broken(self, bits, before=None):
         raise MemoryError("no memory")
 
     monkeypatch.setattr(Reference, "measure", broken)

@@ -35,12 +35,13 @@ def run(
         if as_json:
             show_json(found)
             return
-        columns = ("bytes", "windows", "C floor", "median", "S floor", "median", "S ceiling", "alarms")
+        columns = ("bytes", "windows", "C floor", "median", "S floor", "median", "loop", "alarms")
         made = table(f"\nlimits for {found.alpha:.2%} of false alarms", *columns)
         for row in found.lengths:
-            numbers = (row.C_floor, row.C_median, row.S_floor, row.S_median, row.S_ceiling)
+            numbers = (row.C_floor, row.C_median, row.S_floor, row.S_median)
             expected = f"{row.alarms[0]:.2%} to {row.alarms[1]:.2%}"
-            made.add_row(f"{row.bytes:,}", f"{row.windows:,}", *(f"{x:.3f}" for x in numbers), expected)
+            copied = f"{row.most_copied:,.0f}"
+            made.add_row(f"{row.bytes:,}", f"{row.windows:,}", *(f"{x:.3f}" for x in numbers), copied, expected)
         console.print(made)
         if found.left_out:
             sizes = ", ".join(f"{size:,}" for size in found.left_out)
@@ -48,8 +49,8 @@ def run(
                 f"left out: {sizes} bytes; for {found.alpha:g} they need more reference bytes", soft_wrap=True
             )
         console.print(
-            f"reference of S: {found.reference}; {found.reference_bytes:,} reference bytes; alarms: where the true share lies "
-            f"in 95 of 100 calibrations. Written to {found.file}",
+            f"reference of S: {found.reference}; {found.reference_bytes:,} reference bytes; loop: bytes that a loop may copy; alarms: "
+            f"where their share lies on new text of this kind, in 95 of 100 cases. Written to {found.file}",
             style="dim",
             soft_wrap=True,
         )

@@ -20,7 +20,7 @@ def run(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Typical, repetitive, predictable, noise or off-domain? By the quantiles that were measured when the run was calibrated."""
+    """Typical, repetitive, noise or off-domain? By the quantiles that were measured when the run was calibrated."""
     with errors_in_one_line(as_json):
         from bit_transformer.service import safety
 
