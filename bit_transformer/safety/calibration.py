@@ -93,7 +93,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         L, tables = len(self.lengths), (self.limits, self.medians, self.quantiles, self.noise, self.shares)
-        shapes = [(L, 3), (L, 3), (L, 3, QUANTILES), (L, 3, QUANTILES), (L, self.shares.shape[-1])]
+        shapes = [(L, 3), (L, 3), (L, 3, QUANTILES), (L, 3, QUANTILES), (L, BLOCKS if self.shares.size else 0)]
         fit = L and self.windows.shape == (L,) and [table.shape for table in tables] == shapes
         of_bits = [self.limits[:, :2], self.medians[:, :2], *tables[2:]] if fit else []
         of_bytes = [self.limits[:, 2], self.medians[:, 2]] if fit else []
@@ -140,19 +140,8 @@ class Calibration:
         return row
 
     def alarms(self, index: int) -> tuple[float, float]:
-        """Within which share of false alarms new text of the reference's kind keeps, with windows of `lengths[index]`, in 95 of 100 cases.
-
-        A prediction interval about alpha, from how far the blocks' shares lie from it: Student's t of the arc sine of the root, in which
-        shares of any size scatter alike. It is for texts of a block or more, of which the reference is a fair sample; what kinds of text
-        the reference has not, it cannot know. Without blocks nothing is known: (0, 1).
-        """
-        shares_G = self.shares[index]
-        if not len(shares_G):
-            return 0.0, 1.0
-        middle = math.asin(math.sqrt(self.alpha))
-        square = float(((np.arcsin(np.sqrt(shares_G)) - middle) ** 2).mean())
-        half = T_95 * math.sqrt(square * (1 + 1 / len(shares_G)))
-        return math.sin(max(0.0, middle - half)) ** 2, math.sin(min(math.pi / 2, middle + half)) ** 2
+        """Between which shares of false alarms new text of the reference's kind lies, with windows of `lengths[index]`: see `alarm_band`."""
+        return alarm_band(self.alpha, self.shares[index])
 
     def ranks(self, vitals: Vitals) -> dict[str, float]:
         """For each metric the share of reference windows of this length that lie below."""
@@ -268,7 +257,7 @@ def _normal(
 ) -> tuple[NDArray[np.float64], ...]:
     """One row of each table, from K, C, S and copied bytes of windows of one length, in order."""
     limited_NR = np.column_stack((values_NM[:, 1:], copied_N))
-    limits, medians = _limits(random.permutation(limited_NR), alpha)
+    limits, medians = conformal_limits(random.permutation(limited_NR), alpha)
     coins = random.integers(0, 256, (ROWS, size), dtype=np.uint8)
     noise_NM = as_array(reference.measure(bytes_to_bits(coins, parity=model.parity)))
     at = np.linspace(0, 1, QUANTILES)
@@ -278,12 +267,12 @@ def _normal(
         medians,
         np.quantile(values_NM, at, axis=0).T,
         np.quantile(noise_NM, at, axis=0).T,
-        _block_shares(limited_NR, alpha, random),
+        block_shares(limited_NR, alpha, random),
     )
 
 
-def _limits(limited_NR: NDArray[np.float64], alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Split-conformal limits, and medians, of the columns; rows in any order that chance has given them."""
+def conformal_limits(limited_NR: NDArray[np.float64], alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Split-conformal limits, and medians, of C, S and copied bytes; of rows that are exchangeable, or were shuffled."""
     shape = max(1, len(limited_NR) - math.ceil(len(limited_NR) * (1 - SHAPE_SHARE)))
     shape_NR, scored_NR = limited_NR[:shape] * _SIDE, limited_NR[shape:] * _SIDE  # so that low is bad
     medians = np.median(shape_NR, axis=0)
@@ -294,13 +283,36 @@ def _limits(limited_NR: NDArray[np.float64], alpha: float) -> tuple[NDArray[np.f
     return np.clip((low + score * (medians - low)) * _SIDE, 0.0, _MOST), medians * _SIDE
 
 
-def _block_shares(limited_NR: NDArray[np.float64], alpha: float, random: np.random.Generator) -> NDArray[np.float64]:
-    """Share of windows beyond a limit in each block, with limits that the others set."""
+def beyond(limited_NR: NDArray[np.float64], limits_R: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which windows have C, S or copied bytes beyond their limits."""
+    over_N: NDArray[np.bool_] = ((limited_NR - limits_R) * _SIDE < 0).any(1)
+    return over_N
+
+
+def block_shares(limited_NR: NDArray[np.float64], alpha: float, random: np.random.Generator) -> NDArray[np.float64]:
+    """Share of windows, which are in order, beyond a limit in each block, by limits that the others set."""
     shares = []
     for block in np.array_split(np.arange(len(limited_NR)), BLOCKS):
-        limits, _ = _limits(random.permutation(np.delete(limited_NR, block, axis=0)), alpha)
-        shares.append(((limited_NR[block] - limits) * _SIDE < 0).any(1).mean())
+        limits, _ = conformal_limits(random.permutation(np.delete(limited_NR, block, axis=0)), alpha)
+        shares.append(beyond(limited_NR[block], limits).mean())
     return np.array(shares)
+
+
+def alarm_band(alpha: float, shares_G: NDArray[np.float64]) -> tuple[float, float]:
+    """Between which shares of false alarms new text of a reference's kind lies, in 95 of 100 cases.
+
+    A prediction interval about alpha, from how far the shares of the reference's blocks lie from it: Student's t, of the arc sine of the root, in
+    which shares of any size scatter alike. For a text at least as long as a block, of which the reference is a fair sample; what kinds of
+    text the reference has not, it cannot know. Without blocks nothing is known: (0, 1).
+
+    Source: Anscombe 1948, "The transformation of Poisson, binomial and negative-binomial data" (the arc sine).
+    """
+    if not len(shares_G):
+        return 0.0, 1.0
+    middle = math.asin(math.sqrt(alpha))
+    square = float(((np.arcsin(np.sqrt(shares_G)) - middle) ** 2).mean())
+    half = T_95 * math.sqrt(square * (1 + 1 / len(shares_G)))
+    return math.sin(max(0.0, middle - half)) ** 2, math.sin(min(math.pi / 2, middle + half)) ** 2
 
 
 def _share_below(quantiles: NDArray[np.float64], value: float) -> float:
@@ -344,21 +356,21 @@ def load_calibration(path: str | Path, model: ModelConfig, bank: ExpertBank | No
         CheckpointError: no such file, a damaged one, or one for another model or another state of its experts.
     """
     tensors, document = read_tensors(Path(path))
-    if "limits" in tensors and "limits" not in document:
-        tensors["limits"][:, -1], tensors["medians"][:, -1] = MOST_COPIED, 0.0
-        tensors["shares"] = tensors["limits"][:, :0]
     try:
+        if "limits" not in document:
+            tensors["limits"][:, 2], tensors["medians"][:, 2] = MOST_COPIED, 0.0
+            tensors["shares"] = tensors["limits"][:, :0]
         parts: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}
         calibration = Calibration(**parts, **{name: document[name] for name in _FACTS})
-        experts = document["experts"]
-    except (KeyError, TypeError, ConfigError):
+        experts, known = document["experts"], document["reference"]
+    except (KeyError, IndexError, TypeError, ConfigError):
         raise CheckpointError(f"{path}: holds no calibration that can be used. Try `btlm calibrate`") from None
     calibration.check_fits(model, path)
     if experts is not None:
         config = model.model_copy(update={"experts": ExpertConfig.of(experts)})
         bank = ExpertBank.of(config)
         bank.load_state_dict({name: table.numpy() for name, table in under("bank.", tensors).items()})
-    if bank is None or bank.digest() != document["reference"]:
+    if bank is None or bank.digest() != known:
         raise CheckpointError(
             f"{path}: was calibrated for another state of this model's experts. Try `btlm calibrate` again"
         )

@@ -30,7 +30,7 @@ from bit_transformer.safety import (
     save_calibration,
     stream_guarded,
 )
-from bit_transformer.safety.calibration import MOST_COPIED, QUANTILES, _block_shares, _limits, least_windows
+from bit_transformer.safety.calibration import MOST_COPIED, QUANTILES, block_shares, conformal_limits, least_windows
 from bit_transformer.safety.guarded import COOLER, WARMER, _again
 from bit_transformer.telemetry import bit_negentropy, lz_complexity, symbiosis
 from bit_transformer.tensor_file import read_tensors, write_tensors
@@ -325,8 +325,8 @@ def test_the_band_holds_the_false_alarms_of_other_texts_of_the_kind():
         for _ in range(2):
             chapters = random.normal(0, 1, (40, 1)) + random.normal(0, 1, (40, 50))
             texts.append(np.column_stack((0.5 + chapters.ravel() / 20, np.full(2000, 0.7), np.zeros(2000))))
-        limits, _ = _limits(random.permutation(texts[0]), 0.05)
-        shares = _block_shares(texts[0], 0.05, random)[None]
+        limits, _ = conformal_limits(random.permutation(texts[0]), 0.05)
+        shares = block_shares(texts[0], 0.05, random)[None]
         one = np.ones((1, 3, QUANTILES)) / 2
         found = Calibration(
             0.05, np.array([64.0]), np.array([2000.0]), limits[None], limits[None], one, one, shares, 8, 8, 8
