@@ -203,7 +203,7 @@ class SafetyGate:
             copied = d.vitals.copied if d.vitals else 0
             lines.append(
                 f"  C {d.smoothed['C']:.3f}, floor {c_floor:.3f}; S {d.smoothed['S']:.3f}, floor {s_floor:.3f}; "
-                f"{copied:,.4g} bytes copied in a loop, at most {most_copied:,.4g} may be."
+                f"{copied:,.0f} bytes copied in a loop, at most {most_copied:,.0f} may be."
             )
         if self.calibration is not None and d.vitals is not None and d.limits:
             rank = self.calibration.ranks(d.vitals)
@@ -243,5 +243,5 @@ def _round_and_round(vitals: Vitals, most: float) -> str:
     rounds = 1 + vitals.copied / vitals.period if vitals.period else 1
     return (
         f"{vitals.copied + vitals.period:,.6g} bytes are {rounds:.1f} times the same {vitals.period:,.6g}; a loop may copy "
-        f"{most:,.4g}"
+        f"{most:,.0f}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from bit_transformer.data.sources import Corpus, find_file, whole_files
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.runs.store import RunStore
 from bit_transformer.safety.reference import ROWS
+from bit_transformer.safety.repetition import MEMORY
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model, load_run_calibration
 from bit_transformer.service.observers import WATCHED
@@ -30,7 +31,8 @@ class Window:
 
     Attributes:
         S: against the run's reference; none where no run was given.
-        kind: typical, repetitive, predictable, noise or off-domain, for the run; none where it was not calibrated for such a length.
+        kind: typical, repetitive, noise or off-domain, for the run; none where it was not calibrated for such a length. Repetitive is also
+            what goes round in a loop with what came before it in the file.
     """
 
     offset: int
@@ -138,7 +140,7 @@ def of_file(
         check_plot(plot)
     path = find_file(name, "telemetry")
     corpus = whole_files([path])
-    measure = _plain if run is None else _against(run, window, store)
+    measure = _plain if run is None else _against(run, corpus, window, store)
     found = [row for offset, block in _blocks(corpus, window) for row in measure(offset, block)]
     columns = {key: [getattr(w, key) for w in found] for key in METRICS if getattr(found[0], key) is not None}
     made = TelemetrySynthesizer(informative).cluster(columns)
@@ -162,8 +164,8 @@ def _plain(offset: int, block: NDArray[np.uint8]) -> list[Window]:
     return [Window(offset + i * size, size, k, c, None, None) for i, (k, c) in enumerate(pairs)]
 
 
-def _against(run: str, window: int, store: Path) -> Callable[[int, NDArray[np.uint8]], list[Window]]:
-    """What measures K, C and S of windows against a calibrated run, and says what they are like."""
+def _against(run: str, corpus: Corpus, window: int, store: Path) -> Callable[[int, NDArray[np.uint8]], list[Window]]:
+    """What measures K, C and S of windows of a corpus against a calibrated run, and says what they are like."""
     model = load_model(run, store)
     align, parity = model.config.align_bytes, model.config.parity
     if window % align:
@@ -175,7 +177,12 @@ def _against(run: str, window: int, store: Path) -> Callable[[int, NDArray[np.ui
     def measure(offset: int, block: NDArray[np.uint8]) -> list[Window]:
         size = block.shape[1]
         known = calibration.shortest <= size <= calibration.longest
-        vitals = reference.measure(bytes_to_bits(block, parity=parity))
+        lead = min(offset, MEMORY)
+        begins = lead + np.arange(len(block), dtype=np.int64) * size
+        stream = corpus.part(offset - lead, offset + block.size)
+        (copied,) = reference.repetition.of_windows(stream, [(begins, size)])
+        found = reference.measure(bytes_to_bits(block, parity=parity))
+        vitals = [replace(v, copied=loop) for v, loop in zip(found, copied.tolist(), strict=True)]
         kinds = [calibration.kind(v) if known else None for v in vitals]
         return [
             Window(offset + i * size, size, v.K, v.C, v.S, kind)

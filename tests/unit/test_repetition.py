@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.checkpoint import save_checkpoint
 from bit_transformer.config import ModelConfig, Sampling
 from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.errors import SafetyRejection
@@ -20,8 +21,11 @@ from bit_transformer.safety import (
     hil_safe_inference,
     repetition,
     safe_sample_with_retry,
+    save_calibration,
 )
+from bit_transformer.safety.calibration import GATE_FILE
 from bit_transformer.safety.repetition import FARTHEST, MEMORY, Loop, Repetition
+from bit_transformer.service.telemetry import of_file
 from tests.conftest import random_model
 
 
@@ -174,3 +178,15 @@ def test_rows_of_a_batch_are_watched_each_by_itself(guard: Guard, monkeypatch):
     with pytest.raises(SafetyRejection, match=r"of stream 1: .* bytes are .* times the same 640") as refused:
         hil_safe_inference(random_model(max_seq_len=512), prompts, 8 * 3 * 640, guard)
     assert {reason.kind for reason in refused.value.decision.reasons} == {"repeats"}
+
+
+def test_a_file_that_goes_round_is_named_repetitive(tmp_path, eight: ModelConfig):
+    """A paragraph of 257 bytes, 40 times, in windows of 64: from the third round on it goes round."""
+    corpus = bytes_corpus(TEXT)
+    reference = Reference.fit(corpus.part(0, 100_000), eight)
+    found = calibrate(reference, corpus.part(100_000, 200_000), eight, alpha=0.01, lengths=(64,))
+    save_checkpoint(tmp_path, random_model(max_seq_len=512))
+    save_calibration(tmp_path / GATE_FILE, found, reference, of_model=False)
+    (tmp_path / "text").write_bytes((TEXT[1000:1257] * 40)[: 64 * 160])
+    kinds = [w.kind for w in of_file(str(tmp_path / "text"), run=str(tmp_path), window=64).windows]
+    assert set(kinds[3 * 257 // 64 :]) == {"repetitive"} and kinds[: 2 * 257 // 64].count("repetitive") == 0
