@@ -16,7 +16,7 @@ from bit_transformer.config import ModelConfig, TrainConfig
 from bit_transformer.memory import estimate_memory
 
 SHAPE: dict[str, Any] = {"d_model": 256, "nhead": 4, "num_layers": 8, "max_seq_len": 8 * 512}
-TRAIN: dict[str, Any] = {"steps": 1, "batch_size": 8, "amp": False}
+TRAIN: dict[str, Any] = {"steps": 1, "batch_size": 8, "amp": False, "keep_best": False}  # nothing is validated
 WIDE: dict[str, Any] = {"d_model": 512, "num_layers": 12}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),

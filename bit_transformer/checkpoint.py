@@ -21,18 +21,25 @@ from bit_transformer.tensor_file import read_tensors, write_tensors
 MODEL_FILE = "model.safetensors"
 
 
-def save_checkpoint(path: str | Path, model: BitTransformerLM, *, about: Mapping[str, Any] | None = None) -> Path:
+def save_checkpoint(
+    path: str | Path,
+    model: BitTransformerLM,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a model's weights and config to one file.
 
     Args:
         path: the file, or a folder that gets a `model.safetensors`.
+        weights: by name, in place of the model's own, if given.
         about: further facts for the header, such as the step; plain JSON.
 
     Raises:
         CheckpointError: the disk refused; a file that was there before is untouched.
     """
     target = _file(Path(path))
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach() for name, tensor in {**model.state_dict(), **(weights or {})}.items()}
     document = {"model": model.config.model_dump(mode="json"), "bank": BANK_VERSION, "about": dict(about or {})}
     write_tensors(target, tensors, document)
     return target

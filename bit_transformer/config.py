@@ -411,6 +411,15 @@ class TrainConfig(Config):
         ge=0,
         description="Bytes of experts' features kept on disk; for larger corpora they are made while training.",
     )
+    keep_best: bool = Field(
+        True, description="Keep the weights of the best validation, instead of the last, as what was learned."
+    )
+    average: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Fraction of the budget over which weights are averaged; where the average validates better, it is kept. 0: none.",
+    )
     patience: PositiveInt | None = Field(None, description="Stop after so many validations without a better one.")
     telemetry: float = Field(
         0.005, ge=0, le=1, description="Share of the time that measuring K, C and S of predictions may take; 0: none."

@@ -28,6 +28,7 @@ class MemoryEstimate:
         parameters: weights; under FSDP a share of them, and the blocks that are gathered whole at the time.
         gradients: of all parameters, and the rows of sparse tables.
         optimizer: moments and momenta.
+        kept: weights of the best validation so far, with `train.keep_best`, and of their average, with `train.average`.
         activations: kept for the backward pass of one micro-batch.
         logits: of all nodes of the head, and their gradients.
         working: of the branch under way, its results and gradients.
@@ -44,6 +45,7 @@ class MemoryEstimate:
     when: str
     gradients: int = 0
     optimizer: int = 0
+    kept: int = 0
     activations: int = 0
     logits: int = 0
     working: int = 0
@@ -253,7 +255,9 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
     update = 5 * piece * FLOAT + 3 * rows_of_tables
     experts = _bank(c) + how.batch_size // world_size * N * P * E
 
-    base = parameters + moments * FLOAT // world_size + experts
+    copies = how.keep_best + (how.keep_best and how.average > 0)
+    at_rest = copies * (dense + tables * FLOAT) // world_size
+    base = parameters + moments * FLOAT // world_size + at_rest + experts
     before = gradients if how.accum_steps > 1 else 0  # of earlier micro-batches
     moments_of = {
         "the loss": base + before + activations + logits,
@@ -267,6 +271,7 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
         parameters=parameters,
         gradients=gradients,
         optimizer=moments * FLOAT // world_size,
+        kept=at_rest,
         activations=activations,
         logits=logits,
         working=working + last,

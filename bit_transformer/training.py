@@ -51,6 +51,11 @@ if TYPE_CHECKING:
     from bit_transformer.experts.bank import ExpertBank
 
 FIRST_REACH = 0.2  # of a curriculum: where noise begins
+OVERFIT_RISE, OVERFIT_CHECKS = (
+    0.002,
+    2,
+)  # validations above the best by this fraction, in a row, while training gets better
+AVERAGED = 50  # times in a budget that the weights enter their average
 
 
 class StopTraining(Exception):
@@ -66,11 +71,14 @@ class Progress:
         bytes_seen: data bytes trained on.
         seconds: wall-clock of training, over all sessions, validation included.
         share: of the budget, in [0, 1].
-        best_bpb: lowest validation so far.
-        stale: validations since then.
+        best_bpb: lowest validation so far, of this shape; `best_step`: after which update.
+        stale: validations since then; `worse`: those in a row that were clearly above it while training got better.
+        train_bpb: of training, smoothed over about 50 updates; `best_train_bpb`: at the best validation.
+        overfit_since: the update of the best validation, once over-fitting was noticed; else 0.
         validated: share of the budget at the last validation.
         stopped: why it ended, if it has.
         micro_batches: of an update, where memory did not suffice for the config's `accum_steps`; else 0.
+        threads: of the processor, where they were chosen by measuring; else 0.
         flops: operations of training so far, as `flops_per_byte` counts them.
         stage: of a training that grows: how often it did; `grown_at`: the step after which it last did; `mark_bpb`: validation that
             the next one is compared with; `weak`: validations in a row that gained too little; `ceiling`: whether there was no
@@ -82,10 +90,16 @@ class Progress:
     seconds: float = 0.0
     share: float = 0.0
     best_bpb: float = math.inf
+    best_step: int = 0
     stale: int = 0
+    worse: int = 0
+    train_bpb: float = math.inf
+    best_train_bpb: float = math.inf
+    overfit_since: int = 0
     validated: float = 0.0
     stopped: str = ""
     micro_batches: int = 0
+    threads: int = 0
     flops: float = 0.0
     stage: int = 0
     grown_at: int = 0
@@ -130,6 +144,10 @@ class Trainer:
         may_grow: whether there is memory for a shape.
         observers: called after every update with the trainer and the update's record; may raise `StopTraining`.
         clock: seconds, rising; for tests.
+
+    Attributes:
+        best: weights by name as they were at the best validation, with `config.keep_best`; none before the first.
+        average: of the weights over the latest part of the budget, with `config.average` and where there is a validation to choose by.
     """
 
     model: BitTransformerLM
@@ -157,6 +175,8 @@ class Trainer:
                 )
         self.optimizers = Optimizers(self.model, self.config.optim)
         self.latest: Batch | None = None  # that of the latest update, for observers
+        self.best: dict[str, Tensor] | None = None
+        self.average: dict[str, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -195,7 +215,9 @@ class Trainer:
                     self._grow()
                 record = self.update()
                 self.progress.seconds = self.clock() - began
-                share = self._advance(self.progress.seconds)
+                before, share = self.progress.share, self._advance(self.progress.seconds)
+                if _crossed(before, share, 1 / AVERAGED):
+                    self._enter_average()
                 due = _crossed(self.progress.validated, share, self.config.eval_every)
                 if self.validation is not None and due:
                     self.progress.validated = share
@@ -229,12 +251,13 @@ class Trainer:
         progress.step += 1
         progress.bytes_seen += config.batch_size * self.windows.window_bytes
         progress.flops += config.batch_size * self.windows.window_bytes * self.model.flops_per_byte()
-        bits_per_byte_coded = batch.bits_BT.shape[1] / self.windows.window_bytes
+        train_bpb = nats / math.log(2) * batch.bits_BT.shape[1] / self.windows.window_bytes
+        progress.train_bpb = train_bpb if progress.step == 1 else 0.98 * progress.train_bpb + 0.02 * train_bpb
         record = Record(
             step=progress.step,
             bytes=progress.bytes_seen,
             seconds=progress.seconds,
-            train_bpb=nats / math.log(2) * bits_per_byte_coded,
+            train_bpb=train_bpb,
             grad_norm=norm,
             rate=rate,
         )
@@ -301,7 +324,45 @@ class Trainer:
         p.share = min(1.0, spent[name] / amount)
         return p.share
 
+    def _enter_average(self) -> None:
+        """Let the weights enter their average, which forgets exponentially.
+
+        An average over the latest tenth of a training is what rates that fell to zero would have left (Hägele et al. 2024, arXiv:2405.18392).
+        So where validation is best early, in a budget that is too long for the data, little is lost.
+        """
+        if not self.config.average or self.validation is None:
+            return
+        if self.average is None:
+            self.average = self._copied_weights()
+        with torch.no_grad():
+            for name, tensor in self.model.weights().items():
+                self.average[name].lerp_(tensor, min(1.0, 1 / AVERAGED / self.config.average))
+
+    def _copied_weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.model.weights().items()}
+
     def _validate(self, corpus: Corpus) -> float:
+        """Bits per byte of the weights, or of their average where that is better; it is kept if it is the best so far."""
+        p = self.progress
+        latest = bpb = self._scored(corpus)
+        now = best = self._copied_weights() if self.config.keep_best else None
+        if now is not None and self.average is not None:
+            load_weights(self.model, self.average, Path("the average of weights"))
+            averaged = self._scored(corpus)
+            load_weights(self.model, now, Path("the latest weights"))
+            if averaged < latest:
+                bpb, best = averaged, {name: tensor.clone() for name, tensor in self.average.items()}
+        self._notice_overfitting(bpb)
+        p.stale = 0 if bpb < p.best_bpb else p.stale + 1
+        if bpb < p.best_bpb:
+            p.best_bpb, p.best_step, p.best_train_bpb, self.best = bpb, p.step, p.train_bpb, best
+        if self.config.progressive:
+            enough = latest < p.mark_bpb * (1 - self.config.progressive.threshold)
+            p.weak = 0 if enough else p.weak + 1
+            p.mark_bpb = min(latest, p.mark_bpb)
+        return bpb
+
+    def _scored(self, corpus: Corpus) -> float:
         self.take_bank()
         rows = min(VALIDATION_ROWS, math.ceil(self.config.batch_size / self.micro_batches))
         how = default_protocol(self.model, overlap=0.0)
@@ -314,14 +375,15 @@ class Trainer:
                 f"train.optim.lr and matrix_lr",
                 self.progress.step,
             )
-        better = bpb < self.progress.best_bpb
-        self.progress.best_bpb = min(bpb, self.progress.best_bpb)
-        self.progress.stale = 0 if better else self.progress.stale + 1
-        if self.config.progressive:
-            enough = bpb < self.progress.mark_bpb * (1 - self.config.progressive.threshold)
-            self.progress.weak = 0 if enough else self.progress.weak + 1
-            self.progress.mark_bpb = min(bpb, self.progress.mark_bpb)
         return bpb
+
+    def _notice_overfitting(self, bpb: float) -> None:
+        """Whether validation rises for good while training goes on getting better."""
+        p = self.progress
+        rises = bpb > p.best_bpb * (1 + OVERFIT_RISE) and p.train_bpb < p.best_train_bpb
+        p.worse = p.worse + 1 if rises else 0
+        if p.worse >= OVERFIT_CHECKS and not p.overfit_since:
+            p.overfit_since = p.best_step
 
     def _check_patience(self) -> None:
         if self.config.patience and self.progress.stale >= self.config.patience:
@@ -347,6 +409,7 @@ class Trainer:
         self.optimizers = expand_optimizers(self.optimizers, self.model, larger, self.config.optim)
         self._replace_model(larger)
         p.stage, p.grown_at, p.weak, p.stale, p.mark_bpb = p.stage + 1, p.step, 0, 0, math.inf
+        self.best, self.average, p.best_bpb = None, None, math.inf  # of another shape
 
     def _replace_model(self, model: BitTransformerLM) -> None:
         if model.config.max_seq_len != self.model.config.max_seq_len:
@@ -363,6 +426,11 @@ class Trainer:
         risen = (p.step - p.grown_at + 1) / how.warmup_steps if how.warmup_steps else 1.0
         return how.rate**p.stage * min(1.0, risen)
 
+    def take_best(self) -> None:
+        """Give the model the weights of the best validation, where they were kept."""
+        if self.best is not None:
+            load_weights(self.model, self.best, Path("the best weights"))
+
     def take_bank(self) -> None:
         """Give the model the bank of experts that its windows' features come from, as it stands."""
         if isinstance(self.windows, StreamedWindows):
@@ -377,6 +445,8 @@ class Trainer:
             CheckpointError: the disk refused; the file that was there before is untouched.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.weights().items()}
+        for kept, weights in (("best", self.best), ("average", self.average)):
+            tensors |= {f"{kept}.{name}": tensor for name, tensor in (weights or {}).items()}
         tensors |= {f"windows.{name}": tensor for name, tensor in self.windows.tensors().items()}
         optimizers = self.optimizers.state_dict()
         for part, state in optimizers.items():
@@ -419,6 +489,7 @@ class Trainer:
             values["state"] = _part_state(tensors, part)
         self.optimizers.load_state_dict(state)
         self.windows.load_state_dict(document["windows"], under("windows.", tensors))
+        self.best, self.average = (under(kept, tensors) or None for kept in ("best.", "average."))
         self.progress = Progress(**{**document["progress"], "stopped": ""})
 
 
@@ -497,7 +568,7 @@ def train_loop(
     Args:
         data: a corpus, bytes, a tensor of bit windows (N, T), or any `Windows`.
         config: the training; or give its fields as keywords: `train_loop(model, data, epochs=3, batch_size=16)`.
-        validation: bytes that are scored along the way.
+        validation: bytes that are scored along the way; the weights of the best of these are what the model has in the end.
         observers: see `Trainer`.
 
     Returns:
@@ -522,7 +593,9 @@ def train_loop(
     began = time.monotonic()
     windows = build_windows(model, data, chosen)
     read = Progress(seconds=time.monotonic() - began)  # the experts' pass over the data is part of the budget
-    Trainer(model, windows, chosen, held, (keep, *observers), progress=read).run()
+    trainer = Trainer(model, windows, chosen, held, (keep, *observers), progress=read)
+    trainer.run()
+    trainer.take_best()
     return history
 
 

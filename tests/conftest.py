@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -61,6 +62,15 @@ def random_model(**fields: object) -> BitTransformerLM:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model.eval()
+
+
+WORDS = np.random.default_rng(3).integers(97, 123, (400, 6), dtype=np.uint8)
+
+
+def prose(seed: int, words: int) -> bytes:
+    """Text of one vocabulary, drawn anew for each seed."""
+    drawn = np.random.default_rng(seed).zipf(1.3, words) % len(WORDS)
+    return b" ".join(WORDS[i].tobytes() for i in drawn)
 
 
 def at_most(fraction: float, count: float) -> float:

@@ -81,7 +81,7 @@ class Reporter:
         self.val_bpb: float | None = None
         self.began: tuple[float, float, float] | None = None
         self.micro_batches: int | None = None
-        self.ceiling = False
+        self.ceiling = self.overfit = False
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
         """Report every update, and where memory forced smaller micro-batches."""
@@ -102,6 +102,14 @@ class Reporter:
         if p.ceiling and not self.ceiling:
             self.ceiling = True
             self.report(Notice("the model grows no further: there is no memory for the next stage"))
+        if p.overfit_since and not self.overfit:
+            self.overfit = True
+            self.report(
+                Notice(
+                    f"over-fitting since step {p.overfit_since}: training is at {p.train_bpb:.3f} and falls, validation rises from "
+                    f"{p.best_bpb:.3f}. The weights of that step are kept. Try more data, or model.dropout=0.1 or more"
+                )
+            )
         loss = record["train_bpb"]
         self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
         self.val_bpb = record.get("val_bpb", self.val_bpb)
@@ -226,8 +234,8 @@ class Probe:
 class Checkpoints:
     """Saves the training, so that it can go on, and the model, for those who only use it.
 
-    Saved whenever `checkpoint_seconds` have passed. With `patience` the model is saved at its best validation instead, so
-    that what is left in the end is the best.
+    Saved whenever `checkpoint_seconds` have passed. The model is saved with the weights of the best validation so far, where they
+    are kept (`train.keep_best`).
     """
 
     def __init__(self, folder: Path, recorder: Recorder) -> None:
@@ -237,8 +245,6 @@ class Checkpoints:
     def __call__(self, trainer: Trainer, record: Record) -> None:
         """Save what is due."""
         now = trainer.progress.seconds
-        if trainer.config.patience and "val_bpb" in record and trainer.progress.stale == 0:
-            self._save_model(trainer)
         if self.saved_at is None:
             self.saved_at = now
         elif now - self.saved_at >= trainer.config.checkpoint_seconds:
@@ -249,15 +255,14 @@ class Checkpoints:
         """Save now; records first, for a resumed run keeps those up to here."""
         self.recorder.flush()
         trainer.save(self.folder / TRAINING_FILE)
-        best_is_kept = trainer.config.patience and trainer.progress.best_bpb < math.inf
-        if not best_is_kept:
-            self._save_model(trainer)
+        self._save_model(trainer)
 
     def _save_model(self, trainer: Trainer) -> None:
         trainer.take_bank()
         p = trainer.progress
-        about = {"step": p.step, "bytes_seen": p.bytes_seen, "val_bpb": p.best_bpb if p.best_bpb < math.inf else None}
-        save_checkpoint(self.folder / MODEL_FILE, trainer.model, about=about)
+        step = p.step if trainer.best is None else p.best_step
+        about = {"step": step, "bytes_seen": p.bytes_seen, "val_bpb": p.best_bpb if p.best_bpb < math.inf else None}
+        save_checkpoint(self.folder / MODEL_FILE, trainer.model, weights=trainer.best, about=about)
 
 
 @contextmanager

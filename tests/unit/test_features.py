@@ -26,7 +26,7 @@ from bit_transformer.experts.bank import ExpertBank, memory_bytes, pack_units
 from bit_transformer.generation import generate_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.training import Record, StopTraining, Trainer, build_windows, train_loop
-from tests.conftest import TEXT
+from tests.conftest import TEXT, prose
 
 SHAPE = ModelConfig(
     d_model=16, nhead=2, num_layers=1, max_seq_len=256, experts=ExpertConfig(buckets=1024, history=4096)
@@ -341,15 +341,6 @@ def test_a_checkpoint_carries_the_bank(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(checkpoint, "BANK_VERSION", 0)
     with pytest.raises(CheckpointError, match="learned by arithmetic 1, this version has 0"):
         load_checkpoint(tmp_path / "m.safetensors")
-
-
-WORDS = np.random.default_rng(3).integers(97, 123, (400, 6), dtype=np.uint8)
-
-
-def prose(seed: int, words: int) -> bytes:
-    """Text of one vocabulary, drawn anew for each seed."""
-    drawn = np.random.default_rng(seed).zipf(1.3, words) % len(WORDS)
-    return b" ".join(WORDS[i].tobytes() for i in drawn)
 
 
 def test_training_a_loaded_model_further_keeps_what_its_experts_know(tmp_path: Path) -> None:

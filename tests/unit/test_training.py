@@ -10,10 +10,10 @@ import torch
 from bit_transformer.config import TrainConfig
 from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
-from bit_transformer.evaluation.metrics import Protocol, Score
+from bit_transformer.evaluation.metrics import Protocol, Score, bits_per_byte
 from bit_transformer.model import BitTransformerLM, set_dropout
 from bit_transformer.training import StopTraining, Trainer, autocast, build_windows, cpu_autocast, train_loop
-from tests.conftest import TEXT, random_bits
+from tests.conftest import TEXT, prose, random_bits
 
 SHAPE = {
     "d_model": 32, "nhead": 2, "num_layers": 2, "max_seq_len": 256, "dropout": 0.1,
@@ -78,6 +78,68 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(tmp_path
         for index, state in part.state_dict()["state"].items():
             assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(theirs[index][k])) for k, v in state.items())
     assert resumed.progress.best_bpb == whole.progress.best_bpb
+    for kept in ("best", "average"):
+        theirs = getattr(resumed, kept)
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in getattr(whole, kept).items())
+
+
+def test_the_best_weights_are_kept_the_average_among_them(monkeypatch):
+    values = iter(
+        [5.0, 4.0, 4.5, 3.0, 3.5, 3.2]
+    )  # of the latest weights, then of the average, validation by validation
+    monkeypatch.setattr(
+        "bit_transformer.training.bits_per_byte", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
+    )
+    trainer = new_trainer(steps=50, eval_every=0.34)
+    seen = []
+
+    def look(trainer, record):
+        if "val_bpb" in record:
+            seen.append((record["val_bpb"], {name: t.clone() for name, t in trainer.average.items()}))
+
+    trainer.observers = [look]
+    trainer.run()
+    assert [bpb for bpb, _ in seen] == [4.0, 3.0, 3.2] and trainer.progress.best_bpb == 3.0
+    last = weights(trainer.model)
+    assert all(torch.equal(tensor, trainer.best[name]) for name, tensor in seen[1][1].items())
+    trainer.take_best()
+    assert not same(last, weights(trainer.model))
+    assert all(torch.equal(tensor, trainer.best[name]) for name, tensor in trainer.model.weights().items())
+
+
+def test_the_average_forgets_exponentially():
+    trainer = new_trainer(steps=100, average=0.1)  # entered every second update, with a weight of 1/50 / 0.1
+    want, seen = None, []
+
+    def follow(trainer, record):
+        nonlocal want
+        now = trainer.model.head.weight.detach().clone()
+        if record["step"] % 2 == 0:
+            want = now if want is None else want + 0.2 * (now - want)
+            seen.append(torch.allclose(trainer.average["head.weight"], want, rtol=1e-6, atol=1e-7))
+
+    trainer.observers = [follow]
+    trainer.run()
+    assert len(seen) == 50 and all(seen)
+    without = new_trainer(average=0, keep_best=False)
+    without.run()
+    assert without.average is None and without.best is None
+
+
+def test_a_longer_budget_does_not_make_it_worse():
+    """A short text is over-fitted in 50 passes; with the best weights kept they are worth what 20 passes are, and it is said."""
+    test, found = bytes_corpus(prose(9, 400)), {}
+    for epochs, keep_best in ((20, True), (50, True), (50, False)):
+        torch.manual_seed(0)
+        model = BitTransformerLM(d_model=48, nhead=2, num_layers=2, max_seq_len=256)
+        config = TrainConfig(epochs=epochs, batch_size=4, amp=False, keep_best=keep_best, eval_every=0.1)
+        trainer = Trainer(model, build_windows(model, prose(1, 250), config), config, bytes_corpus(prose(2, 200)))
+        trainer.run()
+        trainer.take_best()
+        found[epochs, keep_best] = bits_per_byte(model, test).bpb
+        assert 0 < trainer.progress.overfit_since < trainer.progress.step or epochs == 20
+    assert found[50, True] < found[20, True] * 1.05  # the scatter between seeds is about 2 %
+    assert found[50, True] < found[50, False] - 0.2
 
 
 def test_a_training_of_another_config_is_not_resumed(tmp_path):
@@ -133,7 +195,7 @@ def test_patience_stops_a_training_that_no_longer_improves(monkeypatch):
     monkeypatch.setattr(
         "bit_transformer.training.bits_per_byte", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
     )
-    trainer = new_trainer(steps=100, patience=2, eval_every=0.01)
+    trainer = new_trainer(steps=100, patience=2, eval_every=0.01, average=0)
     trainer.run()
     assert trainer.progress.stopped == "no better validation in 2"
     assert trainer.progress.best_bpb == 4.0 and trainer.progress.step == 4

@@ -29,6 +29,7 @@ _MEANING = {
     "parameters": "",
     "gradients": "",
     "optimizer": "momenta and moments",
+    "kept": "the best weights so far, and an average of the latest",
     "activations": "kept for the backward pass of a micro-batch",
     "logits": "of all nodes of the head",
     "working": "results and gradients of the branch under way",
