@@ -1,12 +1,15 @@
-"""One safetensors file, all or nothing: tensors, a JSON document in the header, and a digest over every tensor.
+"""One safetensors file, all or nothing: tensors, a JSON document in the header, and a digest over both.
 
-Written to a temporary name and renamed, so that a reader sees the old file or the new one. Nothing is ever unpickled.
+Written to a temporary name and renamed, so that a reader sees the old file or the new one. Nothing is ever unpickled. What is written
+follows from tensors and document alone: the header has a single entry, for several are written in no fixed order.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +23,10 @@ from torch import Tensor
 
 from bit_transformer.errors import CheckpointError
 
-FORMAT = "bit-transformer/1"
+SEALED = "bit-transformer, sealed"  # the header's one entry: the digest, a space, the document
+OLDER = {"format", "sha256", "document"}  # entries of "bit-transformer/1", whose digest does not cover the document
+
+_log = logging.getLogger(__name__)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
@@ -30,19 +36,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[s
         CheckpointError: the disk refused; a file that was there before is untouched.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"format": FORMAT, "sha256": tensors_digest(kept), "document": json.dumps(document)}
+    text = json.dumps(document)
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(kept, temporary, metadata=header)
+        save_file(kept, temporary, metadata={SEALED: f"{_digest(text, kept)} {text}"})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as refused:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that cannot be written refuses this too
+            temporary.unlink(missing_ok=True)
         kept_note = "The one before is untouched." if path.exists() else "Nothing was written."
         raise CheckpointError(
-            f"{path}: could not be written ({_reason(refused)}). {kept_note} Try freeing space"
+            f"{path}: could not be written ({_reason(refused)}). {kept_note} Try freeing space, or another folder"
         ) from refused
     except BaseException:  # an interrupt
         temporary.unlink(missing_ok=True)
@@ -50,10 +57,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[s
 
 
 def read_tensors(path: Path, *, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The inverse of `write_tensors`.
+    """The inverse of `write_tensors`. A file of the older format is read too, with a warning in the log.
 
     Raises:
-        CheckpointError: no such file, not of this format, or damaged.
+        CheckpointError: no such file, not of this format, or damaged, be it by one bit.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -67,15 +74,36 @@ def read_tensors(path: Path, *, device: torch.device | str = "cpu") -> tuple[dic
         raise CheckpointError(
             f"{path}: is damaged or no checkpoint ({_reason(broken)}). Try an earlier one"
         ) from broken
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: has format {header.get('format')!r}, not {FORMAT!r}. Try one that btlm wrote")
-    if tensors_digest(tensors) != header.get("sha256"):
-        raise CheckpointError(f"{path}: is damaged: its tensors do not fit their checksum. Try an earlier one")
-    try:
-        document: dict[str, Any] = json.loads(header["document"])
-    except (KeyError, ValueError):
-        raise CheckpointError(f"{path}: is damaged: its header cannot be read. Try an earlier one") from None
+    document = _document(header, tensors, path)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, document
+
+
+def _document(header: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """The document of a file that is as it was written.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    older = header.keys() == OLDER and header["format"] == "bit-transformer/1"
+    if not older and header.keys() != {SEALED}:
+        raise CheckpointError(f"{path}: is damaged, or no file that btlm wrote. Try an earlier one")
+    expected, _, text = header[SEALED].partition(" ") if not older else (header["sha256"], "", header["document"])
+    if expected != (tensors_digest(tensors) if older else _digest(text, tensors)):
+        raise CheckpointError(f"{path}: is damaged: what it holds does not fit its checksum. Try an earlier one")
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: is damaged: its header cannot be read. Try an earlier one")
+    if older:
+        _log.warning("%s: is of an older format, whose settings no checksum protects. Saving it again would", path)
+    return document
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the document as it is written, and the tensors."""
+    return hashlib.sha256(f"{tensors_digest(tensors)} {text}".encode()).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
