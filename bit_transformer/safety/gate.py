@@ -151,10 +151,13 @@ class SafetyGate:
     def _decide(self, vitals: Vitals | None, state: _State, window: int, stream: int, failure: str) -> Decision:
         if vitals is None:
             return self._blocked(failure, vitals, window, stream)
-        wrong = [name for name in METRICS if not 0 <= getattr(vitals, name) <= 1]
+        most = {**dict.fromkeys(METRICS, 1.0), "copied": math.inf}
+        wrong = [name for name, bound in most.items() if not 0 <= getattr(vitals, name) <= bound]
         if wrong:
             got = ", ".join(f"{name}={getattr(vitals, name)}" for name in wrong)
-            return self._blocked(f"got {got}; measurements must be in [0, 1]", vitals, window, stream)
+            return self._blocked(
+                f"got {got}; K, C and S must be in [0, 1], and copied bytes not negative", vitals, window, stream
+            )
         limits, scales = self.limits, Limits(1.0, 1.0, max(self.limits.most_copied, 1.0))
         if self.calibration is not None:
             limits = self.calibration.limits_at(vitals.size)

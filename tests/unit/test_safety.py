@@ -78,6 +78,9 @@ def test_floors_block_and_say_which():
     assert blocked.window == 1 and blocked.margin == pytest.approx(-0.2)
     both = gate.update(replace(LOOP, S=0.1))
     assert [reason.kind for reason in both.reasons] == ["C below", "S below"]
+    (reason,) = gate.update(replace(GOOD, copied=514.0, period=257.0)).reasons
+    assert str(reason) == "771 bytes are 3.0 times the same 257; a loop may copy 64" and reason.kind == "repeats"
+    assert gate.update(replace(GOOD, copied=60.0, period=5.0)).allow
 
 
 def test_averages_decay_as_they_say():
@@ -119,7 +122,16 @@ def test_a_gate_that_goes_on_from_its_state_decides_alike():
 
 
 @pytest.mark.parametrize(
-    "bad", [replace(GOOD, K=math.nan), replace(GOOD, C=math.nan), replace(GOOD, S=1.5), None, "text"]
+    "bad",
+    [
+        replace(GOOD, K=math.nan),
+        replace(GOOD, C=math.nan),
+        replace(GOOD, S=1.5),
+        replace(GOOD, copied=math.nan),
+        replace(GOOD, copied=-1.0),
+        None,
+        "text",
+    ],
 )
 def test_the_gate_never_fails_open_and_goes_on(bad):
     gate = SafetyGate(burn_in=0)
@@ -193,6 +205,7 @@ def test_explanations_name_window_metric_and_remedy(calibrated):
         ({"c_floor": math.nan}, "c_floor=nan"),
         ({"decay": 1.0}, "decay=1.0; it must be in [0, 1)"),
         ({"burn_in": -1}, "burn_in=-1"),
+        ({"most_copied": math.nan}, "most_copied=nan; it must be 0 or more bytes. Try 64"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(fields, said):
@@ -477,6 +490,9 @@ def test_retries_are_warmer_after_loops_and_cooler_after_foreign_text():
     gate = SafetyGate(burn_in=0, decay=0)
     how = Sampling(temperature=0.8, seed=1)
     assert _again(how, gate.update(LOOP), 0).temperature == pytest.approx(0.8 * WARMER)
+    assert _again(how, gate.update(replace(GOOD, copied=514.0, period=257.0)), 0).temperature == pytest.approx(
+        0.8 * WARMER
+    )
     assert _again(how, gate.update(FOREIGN), 0).temperature == pytest.approx(0.8 * COOLER)
     assert _again(Sampling(temperature=0), gate.update(LOOP), 0).temperature > 0.4
     assert _again(Sampling(temperature=0.2), gate.update(FOREIGN), 0).temperature < 0.2
