@@ -6,7 +6,8 @@ BitTransformerError
 │   └── ParityError                 a parity bit that does not fit its byte; carries the byte offsets
 ├── CheckpointError                 a checkpoint that is missing, damaged or of another shape
 ├── StoreError                      a run store that cannot answer
-│   └── RunNotFound                 no run of that name
+│   ├── RunNotFound                 no run of that name
+│   └── RunBusy                     a run folder in which a training goes on
 ├── TrainingError                   a training that cannot go on
 │   ├── NonFiniteLoss               loss or gradient became NaN or infinite; carries the step
 │   ├── StreamOverflow              values of a reversible trunk that cannot be rebuilt exactly
@@ -57,6 +58,10 @@ class StoreError(BitTransformerError):
 
 class RunNotFound(StoreError):
     """No run of that name."""
+
+
+class RunBusy(StoreError):
+    """A run folder in which another training goes on."""
 
 
 class TrainingError(BitTransformerError):

@@ -65,6 +65,19 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "kmgt".index(found[2])))
 
 
+def run_folder(text: str) -> Path:
+    """What `--out` names.
+
+    Raises:
+        ConfigError: nothing, which would be the current folder.
+    """
+    if not text.strip():
+        raise ConfigError(
+            "--out got an empty name; it must name a folder. Try --out runs/NAME, or --out . for this one"
+        )
+    return Path(text)
+
+
 def parse_range(text: str) -> tuple[int, int]:
     """`FROM:TO`.
 

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -45,10 +45,7 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
     try:
         yield
     except BitTransformerError as error:
-        if as_json:
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        print(f"btlm: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_INPUT) from None
+        _refuse(type(error).__name__, str(error), as_json)
     except KeyboardInterrupt:
         print("btlm: interrupted; nothing was saved beyond what a checkpoint already held", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -56,8 +53,15 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except OSError as error:
-        print(f"btlm: {error.filename or 'file'}: {error.strerror or error}. Try another path", file=sys.stderr)
-        raise SystemExit(EXIT_INPUT) from None
+        text = f"{error.filename or 'file'}: {error.strerror or error}. Try another path"
+        _refuse(type(error).__name__, text, as_json)
+
+
+def _refuse(kind: str, text: str, as_json: bool) -> NoReturn:
+    if as_json:
+        print(json.dumps({"error": kind, "message": text}))
+    print(f"btlm: {text}", file=sys.stderr)
+    raise SystemExit(EXIT_INPUT) from None
 
 
 def show_json(value: Any) -> None:

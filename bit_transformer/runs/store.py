@@ -62,6 +62,28 @@ class RunStore:
         except (sqlite3.Error, OSError) as failed:
             raise StoreError(f"{self.path}: the run store cannot be used ({failed}). Try another --store") from failed
 
+    def check_name(self, run: str, folder: Path) -> None:
+        """Refuse a name that is taken.
+
+        Raises:
+            StoreError: another folder has a run of that name here, or this is no store.
+        """
+        taken = next((r.folder for r in self.list_runs() if r.id == run), None)
+        if taken not in (None, str(folder.resolve())):
+            raise StoreError(f"got run name {run!r}, which {taken} has in {self.path}. Try another --out or --store")
+
+    def remove(self, run: str) -> None:
+        """Forget a run.
+
+        Raises:
+            RunNotFound: none of that name.
+        """
+        self.get(run)
+        with self._open(write=True) as db:
+            for table in ("metrics", "alerts"):
+                db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
+            db.execute("DELETE FROM runs WHERE id = ?", (run,))
+
     def begin(self, run: str, folder: Path, config: Mapping[str, Any]) -> None:
         """Record that a run starts; what was recorded of an earlier one in the same folder goes.
 
@@ -69,18 +91,13 @@ class RunStore:
             StoreError: another folder has a run of that name here.
         """
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        place = str(folder.resolve())
+        self.check_name(run, folder)
         with self._open(write=True) as db:
-            taken = db.execute("SELECT folder FROM runs WHERE id = ? AND folder != ?", (run, place)).fetchone()
-            if taken:
-                raise StoreError(
-                    f"got run name {run!r}, which {taken[0]} has in {self.path}. Try another --out or --store"
-                )
             for table in ("metrics", "alerts"):
                 db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
             db.execute(
                 "INSERT OR REPLACE INTO runs (id, folder, created, status, config) VALUES (?, ?, ?, 'running', ?)",
-                (run, place, now, json.dumps(config)),
+                (run, str(folder.resolve()), now, json.dumps(config)),
             )
 
     def go_on(self, run: str, step: int) -> None:

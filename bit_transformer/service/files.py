@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -24,21 +25,59 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write bytes to a temporary name beside it, and rename that; what was there before stays until then."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write bytes to a temporary name beside it, and rename that; what was there before stays until then.
+
+    Raises:
+        OSError: the disk refused; it names the file, not the temporary one.
+    """
+    temporary = _beside(path)
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except OSError as refused:
+        _remove(temporary)
+        raise OSError(refused.errno, refused.strerror, str(path)) from None
+    except BaseException:  # an interrupt
+        _remove(temporary)
         raise
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, what: str = "out") -> None:
     """Refuse a file that could not be written, before the work for it.
 
     Raises:
-        ConfigError: a folder, a device, or a file in a folder that is not there.
+        ConfigError: a folder, a device, or a file in a folder that is not there or cannot be written to.
     """
-    if (out.exists() and not out.is_file()) or not out.absolute().parent.is_dir():
-        raise ConfigError(f"out={str(out)!r}; it must be a file in a folder that is there. Try ./{out.name or 'out'}")
+    temporary = _beside(out) if out.name else out
+    try:
+        if (out.exists() and not out.is_file()) or not out.absolute().parent.is_dir():
+            raise ConfigError(
+                f"{what}={str(out)!r}; it must be a file in a folder that is there. Try ./{out.name or 'out'}"
+            )
+        temporary.touch()
+    except OSError as refused:
+        raise ConfigError(f"{what}={str(out)!r}; it cannot be written ({refused.strerror}). Try another path") from None
+    finally:
+        _remove(temporary)
+
+
+def check_run_folder(out: Path) -> None:
+    """Refuse a run folder that could not be made.
+
+    Raises:
+        ConfigError: a file, or below one.
+    """
+    if out.is_file():
+        raise ConfigError(f"{out} is a file; a run needs a folder of its own. Try --out runs/NAME")
+    there_already = next(path for path in out.absolute().parents if path.exists())
+    if not there_already.is_dir():
+        raise ConfigError(f"{out}: {there_already} is a file; a folder is needed. Try another path for --out")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # a disk that cannot be written refuses this too
+        temporary.unlink(missing_ok=True)

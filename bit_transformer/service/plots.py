@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bit_transformer.errors import ConfigError
+from bit_transformer.errors import ConfigError, MissingExtra
+from bit_transformer.service.files import check_out, write_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LONG_NAMES = {"K": "0 noise, 1 order", "C": "0 constant, 1 coins", "S": "1 like the reference"}
 INK, TRAIN, VALIDATION = "#333333", "#9db8d2", "#c2410c"
@@ -20,9 +28,7 @@ def plot_loss(
     marks: Sequence[tuple[int, str]] = (),
 ) -> None:
     """Training and validation bits per byte by step; marks are where the model grew, and to what."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = _figure((8, 4.5))
     axes = figure.subplots()
     axes.plot(list(train), list(train.values()), color=TRAIN, linewidth=0.8, label="training, each update")
     if validation:
@@ -44,19 +50,17 @@ def plot_loss(
         )
     _finish(axes, "update", "bits per byte", title)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_windows(starts: Sequence[int], bpb: Sequence[float], path: Path, *, title: str) -> None:
     """Bits per byte by place in a file."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = _figure((9, 3.5))
     axes = figure.subplots()
     axes.step(list(starts), list(bpb), where="post", color=VALIDATION, linewidth=0.9)
     axes.set_ylim(bottom=0)
     _finish(axes, "byte offset", "bits per byte", title)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_telemetry(
@@ -68,9 +72,7 @@ def plot_telemetry(
     marks: Sequence[int] = (),
 ) -> None:
     """K, C and S, one below the other; marks are where an alert was."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.2 + 1.6 * len(series)), layout="constrained")
+    figure = _figure((9, 1.2 + 1.6 * len(series)))
     rows = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
     for axes, (name, points) in zip(rows, series.items(), strict=True):
         axes.plot(*zip(*points, strict=True), color=VALIDATION, linewidth=0.9)
@@ -80,23 +82,49 @@ def plot_telemetry(
         room = max(0.05, 0.1 * (max(values) - min(values)))
         axes.set_ylim(max(-0.02, min(values) - room), min(1.02, max(values) + room))
         _finish(axes, x if axes is rows[-1] else "", f"{name}: {LONG_NAMES[name]}", title if axes is rows[0] else "")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a picture that could not be written, before the work for it.
+    """Refuse a picture that could not be drawn or written, before the work for it.
 
     Raises:
-        ConfigError: another kind of file, or a folder.
+        ConfigError: another kind of file, or a place that cannot be written to.
+        MissingExtra: matplotlib is not installed.
     """
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ConfigError(f"plot={str(path)!r}; it must be a file that ends in .png. Try plot.png")
+    check_out(path, "plot")
+    _figure((1, 1))
 
 
-def _finish(axes, x: str, y: str, title: str) -> None:  # type: ignore[no-untyped-def]  # matplotlib loads lazily
+def _figure(size: tuple[float, float]) -> Figure:
+    """An empty figure; matplotlib loads here.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as missing:
+        raise MissingExtra(
+            f"pictures need matplotlib, which cannot be loaded ({missing}). Try pip install matplotlib"
+        ) from None
+    return Figure(figsize=size, layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    picture = io.BytesIO()
+    with warnings.catch_warnings():  # names of files may have characters that the font has not; boxes stand for them
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font", category=UserWarning)
+        figure.savefig(picture, format="png", dpi=120)
+    write_file(path, picture.getvalue())
+
+
+def _finish(axes: Axes, x: str, y: str, title: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_title(title, loc="left", color=INK)
+    axes.set_title(title, loc="left", color=INK, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.xaxis.set_major_formatter("{x:,.0f}")

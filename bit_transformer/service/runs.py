@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bit_transformer.runs.lock import LOCK_FILE, check_free, holder
 from bit_transformer.runs.store import Run, RunStore
 from bit_transformer.service import DEFAULT_STORE
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run in a list."""
+    """A run in a list.
+
+    Attributes:
+        status: finished, stopped, failed, running; or killed, where a training neither ended nor goes on.
+    """
 
     id: str
     status: str
@@ -34,7 +41,7 @@ def _summary(runs: RunStore, run: Run) -> RunSummary:
     train, validation = runs.last(run.id, "train_bpb"), runs.last(run.id, "val_bpb")
     return RunSummary(
         id=run.id,
-        status=run.status,
+        status=_status(run),
         created=run.created,
         step=train[0] if train else 0,
         train_bpb=train[1] if train else None,
@@ -44,6 +51,10 @@ def _summary(runs: RunStore, run: Run) -> RunSummary:
     )
 
 
+def _status(run: Run) -> str:
+    return "killed" if run.status == "running" and holder(Path(run.folder)) is None else run.status
+
+
 def show_run(run: str, store: Path = DEFAULT_STORE) -> dict[str, Any]:
     """All that is recorded of a run: its config, its result, its validations, how it grew, its alerts.
 
@@ -51,9 +62,52 @@ def show_run(run: str, store: Path = DEFAULT_STORE) -> dict[str, Any]:
         RunNotFound: none of that name.
     """
     runs = RunStore(store)
-    found = asdict(runs.get(run))
+    recorded = runs.get(run)
+    found = {**asdict(recorded), "status": _status(recorded)}
     more = {"validation": runs.series(run, "val_bpb"), "growth": growths(runs, run), "alerts": runs.alerts(run)}
     return {**found, **more}
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A run that is forgotten, and which of its files went with it."""
+
+    id: str
+    folder: str
+    files: list[str]
+
+
+def remove_runs(names: Sequence[str], *, files: bool = False, store: Path = DEFAULT_STORE) -> list[Removed]:
+    """Forget runs.
+
+    Args:
+        files: also remove what trainings wrote into their folders, and the folders where nothing else is in them.
+
+    Raises:
+        RunNotFound: one of them is not in the store; then all stay.
+        RunBusy: one of them is being trained; then all stay.
+    """
+    runs = RunStore(store)
+    found = [runs.get(name) for name in dict.fromkeys(names)]
+    for run in found:
+        check_free(Path(run.folder))
+    removed = []
+    for run in found:
+        gone = _remove_files(Path(run.folder)) if files else []
+        runs.remove(run.id)
+        removed.append(Removed(run.id, run.folder, gone))
+    return removed
+
+
+def _remove_files(folder: Path) -> list[str]:
+    from bit_transformer.service.training import RUN_FILES  # which loads torch; lists of runs need none
+
+    there = [name for name in (*RUN_FILES, LOCK_FILE) if (folder / name).is_file()]
+    for name in there:
+        (folder / name).unlink()
+    with contextlib.suppress(OSError):  # there is more in it, or it is not there
+        folder.rmdir()
+    return there
 
 
 def growths(store: RunStore, run: str) -> list[tuple[int, str]]:

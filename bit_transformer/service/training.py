@@ -19,16 +19,17 @@ from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint
 from bit_transformer.config import DataConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, split
 from bit_transformer.data.windows import Windows
-from bit_transformer.errors import BitStreamError, BitTransformerError, CheckpointError, ConfigError
+from bit_transformer.errors import BitStreamError, BitTransformerError, CheckpointError, ConfigError, MissingExtra
 from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.growth import smaller_config, stages
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import optim_for
+from bit_transformer.runs.lock import held
 from bit_transformer.runs.store import RunStore, Status
 from bit_transformer.safety.calibration import GATE_FILE
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.evaluation import Comparison, compare_on
-from bit_transformer.service.files import write_file
+from bit_transformer.service.files import check_run_folder, write_file
 from bit_transformer.service.memory import fits, micro_batches_that_fit
 from bit_transformer.service.models import default_device, model_path
 from bit_transformer.service.observers import (
@@ -82,6 +83,7 @@ class TrainResult:
         status: `finished`, or `stopped` by an interrupt.
         note: why it ended.
         parameters: total; `active_parameters`: those that take part in one position.
+        val_bpb: of the latest validation along the way, of a small sample; none where there was none.
         comparison: the model beside compressors on held-out bytes; none where it was stopped or nothing is held out.
     """
 
@@ -96,6 +98,7 @@ class TrainResult:
     parameters: int
     active_parameters: int
     comparison: Comparison | None
+    val_bpb: float | None = None
 
 
 def train(request: TrainRequest, *, overwrite: bool = False, report: Report | None = None) -> TrainResult:
@@ -114,8 +117,14 @@ def _train(
     request: TrainRequest, teacher: BitTransformerLM | None, overwrite: bool, report: Report | None
 ) -> TrainResult:
     check_training(request.model, request.train)
-    if request.out.is_file():
-        raise ConfigError(f"{request.out} is a file; a run needs a folder of its own. Try --out runs/NAME")
+    check_run_folder(request.out)
+    with held(request.out):
+        return _train_held(request, teacher, overwrite, report)
+
+
+def _train_held(
+    request: TrainRequest, teacher: BitTransformerLM | None, overwrite: bool, report: Report | None
+) -> TrainResult:
     there = [name for name in RUN_FILES if (request.out / name).exists()]
     if there and not overwrite:
         raise ConfigError(
@@ -125,17 +134,14 @@ def _train(
         raise ConfigError(
             f"eval_bytes={request.eval_bytes}; at least 1 is needed. Try data.holdout=0 to hold nothing out"
         )
-    there_already = next(path for path in request.out.absolute().parents if path.exists())
-    if not there_already.is_dir():  # known now, not after the experts have read the data
-        raise ConfigError(f"{request.out}: {there_already} is a file; a folder is needed. Try another path for --out")
+    store = RunStore(request.store)
+    store.check_name(_name(request.out), request.out)  # known now, not after the experts have read the data
     train_part, held_out = _load_data(request)
     began = time.monotonic()
     trainer = _trainer(request, train_part, held_out, report, teacher)
     trainer.progress.seconds = time.monotonic() - began  # the experts' pass over the data is part of the budget
     _foresee(trainer, report)
     document = _document(request, train_part, held_out)
-    request.out.mkdir(parents=True, exist_ok=True)
-    store = RunStore(request.store)
     store.begin(_name(request.out), request.out, document)
     for name in there:
         (request.out / name).unlink()
@@ -151,7 +157,14 @@ def resume(out: Path, *, auto_batch: bool = False, report: Report | None = None)
 
     Raises:
         CheckpointError: there is no such run, or it has no checkpoint, or its data changed.
+        RunBusy: another process trains it.
     """
+    check_run_folder(out)
+    with held(out):
+        return _resume_held(out, auto_batch, report)
+
+
+def _resume_held(out: Path, auto_batch: bool, report: Report | None) -> TrainResult:
     request, digest = _read_request(out)
     if auto_batch:
         request = replace(request, train=request.train.model_copy(update={"auto_batch": True}))
@@ -294,10 +307,10 @@ def _run(
         store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
         with contextlib.suppress(BitTransformerError, OSError):  # what went wrong first is what the user must read
             recorder.flush()
-            _export(store, run, out)
+            _export(store, run, out, report)
         raise
     store.end(run, status, p.stopped, asdict(comparison) if comparison else None)
-    _export(store, run, out)
+    _export(store, run, out, report)
     return TrainResult(
         run=run,
         folder=str(out),
@@ -310,6 +323,7 @@ def _run(
         parameters=trainer.model.num_parameters().total,
         active_parameters=trainer.model.num_parameters().active,
         comparison=comparison,
+        val_bpb=validated[1] if (validated := store.last(run, "val_bpb")) else None,
     )
 
 
@@ -432,7 +446,7 @@ def _read_request(out: Path) -> tuple[TrainRequest, str]:
     return request, digest
 
 
-def _export(store: RunStore, run: str, out: Path) -> None:
+def _export(store: RunStore, run: str, out: Path, report: Report | None) -> None:
     """The run's metrics, for those who open the folder: a table and a picture."""
     keys = store.metric_keys(run)
     columns = {key: dict(store.series(run, key)) for key in keys}
@@ -444,4 +458,8 @@ def _export(store: RunStore, run: str, out: Path) -> None:
     write_file(out / METRICS_FILE, text.getvalue().encode())
     if "train_bpb" in columns:
         marks = growths(store, run)[1:]
-        plot_loss(columns["train_bpb"], columns.get("val_bpb", {}), out / PLOT_FILE, title=run, marks=marks)
+        try:
+            plot_loss(columns["train_bpb"], columns.get("val_bpb", {}), out / PLOT_FILE, title=run, marks=marks)
+        except MissingExtra as missing:  # a training is worth more than its picture
+            if report:
+                report(Notice(f"{PLOT_FILE} is left out: {missing}"))

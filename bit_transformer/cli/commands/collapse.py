@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bit_transformer.cli.options import SECONDS_DEFAULT, BatchSize, Json, RunArgument, Set, Store, read_settings
+from bit_transformer.cli.options import SECONDS_DEFAULT, BatchSize, Json, RunArgument, Set, Store, read_settings, run_folder
 from bit_transformer.cli.output import EXIT_INTERRUPTED, bpb, console, errors_in_one_line, show_json
 from bit_transformer.cli.training_output import live_progress, show_training
 from bit_transformer.service import DEFAULT_STORE
@@ -15,7 +14,7 @@ from bit_transformer.service import DEFAULT_STORE
 
 def run(
     model: RunArgument,
-    out: Annotated[Path, typer.Option(help="Run folder of the small one; made, must not hold a run.")],
+    out_: Annotated[str, typer.Option("--out", help="Run folder of the small one; made, must not hold a run.")],
     corpora: Annotated[
         list[str] | None,
         typer.Argument(metavar="CORPUS...", help="What to teach with. Default: what the run was trained on."),
@@ -40,6 +39,7 @@ def run(
         from bit_transformer.config import BUDGETS
         from bit_transformer.service import training
 
+        out = run_folder(out_)
         settings = read_settings(None, set_ or [])
         given = {"steps": steps, "seconds": seconds, "batch_size": batch_size, "seed": seed}
         fields = settings["train"] | {key: value for key, value in given.items() if value is not None}

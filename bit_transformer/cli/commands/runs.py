@@ -64,7 +64,8 @@ def show(
             show_json(found)
             return
         console.print(
-            f"{found['id']}  {found['status']} ({found['note'] or 'under way'})  {found['folder']}", style="bold"
+            f"{found['id']}  {found['status']} ({found['note'] or ('no end was recorded' if found['status'] == 'killed' else 'under way')})  {found['folder']}",
+            style="bold",
         )
         for section in ("model", "train", "data", "provenance"):
             console.print(f"\n{section}", style="bold")
@@ -80,3 +81,26 @@ def show(
                 made.add_row(f"{step:,}", shape)
             console.print(made)
         show_alerts(found["alerts"])
+
+
+@app.command("rm")
+def remove(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names, as `btlm runs list` gives them.")],
+    files: Annotated[
+        bool,
+        typer.Option("--files", help="Also what was written into their folders: settings, checkpoints, gate, metrics."),
+    ] = False,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Forget runs; without --files their folders stay. Runs that are being trained are refused."""
+    with errors_in_one_line(as_json):
+        from bit_transformer.service import runs
+
+        removed = runs.remove_runs(names, files=files, store=store)
+        if as_json:
+            show_json(removed)
+            return
+        for run in removed:
+            what = f", and from {run.folder}: {', '.join(run.files) or 'nothing'}" if files else f"; {run.folder} stays"
+            console.print(f"removed {run.id} from {store}{what}", soft_wrap=True)

@@ -21,6 +21,7 @@ from bit_transformer.cli.options import (
     Store,
     model_of,
     read_settings,
+    run_folder,
     set_diffusion,
     training_of,
 )
@@ -40,8 +41,8 @@ def run(
             metavar="CORPUS...", help="Names (stdlib, tinyshakespeare, ...), files, folders, globs, or '-'."
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; made, must not hold a run. Default: runs/DATE-TIME.")
+    out_: Annotated[
+        str | None, typer.Option("--out", help="Run folder; made, must not hold a run. Default: runs/DATE-TIME.")
     ] = None,
     recipe: Recipe = None,
     preset: Preset = None,
@@ -86,6 +87,7 @@ def run(
 ) -> None:
     """Train a model on any bytes; a run folder gets config, checkpoint, metrics and a loss curve."""
     with errors_in_one_line(as_json):
+        out = None if out_ is None else run_folder(out_)
         given = {
             "steps": steps,
             "epochs": epochs,
