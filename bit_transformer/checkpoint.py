@@ -59,14 +59,7 @@ def load_checkpoint(
     """
     source = _file(Path(path))
     weights, document = read_tensors(source)
-    try:
-        stored = ModelConfig.of(document["model"])
-    except (KeyError, TypeError):
-        raise CheckpointError(f"{source}: holds no model. Try the run's {MODEL_FILE}") from None
-    except ConfigError as unknown:
-        raise CheckpointError(
-            f"{source}: written by another version ({unknown}) Try the version that wrote it"
-        ) from None
+    stored = _stored_config(document, source)
     if config is not None and config != stored:
         changed = [k for k in ModelConfig.model_fields if getattr(config, k) != getattr(stored, k)]
         first = changed[0]
@@ -82,6 +75,27 @@ def load_checkpoint(
         )
     load_weights(model, weights, source)
     return model.to(device).eval()
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The shape of a model in a checkpoint.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one without a model.
+    """
+    source = _file(Path(path))
+    return _stored_config(read_tensors(source)[1], source)
+
+
+def _stored_config(document: Mapping[str, Any], source: Path) -> ModelConfig:
+    try:
+        return ModelConfig.of(document["model"])
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{source}: holds no model. Try the run's {MODEL_FILE}") from None
+    except ConfigError as unknown:
+        raise CheckpointError(
+            f"{source}: written by another version ({unknown}) Try the version that wrote it"
+        ) from None
 
 
 def load_weights(model: BitTransformerLM, weights: Mapping[str, Tensor], source: Path) -> None:

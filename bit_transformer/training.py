@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.checkpoint import load_weights
-from bit_transformer.config import Config, ModelConfig, TrainConfig
+from bit_transformer.config import BUDGETS, Config, ModelConfig, TrainConfig
 from bit_transformer.data.features import (
     PASS_RATE,
     Passed,
@@ -474,9 +474,7 @@ class Trainer:
             self.optimizers = Optimizers(self.model, self.config.optim)
         same = {
             "model": _config_of(ModelConfig, document.get("model")) == self.model.config,
-            # A run that met the end of memory may go on with smaller micro-batches.
-            "train": train is not None
-            and train.model_copy(update={"auto_batch": self.config.auto_batch}) == self.config,
+            "train": train is not None and _but_for(train, self.config, ("auto_batch", *BUDGETS)) == self.config,
         }
         for key, agrees in same.items():
             if not agrees:
@@ -484,13 +482,34 @@ class Trainer:
                     f"{path}: was written by a training with another {key} config. Try its own config.json"
                 )
         load_weights(self.model, under("model.", tensors), path)
+        self._take_moments(tensors)
+        self.windows.load_state_dict(document["windows"], under("windows.", tensors))
+        self.best, self.average = (under(kept, tensors) or None for kept in ("best.", "average."))
+        self.progress = p = Progress(**{**document["progress"], "stopped": ""})
+        if train is not None and train.budget != self.config.budget:
+            self._advance(p.seconds)
+            p.validated = p.share
+
+    def take_optimizers(self, path: Path) -> None:
+        """Begin with the optimizers' state of another training of the same shape.
+
+        Raises:
+            CheckpointError: a damaged file, or a training of another shape or with other optimizers.
+        """
+        tensors, document = read_tensors(path, device=self.device)
+        theirs = _config_of(TrainConfig, document.get("train"))
+        alike = theirs is not None and theirs.optim.muon == self.config.optim.muon
+        if not alike or _config_of(ModelConfig, document.get("model")) != self.model.config:
+            raise CheckpointError(
+                f"{path}: was written by a training of another shape or with other optimizers. Try without it"
+            )
+        self._take_moments(tensors)
+
+    def _take_moments(self, tensors: Mapping[str, Tensor]) -> None:
         state = self.optimizers.state_dict()
         for part, values in state.items():
             values["state"] = _part_state(tensors, part)
         self.optimizers.load_state_dict(state)
-        self.windows.load_state_dict(document["windows"], under("windows.", tensors))
-        self.best, self.average = (under(kept, tensors) or None for kept in ("best.", "average."))
-        self.progress = Progress(**{**document["progress"], "stopped": ""})
 
 
 def grows_context(windows: Windows, config: TrainConfig) -> bool:
@@ -539,6 +558,11 @@ def _config_of(kind: type[_Config], stored: Any) -> _Config | None:
         return kind.of(stored)
     except (ConfigError, TypeError, ValueError):
         return None
+
+
+def _but_for(config: TrainConfig, other: TrainConfig, names: Iterable[str]) -> TrainConfig:
+    """A config with some fields of another."""
+    return config.model_copy(update={name: getattr(other, name) for name in names})
 
 
 def _as_tensor(value: Tensor | float) -> Tensor:

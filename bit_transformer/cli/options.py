@@ -128,18 +128,25 @@ def model_of(
 
 def training_of(settings: dict[str, dict[str, Any]], model: ModelConfig, flags: dict[str, Any]) -> TrainConfig:
     """The training that settings and flags describe; flags win, and rates follow the model's width."""
-    from bit_transformer.config import BUDGETS, TrainConfig
+    from bit_transformer.config import TrainConfig
     from bit_transformer.presets import optim_for
 
-    train = settings["train"]
+    train = with_budget(settings["train"], flags)
+    if isinstance(optim := train.get("optim", {}), dict):  # else its error comes from TrainConfig
+        train["optim"] = optim_for(model).model_dump() | optim
+    return TrainConfig.of(train)
+
+
+def with_budget(train: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training with the flags over them, and with a budget."""
+    from bit_transformer.config import BUDGETS
+
     if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's
         train = {key: value for key, value in train.items() if key not in BUDGETS}
     train = train | flags
     if not any(train.get(name) is not None for name in BUDGETS):
         train["seconds"] = SECONDS_DEFAULT
-    if isinstance(optim := train.get("optim", {}), dict):  # else its error comes from TrainConfig
-        train["optim"] = optim_for(model).model_dump() | optim
-    return TrainConfig.of(train)
+    return train
 
 
 def parse_value(text: str) -> Any:

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint
-from bit_transformer.config import DataConfig, ModelConfig, TrainConfig
+from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint, read_config
+from bit_transformer.config import BUDGETS, DataConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, split
 from bit_transformer.data.windows import Windows
 from bit_transformer.errors import BitStreamError, BitTransformerError, CheckpointError, ConfigError, MissingExtra
@@ -47,11 +47,13 @@ from bit_transformer.service.observers import (
 from bit_transformer.service.plots import plot_loss
 from bit_transformer.service.provenance import provenance
 from bit_transformer.service.runs import growths
+from bit_transformer.service.threads import threads_that_pay
 from bit_transformer.telemetry import Alert
 from bit_transformer.training import Observer, Trainer, build_windows, check_teacher, check_training, grows_context
 
 CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
-RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE, GATE_FILE)
+START_FILE = "start.safetensors"  # the model that a training with `init` began with
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE, GATE_FILE, START_FILE)
 VALIDATION_PIECE = 4096
 
 
@@ -64,6 +66,8 @@ class TrainRequest:
         store: the SQLite file of run records.
         eval_bytes: held-out bytes that the last evaluation scores, at most; evenly spread.
         teacher: checkpoint file of a model whose predictions are learned beside the data, if there is one.
+        init: checkpoint file of the model to begin with, weights, experts and, where its training is beside it, optimizers; not
+            given: random weights.
     """
 
     out: Path
@@ -73,6 +77,7 @@ class TrainRequest:
     data: DataConfig
     eval_bytes: int = 1 << 18
     teacher: Path | None = None
+    init: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,45 @@ def train(request: TrainRequest, *, overwrite: bool = False, report: Report | No
     return _train(request, _teacher(request), overwrite, report)
 
 
+def train_further(
+    run: str,
+    out: Path,
+    train_fields: Mapping[str, Any],
+    data_fields: Mapping[str, Any],
+    *,
+    eval_bytes: int = 1 << 18,
+    store: Path = DEFAULT_STORE,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> TrainResult:
+    """Train the model of a run further, as a run of its own: weights, experts and optimizers go on from where they are.
+
+    Args:
+        run: what to begin with: a run or a checkpoint file; it stays as it is.
+        train_fields: of `TrainConfig`; data_fields: of `DataConfig`; without corpora the data is that of the run.
+
+    Raises:
+        BitTransformerError: no such run, or settings or data that cannot be used.
+    """
+    path = model_path(run, store)
+    if path.resolve().parent == out.resolve():
+        raise ConfigError(
+            f"out={str(out)!r} is the folder of the run to begin with; the new one needs another. Try --out {out}-more, or --resume with a larger "
+            f"budget"
+        )
+    model = read_config(path)
+    optim = train_fields.get("optim", {})
+    if isinstance(optim, Mapping):  # else its error comes from TrainConfig
+        optim = optim_for(model).model_dump() | dict(optim)
+    config = TrainConfig.of({**train_fields, "optim": optim})
+    if config.progressive:
+        raise ConfigError(
+            "got progressive and a model to begin with; a training that grows begins anew. Try without one of them"
+        )
+    request = TrainRequest(out, store, model, config, _taught_data(path.parent, data_fields), eval_bytes, init=path)
+    return train(request, overwrite=overwrite, report=report)
+
+
 def _train(
     request: TrainRequest, teacher: BitTransformerLM | None, overwrite: bool, report: Report | None
 ) -> TrainResult:
@@ -140,37 +184,55 @@ def _train_held(
     began = time.monotonic()
     trainer = _trainer(request, train_part, held_out, report, teacher)
     trainer.progress.seconds = time.monotonic() - began  # the experts' pass over the data is part of the budget
+    if request.init is not None:
+        _begin_like(trainer, request.init.with_name(TRAINING_FILE), report)
     _foresee(trainer, report)
     document = _document(request, train_part, held_out)
     store.begin(_name(request.out), request.out, document)
     for name in there:
         (request.out / name).unlink()
+    if request.init is not None:
+        write_file(request.out / START_FILE, request.init.read_bytes())  # to go on from, whatever becomes of that run
     write_file(request.out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
     return _run(trainer, request, held_out, store, report)
 
 
-def resume(out: Path, *, auto_batch: bool = False, report: Report | None = None) -> TrainResult:
+def resume(
+    out: Path,
+    *,
+    budget: Mapping[str, Any] | None = None,
+    auto_batch: bool = False,
+    report: Report | None = None,
+) -> TrainResult:
     """Go on with a training that was stopped, interrupted or killed, from its last checkpoint, in its own store.
 
     Args:
+        budget: one field of `TrainConfig` such as `steps`, counted from the start of the training, in place of the run's own; with it a
+            finished run goes on too.
         auto_batch: from here on with smaller micro-batches where memory does not suffice.
 
     Raises:
         CheckpointError: there is no such run, or it has no checkpoint, or its data changed.
+        ConfigError: a budget that is spent already.
         RunBusy: another process trains it.
     """
     check_run_folder(out)
     with held(out):
-        return _resume_held(out, auto_batch, report)
+        return _resume_held(out, budget, auto_batch, report)
 
 
-def _resume_held(out: Path, auto_batch: bool, report: Report | None) -> TrainResult:
+def _resume_held(out: Path, budget: Mapping[str, Any] | None, auto_batch: bool, report: Report | None) -> TrainResult:
     request, digest = _read_request(out)
+    if budget:
+        own = {name: value for name, value in request.train.model_dump().items() if name not in BUDGETS}
+        request = replace(request, train=TrainConfig.of({**own, **budget}))
     if auto_batch:
         request = replace(request, train=request.train.model_copy(update={"auto_batch": True}))
     store = RunStore(request.store)
-    if store.get(_name(out)).status == "finished":
-        raise CheckpointError(f"{out} is finished: its budget is spent. Try a new run with a larger one")
+    if store.get(_name(out)).status == "finished" and not budget:
+        raise CheckpointError(
+            f"{out} is finished: its budget is spent. Try a larger one, such as --resume --steps 1000"
+        )
     train_part, held_out = _load_data(request)
     if train_part.digest() != digest:
         raise CheckpointError(
@@ -178,7 +240,16 @@ def _resume_held(out: Path, auto_batch: bool, report: Report | None) -> TrainRes
         )
     trainer = _trainer(request, train_part, held_out, report, _teacher(request))
     trainer.load(out / TRAINING_FILE)
+    p, (name, amount) = trainer.progress, request.train.budget
+    if budget and p.share >= 1:
+        raise ConfigError(
+            f"got {name}={amount:g}, which is spent already: {p.step:,} updates, {p.bytes_seen:,.0f} bytes, {p.seconds:.0f} seconds. "
+            f"Try {name}={2 * amount:g}"
+        )
     _foresee(trainer, report)
+    if budget:
+        document = json.loads((out / CONFIG_FILE).read_text()) | {"train": request.train.model_dump(mode="json")}
+        write_file(out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
     store.go_on(_name(out), trainer.progress.step)
     return _run(trainer, request, held_out, store, report)
 
@@ -292,7 +363,7 @@ def _run(
     if report:
         observers.append(Reporter(report))
     try:
-        with interruptible() as stop_when_asked:
+        with interruptible() as stop_when_asked, threads_that_pay(trainer, report):
             trainer.observers = [*observers, stop_when_asked]
             trainer.run()
             checkpoints.save(trainer)
@@ -357,7 +428,10 @@ def _trainer(
 
     def begin(shape: ModelConfig) -> tuple[BitTransformerLM, Windows]:
         torch.manual_seed(config.seed)
-        model = BitTransformerLM(shape).to(device)
+        if request.init is None:
+            model = BitTransformerLM(shape).to(device)
+        else:
+            model = load_checkpoint(request.init, device=device, config=shape)
         say, passed = (lambda text: tell(Notice(text))), (lambda done, total: tell(Reading(done, total)))
         return model, build_windows(model, train_part, config, say=say, passed=passed)
 
@@ -379,6 +453,18 @@ def _teacher(request: TrainRequest) -> BitTransformerLM | None:
     teacher = load_checkpoint(request.teacher, device=default_device())
     check_teacher(teacher.config, request.model)
     return teacher
+
+
+def _begin_like(trainer: Trainer, training: Path, report: Report | None) -> None:
+    """Take the optimizers of the training that a model comes from, if they are there and fit."""
+    tell: Report = report or (lambda _: None)
+    if not training.is_file():
+        tell(Notice(f"{training} is not there: the optimizers begin anew"))
+        return
+    try:
+        trainer.take_optimizers(training)
+    except CheckpointError as other:
+        tell(Notice(f"the optimizers begin anew ({other})"))
 
 
 def _foresee(trainer: Trainer, report: Report | None) -> None:
@@ -404,6 +490,7 @@ def _document(request: TrainRequest, train_part: Corpus, held_out: Corpus) -> di
         },
         "eval_bytes": request.eval_bytes,
         "teacher": str(request.teacher.resolve()) if request.teacher else None,
+        "init": str(request.init.resolve()) if request.init else None,
         "store": str(request.store.resolve()),
         "command": sys.argv,
         "provenance": provenance(),
@@ -437,7 +524,8 @@ def _read_request(out: Path) -> tuple[TrainRequest, str]:
         data = DataConfig.of({key: document["data"][key] for key in DataConfig.model_fields})
         model, train = ModelConfig.of(document["model"]), TrainConfig.of(document["train"])
         teacher = Path(document["teacher"]) if document.get("teacher") else None
-        request = TrainRequest(out, Path(document["store"]), model, train, data, document["eval_bytes"], teacher)
+        init = out / START_FILE if document.get("init") else None
+        request = TrainRequest(out, Path(document["store"]), model, train, data, document["eval_bytes"], teacher, init)
         digest: str = document["data"]["digest"]
     except (KeyError, TypeError, ValueError) as damaged:
         raise CheckpointError(f"{path}: is damaged or of another version ({damaged}). Try a new run") from None

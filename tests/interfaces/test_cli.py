@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from bit_transformer.checkpoint import load_checkpoint, read_tensors
-from tests.conftest import ROOT, TEXT
+from tests.conftest import ROOT, TEXT, prose
 
 SMALL = ["--set", "model.d_model=16", "--set", "model.nhead=2", "--set", "model.num_layers=1", "--set", "model.max_seq_len=256",
          "--set", "model.ngram_rows=256", "--set", "model.experts.buckets=1024", "--set", "model.experts.history=4096",
-         "--batch-size", 4]  # fmt: skip
+         "--set", "train.amp=false", "--batch-size", 4]  # fmt: skip
 
 
 @pytest.fixture
@@ -183,7 +184,25 @@ BAD = [
     (["telemetry", "TEXT", "--run", "RUN"], "was not calibrated"),
     (["telemetry", "nowhere"], "no such file"),
     (["train", "--out", "r", "--resume"], "no run with a checkpoint"),
-    (["train", "TEXT", "--out", "r", "--resume"], "with --out alone, or --auto-batch"),
+    (
+        ["train", "--out", "runs/one", "--resume", "--steps", "9", "--epochs", "9"],
+        "with --out alone, or a larger budget",
+    ),
+    (
+        ["train", "TEXT", "--init", "runs/one", "--preset", "tiny", "--out", "r"],
+        "--init got --preset; the model keeps its shape",
+    ),
+    (["train", "TEXT", "--init", "runs/one", "--set", "model.dropout=0.1", "--out", "r"], "--init got model.dropout"),
+    (
+        ["train", "TEXT", "--init", "runs/one", "--set", "train.progressive=true", "--out", "r"],
+        "got progressive and a model",
+    ),
+    (
+        ["train", "TEXT", "--init", "runs/one", "--out", "runs/one", "--overwrite"],
+        "is the folder of the run to begin with",
+    ),
+    (["train", "TEXT", "--init", "nowhere", "--out", "r"], "it must be a run folder"),
+    (["train", "TEXT", "--out", "r", "--resume"], "with --out alone, or a larger budget, or --auto-batch"),
     (["train", "TEXT", "--patch-bits", "13"], "patch_bits=13"),
     (["generate", "nowhere"], "run folder"),
     (["generate", "TEXT"], "damaged or no checkpoint"),
@@ -491,6 +510,56 @@ def test_the_reader_of_a_pipe_may_go_away(trained, tmp_path):
     call = f"{sys.executable} -m bit_transformer.cli generate {trained} --bytes 1000000 | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", call], cwd=tmp_path, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_run_is_trained_further_with_its_experts_and_optimizers(btlm, trained, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_bytes(prose(1, 2000))
+    budget = ["--steps", 10, "--batch-size", 4, "--set", "train.amp=false"]
+    done = btlm("train", other, "--init", "runs/one", *budget, "--out", "runs/more")
+    assert done.returncode == 0, done.stderr
+    one, more = (load_checkpoint(tmp_path / "runs" / name) for name in ("one", "more"))
+    assert more.config == one.config and more.bank.count == one.bank.count + int(0.9 * 14_000) - 1
+    assert "begin anew" not in done.stderr  # the optimizers went on
+    moments = [read_tensors(tmp_path / "runs" / name / "training.safetensors")[0] for name in ("one", "more")]
+    assert [int(tensors["optim.adam.0.step"]) for tensors in moments] == [20, 30]
+    assert (tmp_path / "runs" / "more" / "start.safetensors").read_bytes() == (
+        trained / "model.safetensors"
+    ).read_bytes()
+    again = btlm("train", "--init", "runs/one", *budget, "--out", "runs/again")  # the run's own data
+    assert again.returncode == 0 and "learned from these bytes before" in again.stderr
+    assert load_checkpoint(tmp_path / "runs" / "again").bank.digest() == one.bank.digest()
+    shutil.copy(trained / "model.safetensors", tmp_path / "alone.safetensors")
+    alone = btlm("train", other, "--init", "alone.safetensors", *budget, "--out", "runs/alone")
+    assert alone.returncode == 0 and "the optimizers begin anew" in alone.stderr
+
+
+def test_a_further_training_that_was_killed_ends_where_it_would_have(btlm, trained, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_bytes(prose(1, 2000))
+    common = ["train", other, "--init", "runs/one", "--steps", 300, "--batch-size", 4, "--set", "train.amp=false",
+              "--set", "train.checkpoint_seconds=0.2"]  # fmt: skip
+    assert btlm(*common, "--out", "whole").returncode == 0
+    process = start(*common, "--out", "killed", cwd=tmp_path)
+    wait_for(tmp_path / "killed" / "training.safetensors", process)
+    process.kill()
+    process.communicate()
+    shutil.rmtree(trained)  # it is not needed any more
+    done = btlm("train", "--out", "killed", "--resume")
+    assert done.returncode == 0, done.stderr
+    whole, killed = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("whole", "killed"))
+    assert all(bool((killed[name] == tensor).all()) for name, tensor in whole.items())
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(btlm, trained, tmp_path):
+    for budget in (["--steps", 20], ["--bytes", 100]):
+        spent = btlm("train", "--out", "runs/one", "--resume", *budget)
+        assert spent.returncode == 2 and "is spent already: 20 updates" in spent.stderr, spent.stderr
+    done = btlm("train", "--out", "runs/one", "--resume", "--steps", 35)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((trained / "config.json").read_text())["train"]["steps"] == 35
+    shown = json.loads(btlm("runs", "show", "one", "--json").stdout)
+    assert shown["status"] == "finished" and csv_rows(trained / "metrics.csv")[-1]["step"] == "35"
 
 
 def test_kill_nine_and_resume_ends_where_an_uninterrupted_run_does(btlm, text_file, tmp_path):

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from bit_transformer.cli.options import SECONDS_DEFAULT, BatchSize, Json, RunArgument, Set, Store, read_settings, run_folder
+from bit_transformer.cli.options import (
+    SECONDS_DEFAULT,
+    BatchSize,
+    Json,
+    RunArgument,
+    Set,
+    Store,
+    read_settings,
+    run_folder,
+    with_budget,
+)
 from bit_transformer.cli.output import EXIT_INTERRUPTED, bpb, console, errors_in_one_line, show_json
 from bit_transformer.cli.training_output import live_progress, show_training
 from bit_transformer.service import DEFAULT_STORE
@@ -36,15 +46,12 @@ def run(
 ) -> None:
     """Train a smaller model on what a run predicts, beside the data, and say what was lost."""
     with errors_in_one_line(as_json):
-        from bit_transformer.config import BUDGETS
         from bit_transformer.service import training
 
         out = run_folder(out_)
         settings = read_settings(None, set_ or [])
         given = {"steps": steps, "seconds": seconds, "batch_size": batch_size, "seed": seed}
-        fields = settings["train"] | {key: value for key, value in given.items() if value is not None}
-        if not any(name in fields for name in BUDGETS):
-            fields["seconds"] = SECONDS_DEFAULT
+        fields = with_budget(settings["train"], {key: value for key, value in given.items() if value is not None})
         flags = {"num_layers": num_layers, "d_model": d_model, "nhead": nhead}
         data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
         sizes = settings["model"] | {key: value for key, value in flags.items() if value is not None}

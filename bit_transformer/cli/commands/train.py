@@ -24,6 +24,7 @@ from bit_transformer.cli.options import (
     run_folder,
     set_diffusion,
     training_of,
+    with_budget,
 )
 from bit_transformer.cli.output import EXIT_INTERRUPTED, errors_in_one_line, show_json
 from bit_transformer.cli.training_output import live_progress, show_training
@@ -77,8 +78,13 @@ def run(
     progressive: Annotated[
         bool, typer.Option("--progressive", help="Begin with a smaller model, and grow it to this one on plateaus.")
     ] = False,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Begin with the model of this run, its experts and optimizers; default data: that run's."),
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings.")
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out, with its own settings, or with a larger budget."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     eval_bytes: Annotated[int, typer.Option(help="Held-out bytes of the last evaluation, at most.")] = 1 << 18,
@@ -97,28 +103,46 @@ def run(
             "seed": seed,
         }
         flags = {key: value for key, value in given.items() if value is not None}
+        shape = {
+            "--preset": preset,
+            "--patch-bits": patch_bits,
+            "--parity": parity or None,
+            "--experts": experts,
+            "--diffusion": diffusion or None,
+            "--noise": noise,
+            "--diffusion-steps": diffusion_steps,
+            "--diffusion-curriculum": diffusion_curriculum or None,
+            "--progressive": progressive or None,
+        }
+        shaped = [flag for flag, value in shape.items() if value is not None]
         if resume:
             if out is None:
                 raise ConfigError("--resume got no --out; it must name the run to go on with. Try --out runs/NAME")
-            shape = (
-                corpora,
-                recipe,
-                preset,
-                patch_bits,
-                parity,
-                experts is not None,
-                diffusion,
-                noise,
-                diffusion_steps,
-            )
-            if any(shape) or diffusion_curriculum or progressive or flags or set_ or overwrite:
+            budget = {name: value for name, value in flags.items() if name in ("steps", "epochs", "bytes", "seconds")}
+            if corpora or recipe or init or shaped or len(budget) < len(flags) or len(budget) > 1 or set_ or overwrite:
                 raise ConfigError(
-                    "--resume keeps the run's own settings; it must be given with --out alone, or --auto-batch. Try without the others"
+                    "--resume keeps the run's own settings; it must be given with --out alone, or a larger budget, or --auto-batch. Try "
+                    "without the others"
                 )
             from bit_transformer.service import training
 
             with live_progress() as report:
-                result = training.resume(out, auto_batch=auto_batch, report=report)
+                result = training.resume(out, budget=budget, auto_batch=auto_batch, report=report)
+        elif init is not None:
+            settings = read_settings(recipe, set_ or [])
+            if shaped or settings["model"]:
+                setting = shaped[0] if shaped else f"model.{next(iter(settings['model']))}"
+                raise ConfigError(f"--init got {setting}; the model keeps its shape. Try without {setting}")
+            if auto_batch:
+                settings["train"]["auto_batch"] = True
+            data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
+            from bit_transformer.service import training
+
+            with live_progress() as report:
+                result = training.train_further(
+                    init, _folder(out), with_budget(settings["train"], flags), data, eval_bytes=eval_bytes, store=store,
+                    overwrite=overwrite, report=report,
+                )  # fmt: skip
         else:
             settings = read_settings(recipe, set_ or [])
             if auto_batch:
@@ -137,6 +161,10 @@ def run(
             show_training(result)
         if result.status == "stopped":
             raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _folder(out: Path | None) -> Path:
+    return out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
 def _request(
@@ -159,5 +187,4 @@ def _request(
     data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
     if not data.get("corpora"):
         raise ConfigError("got no corpus; at least one name, file or folder is needed. Try btlm train stdlib")
-    folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    return TrainRequest(folder, store, model, train, DataConfig.of(data), eval_bytes)
+    return TrainRequest(_folder(out), store, model, train, DataConfig.of(data), eval_bytes)

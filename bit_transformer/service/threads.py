@@ -1,0 +1,93 @@
+"""How many processor threads a training runs best with: measured, for on a busy machine more threads are often far slower."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from bit_transformer.service.observers import Notice, Report
+from bit_transformer.training import Trainer, autocast
+
+ROUNDS, LONGEST = 3, 5.0  # of measuring, and seconds after which no round begins
+WORTH = 0.9  # fewer threads are taken where an update takes less than this fraction of the time
+CHOSEN_BY_USER = "OMP_NUM_THREADS"
+
+
+@contextmanager
+def threads_that_pay(trainer: Trainer, report: Report | None = None) -> Iterator[None]:
+    """Within: PyTorch uses as many threads as make updates fastest now; in a training that goes on, as many as it had.
+
+    Nothing is measured on a GPU, where `OMP_NUM_THREADS` is set, or where the trunk is compiled.
+    """
+    before = torch.get_num_threads()
+    p = trainer.progress
+    asked = os.environ.get(CHOSEN_BY_USER) or trainer.config.compile_model
+    try:
+        if p.threads:
+            torch.set_num_threads(p.threads)
+        elif before > 1 and trainer.device.type == "cpu" and not asked:
+            began = time.monotonic()
+            seconds = measured(lambda: _pass(trainer), before)
+            p.threads = _fastest(seconds)
+            p.seconds += time.monotonic() - began  # part of the budget
+            torch.set_num_threads(p.threads)
+            if report and p.threads < before:
+                report(
+                    Notice(
+                        f"an update takes {seconds[p.threads]:.2g} s with {_count(p.threads)}, {seconds[before]:.2g} s with {before}: the "
+                        f"training uses {_count(p.threads)}. Set {CHOSEN_BY_USER} to choose another number"
+                    )
+                )
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measured(call: Callable[[], object], most: int) -> dict[int, float]:
+    """Seconds that a call takes with so many threads, with half of them, and so on down to one: the least of some interleaved rounds."""
+    seconds = {most >> halving: math.inf for halving in range(most.bit_length())}
+    torch.set_num_threads(1)
+    call()  # warms up
+    began = time.monotonic()
+    for _ in range(ROUNDS):
+        for count in seconds:
+            torch.set_num_threads(count)
+            start = time.perf_counter()
+            call()
+            seconds[count] = min(seconds[count], time.perf_counter() - start)
+        if time.monotonic() - began > LONGEST:
+            break
+    return seconds
+
+
+def _fastest(seconds: dict[int, float]) -> int:
+    most = max(seconds)
+    best = min(seconds, key=lambda count: seconds[count])
+    return best if seconds[best] < WORTH * seconds[most] else most
+
+
+def _pass(trainer: Trainer) -> None:
+    """Forward and backward of one micro-batch of random bits; the training is afterwards what it was."""
+    model, config = trainer.model, trainer.config
+    rows = math.ceil(config.batch_size / trainer.micro_batches)
+    bits = round(trainer.windows.window_bytes * model.config.byte_bits)
+    bits_BT = torch.randint(0, 2, (rows, bits), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    said_BTF = None
+    if model.mixer is not None:
+        said_BTF = torch.zeros((rows, bits, model.mixer.features), dtype=torch.int8)
+    was_training = model.training
+    model.train()
+    with autocast(trainer.device, config.amp):
+        loss, _ = model.losses(bits_BT, said_BTF)
+    loss.backward()  # type: ignore[no-untyped-call]
+    trainer.optimizers.zero_grad()
+    model.train(was_training)
+
+
+def _count(threads: int) -> str:
+    return "one thread" if threads == 1 else f"{threads} threads"
