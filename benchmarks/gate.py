@@ -51,7 +51,7 @@ ALPHA, BLOCK, BETWEEN = 0.01, 1 << 16, 200
 STEPS = 800  # updates of 16 windows: what three minutes gave on two cores
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 PERIODS = (4, 8, 16, 32, 64, 257, 1024, 4096, 16384)
-QUOTED = 32  # bytes that are a quotation; fewer are words said twice
+QUOTED = 32  # bytes that are a quotation; loops of shorter periods are the text's own ("ha! ha! ha!"), and false alarms
 SLICES, BAND_LENGTHS, BAND_ALPHAS = 22, (64, 256, 512), (0.01, 0.05)
 # Of 22 slices, pairs of which stand or fall together where they share one, 95 in 100 inside may come to 1.645 deviations of 22 draws less.
 BAND_GOAL = 0.95 - 1.645 * math.sqrt(0.95 * 0.05 / SLICES)
@@ -302,22 +302,27 @@ def long_periods(
                 p.tobytes() for p in np.split(test.read(at, lead + period + 2048), [lead, lead + period])
             )
             rounds = max(3, 512 // period)
-            stopped.append(first_stop(guard, said + told * rounds, lead, {"repeats", "C below"}) <= max(3 * period, 32))
+            stopped.append(first_stop(guard, said + told * rounds, lead, period) <= max(3 * period, 32))
             if period >= QUOTED:
-                quoted.append(first_stop(guard, said + told * 2 + fresh, lead, {"repeats"}) == math.inf)
+                quoted.append(first_stop(guard, said + told * 2 + fresh, lead, period) == math.inf)
         note = f"; of {trials} quotations {sum(quoted)} pass" if quoted else ""
         report.row(f"loop of {period:,} bytes", f"{sum(stopped)} of {trials} stopped in time{note}")
         right += stopped + quoted
     return float(np.mean(right))
 
 
-def first_stop(guard: Guard, stream: bytes, lead: int, kinds: set[str]) -> float:
-    """How many bytes after the lead went out when the first window was stopped for such reasons; infinite: none was."""
+def first_stop(guard: Guard, stream: bytes, lead: int, period: int) -> float:
+    """How many bytes after the lead went out when the first window was stopped for going round; infinite: none was.
+
+    Where the period is that of a quotation, shorter loops are the text's own, and C that is low for other reasons does not count.
+    """
     for begin, end in guard.spans(len(stream)):
         if end > lead:
             window, before = (torch.from_numpy(bytes_to_bits(p).copy()) for p in (stream[begin:end], stream[:begin]))
             decision = guard.check(window, before_T=before)
-            if kinds & {reason.kind for reason in decision.reasons}:
+            kinds = {reason.kind for reason in decision.reasons}
+            found = decision.vitals.period if decision.vitals else 0.0
+            if ("repeats" in kinds and found >= min(period, QUOTED)) or ("C below" in kinds and period < QUOTED):
                 return begin - lead
     return math.inf
 
