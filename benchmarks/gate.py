@@ -254,12 +254,19 @@ def nonsense(test: Corpus, length: int, count: int, random: np.random.Generator)
     sentences = [s.strip() + b". " for s in text.replace(b"\r", b"").split(b".") if 20 < len(s) < 300]
     commonest = [word for word, _ in Counter(text.lower().split()).most_common(100)]
 
-    def rows(pieces: list[bytes], glue: bytes) -> Windows:
-        most = 2 * length // min(map(len, pieces)) + 2
-        made = [glue.join(pieces[i] for i in random.integers(0, len(pieces), most))[:length] for _ in range(count)]
+    def rows(pieces: list[bytes], glue: bytes, pool: int) -> Windows:
+        made = []
+        for _ in range(count):
+            few = [pieces[i] for i in random.choice(len(pieces), pool, replace=False)]
+            most = length // min(map(len, few)) + 1
+            made.append(glue.join(few[i] for i in random.integers(0, pool, most))[:length])
         return np.stack([np.frombuffer(row, np.uint8) for row in made])
 
-    return {"sentences at random": rows(sentences, b""), "the hundred commonest words": rows(commonest, b" ")}
+    return {
+        "sentences at random": rows(sentences, b"", len(sentences)),
+        "six sentences at random, again and again": rows(sentences, b"", 6),
+        "the hundred commonest words": rows(commonest, b" ", 100),
+    }
 
 
 def own_samples(report: harness.Report, said: dict[float, Windows], lengths: Sequence[int], setting: Setting) -> float:
