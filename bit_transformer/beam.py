@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bit_transformer.bit_io import Bits
 from bit_transformer.diffusion import patch_distances
-from bit_transformer.generation import feed
+from bit_transformer.generation import feed, node_logits
 from bit_transformer.model import BitTransformerLM, in_use
 from bit_transformer.nn.patching import leaf_log_probs, pack_patches, unpack_patches
 
@@ -56,6 +56,9 @@ def search(
         rate: chance of a flip, in (0, 0.5).
         beam: hypotheses kept.
         on_patch: told how far all segments are, in patches, and how long the longest is.
+
+    Raises:
+        BitStreamError: the model predicts NaN.
     """
     P = model.config.patch_bits
     patch_N = pack_patches(torch.from_numpy(received)[None], P)[0].numpy()
@@ -100,7 +103,7 @@ def _search(
     parent_NGK, sent_NGK = (np.empty((N, G, beam), dtype=np.int16) for _ in range(2))
     doubt_NGK = np.empty((N, G, beam), dtype=np.float32)
     for n in range(N):
-        ahead_GKV = leaf_log_probs(model.node_logits(cache)).reshape(G, beam, V)
+        ahead_GKV = leaf_log_probs(node_logits(model, cache)).reshape(G, beam, V)
         distance_G1V = patch_distances(torch.from_numpy(patch_GN[:, n : n + 1]), c.patch_bits)
         ahead_GKV = ahead_GKV + distance_G1V * per_flip * real_GN[:, n, None, None]
         if c.parity and c.patch_bits == 9:

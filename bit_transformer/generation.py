@@ -171,7 +171,9 @@ def _patches(model: BitTransformerLM, prompts: Sequence[Bits], sampling: Samplin
 @torch.inference_mode()
 def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long: bool) -> Iterator[Bits]:
     c = model.config
-    cache = model.new_cache(len(prompts))
+    with np.errstate(over="ignore", invalid="ignore"):
+        cache = model.new_cache(len(prompts))
+        node_logits(model, cache)  # weights that are no numbers may show here alone: integers forget it
     known = min(len(bits) for bits in prompts) // c.patch_bits
     head = torch.from_numpy(np.stack([bits[: known * c.patch_bits] for bits in prompts])).to(cache.recent_BN.device)
     history_BN = pack_patches(head, c.patch_bits) if known else head.long()
@@ -182,7 +184,7 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
     pick = _Picker(model, prompts, how, history_BN.tolist())
     shift_P = np.arange(c.patch_bits - 1, -1, -1)
     while True:
-        patch_B1 = pick(model.node_logits(cache), known)[:, None]
+        patch_B1 = pick(node_logits(model, cache), known)[:, None]
         yield (patch_B1 >> shift_P & 1).astype(np.uint8)
         known += 1
         if cache.experts is not None and how.learn == "prompt":  # a longer prompt than the shortest goes on
@@ -190,6 +192,21 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
         feed(model, cache, torch.from_numpy(patch_B1).to(head.device), long)
 
 
+def node_logits(model: BitTransformerLM, cache: DecodeCache) -> NDArray[np.float32]:
+    """`BitTransformerLM.node_logits`, looked at: (B, V).
+
+    Raises:
+        BitStreamError: one is NaN or infinite.
+    """
+    logit_BV = model.node_logits(cache)
+    if not np.isfinite(logit_BV).all():
+        raise BitStreamError(
+            "got NaN or infinity among the model's logits; nothing can be drawn. Try an earlier checkpoint"
+        )
+    return logit_BV
+
+
+@np.errstate(over="ignore", invalid="ignore")  # weights that are no numbers are refused by their logits
 def feed(model: BitTransformerLM, cache: DecodeCache, patch_BN: Tensor, long: bool) -> None:
     """Advance a cache by any number of patches, sliding the window when it is full and `long` allows it."""
     while patch_BN.shape[1]:
@@ -227,13 +244,7 @@ class _Picker:
         self.plain = how.top_p == 1 and how.repetition_penalty == 1 and not how.no_repeat_ngram
 
     def __call__(self, node_logit_BV: NDArray[np.float32], place: int) -> NDArray[np.int64]:
-        """The patches at index `place` of every stream.
-
-        Raises:
-            BitStreamError: a logit is NaN.
-        """
-        if np.isnan(node_logit_BV).any():
-            raise BitStreamError("got NaN among the model's logits; nothing can be drawn. Try an earlier checkpoint")
+        """The patches at index `place` of every stream."""
         masked = self.parity or place * self.config.patch_bits < self.longest
         if self.plain and self.how.temperature == 1 and not masked:
             return self._walk(node_logit_BV)

@@ -84,10 +84,7 @@ class Coupling:
         """
         reach = self.reach.item()
         if math.isfinite(reach) and reach >= self.limit:
-            raise StreamOverflow(
-                f"got values of {reach:.4g} in the reversible trunk; they must stay below {self.limit:.0f}, where they can be rebuilt "
-                f"exactly. Try a lower train.optim.matrix_lr, or use_checkpoint=True instead of reversible=True"
-            )
+            raise overflow(reach, self.limit)
         y_BND = self.read(stream_1).add_(self.read(stream_2))
         return y_BND if math.isfinite(reach) else y_BND.fill_(math.nan)
 
@@ -102,6 +99,14 @@ class Coupling:
                 "got other activations in the backward pass than in the forward; weights, dropout and training mode must be the "
                 "same in both. Try backward() before optimizer.step(), eval() and set_dropout"
             )
+
+
+def overflow(reach: float, limit: float) -> StreamOverflow:
+    """The error of values that may have left the integers."""
+    return StreamOverflow(
+        f"got values of {reach:.4g} in the reversible trunk; they must stay below {limit:.0f}, where they can be rebuilt "
+        f"exactly. Try a lower train.optim.matrix_lr, or use_checkpoint=True instead of reversible=True"
+    )
 
 
 def run(

@@ -20,13 +20,15 @@ from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import LayerCache
 from bit_transformer.nn.norm import EPS
 from bit_transformer.nn.patching import PrefixTreeHead
-from bit_transformer.nn.reversible import FRACTION_BITS
+from bit_transformer.nn.reversible import FRACTION_BITS, overflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Floats = NDArray[np.float32]
 _UNIT = np.float32(2**FRACTION_BITS)
+_LIMIT = 2.0 ** (31 - FRACTION_BITS) / 2  # of a stream's values, as in `reversible.Coupling`
+_SAFE = np.float32(_LIMIT**2)
 
 
 class _Layer(NamedTuple):
@@ -66,7 +68,11 @@ class SingleStream:
         self.caches, self.reversible = caches, reversible
 
     def step(self, x_D: Floats) -> Floats:
-        """The embedding of the next position to the trunk's state there; the caches move on."""
+        """The embedding of the next position to the trunk's state there; the caches move on.
+
+        Raises:
+            StreamOverflow: a stream of a reversible trunk left the range that it is trained in.
+        """
         turn_K = self.turn_NK[self.caches[0].length]
         if not self.reversible:
             for layer, cache in zip(self.layers, self.caches, strict=True):
@@ -77,6 +83,9 @@ class SingleStream:
         for layer, cache in zip(self.layers, self.caches, strict=True):
             x1_D = x1_D + _on_grid(_attended(layer, cache, x2_D, turn_K))
             x2_D = x2_D + _on_grid(_fed_forward(layer, x1_D))
+        # No value is larger than the root of the sum of squares, which is far cheaper than a search for the largest.
+        if not x1_D.dot(x1_D) + x2_D.dot(x2_D) < _SAFE:
+            _check_reach(x1_D, x2_D)
         return _normalized(x1_D + x2_D)
 
     def node_logits(self, state_D: Floats) -> Floats:
@@ -107,6 +116,12 @@ def _fed_forward(layer: _Layer, x_D: Floats) -> Floats:
     hidden_F *= hidden_F
     update_D: Floats = layer.feed_out_DF.dot(hidden_F)
     return update_D
+
+
+def _check_reach(x1_D: Floats, x2_D: Floats) -> None:
+    reach = float(max(np.abs(x1_D).max(), np.abs(x2_D).max()))
+    if math.isfinite(reach) and reach >= _LIMIT:
+        raise overflow(reach, _LIMIT)
 
 
 def _on_grid(update_D: Floats) -> Floats:

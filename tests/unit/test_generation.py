@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from bit_transformer.beam import search
 from bit_transformer.bit_io import bits_to_bytes, bytes_to_bits, find_parity_errors, text_to_bits
 from bit_transformer.config import Sampling
-from bit_transformer.errors import BitStreamError, ParityError
+from bit_transformer.errors import BitStreamError, ParityError, StreamOverflow
 from bit_transformer.generation import generate, generate_bytes, infer_long, stream_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.position import rotary_table, rotate
@@ -193,3 +194,33 @@ def test_a_trained_model_continues_what_it_knows():
     train_loop(model, b"abcdefgh" * 400, steps=60, batch_size=8, amp=False)
     assert generate_bytes(model, [b"abcdefghabc"], 16, Sampling(temperature=0)) == [b"defghabcdefghabc"]
     assert math.isfinite(model(torch.from_numpy(bytes_to_bits(b"abc"))[None]).logits.sum().item())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "name", ["embed.weight", "blocks.1.attend.out.weight", "blocks.0.feed_forward.out.weight", "head.bias"]
+)
+@pytest.mark.parametrize("reversible", [False, True])
+def test_weights_that_are_no_numbers_are_an_error_in_any_batch(name, bad, reversible):
+    model = random_model(max_seq_len=128, reversible=reversible)
+    with torch.no_grad():
+        dict(model.named_parameters())[name].view(-1)[-1] = bad  # of the embedding: of the start symbol
+    for batch in (1, 2):
+        with pytest.raises(BitStreamError, match="NaN or infinity among the model's logits"):
+            generate(model, torch.zeros(batch, 8, dtype=torch.long), 64, Sampling(seed=1))
+    with pytest.raises(BitStreamError, match="NaN or infinity"):
+        search(model, bytes_to_bits(b"abc"), 0.01)
+
+
+def test_values_beyond_a_reversible_trunks_range_are_an_error_in_any_batch():
+    model = random_model(max_seq_len=128, reversible=True)
+    prompt = torch.zeros(1, 8, dtype=torch.long)
+    with torch.no_grad():  # below the limit of 4,096 each, though the root of their sum of squares is above it
+        model.embed.weight.fill_(1500.0)
+    for batch in (1, 2):
+        assert generate(model, prompt.expand(batch, -1), 16, Sampling(seed=1)).shape == (batch, 16)
+    with torch.no_grad():
+        model.embed.weight.fill_(1e6)
+    for batch in (1, 2):
+        with pytest.raises(StreamOverflow, match=r"got values of 1e\+06 in the reversible trunk"):
+            generate(model, prompt.expand(batch, -1), 16, Sampling(seed=1))
