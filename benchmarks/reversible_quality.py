@@ -30,7 +30,7 @@ def bpb(reversible: bool, seed: int, train: Corpus, held: Corpus, steps: int) ->
 def main(quick: bool) -> int:
     """Measure."""
     corpus, train, held = harness.text_corpus()
-    seeds, steps = (2, 5) if quick else (6, 60)
+    seeds, steps = (2, 5) if quick else (6, 600)
     report = harness.Report(
         "reversible-quality",
         f"width {WIDTH}, {LAYERS} layers, 2 heads, {steps} updates of {BATCH} windows of {CONTEXT} bytes of {corpus}, no experts, no "
