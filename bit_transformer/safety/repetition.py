@@ -27,7 +27,7 @@ ROUNDS = (
 CONTEXT = 64  # bits that a match must agree in
 PENALTY, CREDIT = 8, 32  # symbols: what a difference costs, and how much can be saved up to pay for several
 SLOTS = 1 << 17  # contexts whose latest place is known
-PIECE = 1 << 22  # bytes of a corpus at a time
+PIECE = 1 << 20  # bytes of a corpus at a time
 _compiled: Any = njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 

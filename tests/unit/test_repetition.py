@@ -190,3 +190,18 @@ def test_a_file_that_goes_round_is_named_repetitive(tmp_path, eight: ModelConfig
     (tmp_path / "text").write_bytes((TEXT[1000:1257] * 40)[: 64 * 160])
     kinds = [w.kind for w in of_file(str(tmp_path / "text"), run=str(tmp_path), window=64).windows]
     assert set(kinds[3 * 257 // 64 :]) == {"repetitive"} and kinds[: 2 * 257 // 64].count("repetitive") == 0
+
+
+def test_tables_that_a_reference_has_pass_and_long_loops_do_not(eight: ModelConfig):
+    """A rule of 100 bytes, "=-=~" again and again, every 2,000 bytes: of windows of 64 one in ten ends in it, which is more than alpha."""
+    rule = b"\n" + b"=-=~" * 25 + b"\n"
+    told = b"".join(TEXT[at : at + 1898] + rule for at in range(0, 300_000, 1898))
+    corpus = bytes_corpus(told)
+    reference = Reference.fit(corpus.part(0, 100_000), eight)
+    found = calibrate(reference, corpus.part(100_000, 300_000), eight, alpha=0.01, lengths=(64, 256))
+    guard = Guard(SafetyGate.calibrated(found), reference, 64)
+    most = found.limits_at(64).most_copied
+    assert 96 <= most < 200  # the rule copies 96
+    assert not loops(guard, TEXT[5000:5100] + rule + TEXT[8000:8500])
+    stopped = loops(guard, TEXT[350_000:350_257] * 4)
+    assert stopped and stopped[0] <= 3 * 257 + 64
