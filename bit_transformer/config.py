@@ -484,7 +484,12 @@ class DataConfig(Config):
         "auto",
         description="Hold out the last bytes of each file, or whole files; auto: files where there are ten or more.",
     )
-    holdout: float = Field(0.1, ge=0, lt=1, description="Share held out for validation.")
+    holdout: float = Field(0.1, ge=0, lt=1, description="Fraction held out, for the last evaluation.")
+    validation: Literal["own", "held-out"] = Field(
+        "own",
+        description="What validations score, and choose the best weights by: bytes kept from the training part, so that what is held out "
+        "chooses nothing; or a sample of what is held out.",
+    )
 
 
 class Sampling(Config):

@@ -163,6 +163,8 @@ def _switches(
         choices.append(({"chunk_size": chunk}, {}, "attention reaches less far"))
     if train.batch_size % (2 * train.accum_steps * world_size) == 0:
         choices.append(({}, {"accum_steps": 2 * train.accum_steps}, "smaller matrix products"))
+    if train.keep_best:
+        choices.append(({}, {"keep_best": False}, "the last weights stay, also of a training that over-fits"))
     if not train.amp:
         choices.append(({}, {"amp": True}, "needs bfloat16 arithmetic to be fast"))
     return choices

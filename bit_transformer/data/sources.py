@@ -164,6 +164,18 @@ class Corpus:
         """Its bytes from one place to another."""
         return Corpus(self._between(start, stop))
 
+    def without(self, part: Corpus) -> Corpus:
+        """Its bytes that are not in a part of it."""
+        kept: list[Span] = []
+        for span in self.spans:
+            begin = span.start
+            for hole in sorted((s for s in part.spans if s.path == span.path), key=lambda s: s.start):
+                if begin < hole.stop and hole.start < span.stop:
+                    kept.append(Span(span.path, begin, hole.start))
+                    begin = hole.stop
+            kept.append(Span(span.path, begin, span.stop))
+        return Corpus(kept)
+
     def _between(self, start: int, stop: int) -> Iterator[Span]:
         for span, end in zip(self.spans, self._ends, strict=True):
             begin = end - len(span)

