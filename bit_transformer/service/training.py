@@ -87,6 +87,7 @@ class TrainResult:
     Attributes:
         status: `finished`, or `stopped` by an interrupt.
         note: why it ended.
+        best_step: the update whose weights were kept; the last where no validation chose.
         parameters: total; `active_parameters`: those that take part in one position.
         val_bpb: of the latest validation along the way, of a small sample; none where there was none.
         comparison: the model beside compressors on held-out bytes; none where it was stopped or nothing is held out.
@@ -97,6 +98,7 @@ class TrainResult:
     status: str
     note: str
     steps: int
+    best_step: int
     seconds: float
     bytes_seen: int
     train_bytes: int
@@ -387,6 +389,7 @@ def _run(
         status=status,
         note=p.stopped,
         steps=p.step,
+        best_step=p.best_step if trainer.best is not None else p.step,
         seconds=round(p.seconds, 2),
         bytes_seen=round(p.bytes_seen),
         train_bytes=round(len(trainer.windows) * trainer.windows.window_bytes),
