@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.beam import search
+from bit_transformer.beam import BEFORE, search
 from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits
 from bit_transformer.config import Sampling
 from bit_transformer.diffusion import FIRST_RATE, RATE_ROUNDS, check_rate, diffusion_inference, repair
@@ -20,6 +20,7 @@ from bit_transformer.model import BitTransformerLM
 
 BATCH = 16  # windows that are repaired at once
 SAMPLE = 1 << 15  # bits by which a rate is found
+PIECE = 1 << 16  # bytes that are repaired at a time
 
 
 def hidden_bits(
@@ -172,17 +173,98 @@ def repair_bits(
     if not len(whole):
         raise BitStreamError(f"got {len(received)} bits; at least {unit} are needed. Try a longer file")
     mended = received.copy()
+    if rate is None:
+        rate = found_rate(model, whole)
     if c.causal:
-        if rate is None:
-            rate = _found_rate(model, whole, unit)
-        found = search(model, whole, rate, on_patch=on_progress)
-        mended[: len(whole)], doubt = found
+        mended[: len(whole)], doubt = search(model, whole, rate, on_patch=on_progress)
     else:
-        mended[: len(whole)], doubt, rate = _repaired(model, whole, rate, on_progress)
+        mended[: len(whole)], doubt = _repaired(model, whole, rate, on_progress)
     return Mended(mended, np.flatnonzero(mended != received), doubt, rate)
 
 
-def _found_rate(model: BitTransformerLM, received: Bits, unit: int) -> float:
+class MendedPiece(NamedTuple):
+    """A piece of a stream whose flipped bits were set right: `bits` and `doubt` as of `Mended`, from the byte `begin` on."""
+
+    begin: int
+    bits: Bits
+    doubt: NDArray[np.float64]
+
+
+def repair_pieces(
+    model: BitTransformerLM,
+    received: Callable[[int, int], Bits],
+    size: int,
+    span: tuple[int, int],
+    rate: float | None = None,
+    *,
+    piece: int = PIECE,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[MendedPiece, float]]:
+    """`repair_bits` along a stream of any length, a piece at a time, each with what stands around it; memory does not grow with the stream.
+
+    Args:
+        received: the bits of bytes [begin, end).
+        size: bytes of the stream.
+        span: bytes to repair, widened to whole units; what is left of a last unit is not.
+        piece: bytes of a piece; a stream that is not longer is repaired as by `repair_bits`.
+        on_progress: told how many bytes of how many.
+
+    Yields:
+        each piece, and the rate, as given or as found in the middle of the span.
+
+    Raises:
+        BitStreamError: less than one unit.
+        ConfigError: a rate that cannot be.
+    """
+    c = model.config
+    check_rate(rate)
+    align, width = c.align_bytes, c.byte_bits
+    last = min(size, -(-span[1] // align) * align) // align * align
+    first, step = min(span[0] // align * align, last), max(1, piece // align) * align
+    if first == last:
+        raise BitStreamError(f"got {span[1] - span[0]} bytes; at least {align} are needed. Try a longer file, or range")
+    around = BEFORE * c.patch_bits // width if c.causal else window_bytes(model) // 2
+    around = -(-around // align) * align
+    for begin in range(first, last, step):
+        end = min(last, begin + step)
+        left, right = max(0, begin - around), min(size // align * align, end + around)
+        if rate is None and end - begin < last - first:
+            rate = found_rate(model, _middle(model, received, first, last))
+
+        def tell(done: int, total: int, begin: int = begin, end: int = end) -> None:
+            on_progress(begin - first + (end - begin) * done // total, last - first)
+
+        found = repair_bits(model, received(left, right), rate=rate, on_progress=tell)
+        rate = found.rate
+        bits, patches = slice((begin - left) * width, (end - left) * width), c.patch_bits
+        doubt = found.doubt[bits.start // patches : bits.stop // patches]
+        yield MendedPiece(begin, found.bits[bits], doubt), rate
+
+
+def _middle(model: BitTransformerLM, received: Callable[[int, int], Bits], first: int, last: int) -> Bits:
+    """As many bits as a rate is found by, from the middle of some bytes."""
+    c = model.config
+    wanted = SAMPLE // c.byte_bits if c.causal else BATCH * window_bytes(model)
+    count = min(last - first, max(1, wanted // c.align_bytes) * c.align_bytes)
+    begin = first + (last - first - count) // 2 // c.align_bytes * c.align_bytes
+    return received(begin, begin + count)
+
+
+def found_rate(model: BitTransformerLM, received: Bits) -> float:
+    """The rate of flips, from a part of a stream of whole units.
+
+    Raises:
+        BitStreamError: the model predicts NaN.
+    """
+    unit = model.config.align_bytes * model.config.byte_bits
+    if model.config.causal:
+        return _searched_rate(model, received, unit)
+    size, starts = _windows(model, len(received))
+    some = starts[:: -(-len(starts) // BATCH)]
+    return repair(model, np.stack([received[at : at + size] for at in some])).rate
+
+
+def _searched_rate(model: BitTransformerLM, received: Bits, unit: int) -> float:
     """The rate of flips that a search changes at that very rate, from the middle of a stream."""
     size = min(len(received), max(unit, SAMPLE // unit * unit))
     begin = (len(received) - size) // 2 // unit * unit
@@ -195,17 +277,22 @@ def _found_rate(model: BitTransformerLM, received: Bits, unit: int) -> float:
     return rate
 
 
-def _repaired(
-    model: BitTransformerLM, received: Bits, rate: float | None, on_progress: Callable[[int, int], None]
-) -> tuple[Bits, NDArray[np.float64], float]:
+def _windows(model: BitTransformerLM, whole: int) -> tuple[int, NDArray[np.int64]]:
+    """Bits of a window, and where windows that overlap by half begin, in so many bits."""
     c = model.config
-    unit, whole = c.align_bytes * c.byte_bits, len(received)
+    unit = c.align_bytes * c.byte_bits
     size = min(window_bytes(model) * c.byte_bits, whole)
     step = max(unit, size // 2 // unit * unit)
-    starts = np.append(np.arange(0, whole - size, step), whole - size)
-    if rate is None:
-        some = starts[:: -(-len(starts) // BATCH)]
-        rate = repair(model, np.stack([received[at : at + size] for at in some])).rate
+    return size, np.append(np.arange(0, whole - size, step), whole - size)
+
+
+def _repaired(
+    model: BitTransformerLM, received: Bits, rate: float, on_progress: Callable[[int, int], None]
+) -> tuple[Bits, NDArray[np.float64]]:
+    c = model.config
+    unit, whole = c.align_bytes * c.byte_bits, len(received)
+    size, starts = _windows(model, whole)
+    step = max(unit, size // 2 // unit * unit)
     mended, doubt = received.copy(), np.zeros(whole // c.patch_bits)
     done = 0
     for first in range(0, len(starts), BATCH):
@@ -220,4 +307,4 @@ def _repaired(
             ]
             done = end
         on_progress(min(len(starts), first + BATCH), len(starts))
-    return mended, doubt, rate
+    return mended, doubt

@@ -94,6 +94,11 @@ def show_comparison(found: Comparison, what: str) -> None:
     console.print(f"model: {found.protocol}; compressors start empty", style="dim", soft_wrap=True)
 
 
+def show_stopped(done: int, total: int, what: str) -> None:
+    """How far something came that was asked to stop."""
+    console.print(f"\nstopped after {done:,} of {total:,} bytes: {what}", soft_wrap=True)
+
+
 def show_alerts(alerts: Sequence[tuple[int, str, str, float]]) -> None:
     """Where metrics of a run drifted, if they did."""
     if not alerts:

@@ -30,13 +30,13 @@ def live_progress() -> Iterator[Report]:
         transient=False,
     )
     with bar:
-        task = bar.add_task("starting", total=1.0)
+        task, left = bar.add_task("starting", total=1.0), _TimeLeft()
 
         def report(update: Update | Reading | Notice) -> None:
             if _is_update(update):
                 bar.update(task, completed=update.share, description=_line(update))
             elif _is_reading(update):
-                bar.update(task, completed=update.done / update.total, description=_reading(update))
+                bar.update(task, completed=update.done / update.total, description=_reading(update, left(update)))
             elif _is_notice(update):
                 progress_console.print(f"note: {update.text}", soft_wrap=True)
 
@@ -44,12 +44,14 @@ def live_progress() -> Iterator[Report]:
 
 
 def _plain_lines(every: float = 10.0) -> Report:
-    last = [time.monotonic() - every]
+    last, left = [time.monotonic() - every], _TimeLeft()
 
     def report(update: Update | Reading | Notice) -> None:
         if _is_reading(update):
-            if update.done == update.total:
-                progress_console.print(_reading(update), soft_wrap=True)
+            seconds = left(update)
+            if update.done == update.total or time.monotonic() - max(last[0], left.began) >= every:
+                last[0] = time.monotonic()
+                progress_console.print(_reading(update, seconds), soft_wrap=True)
         elif _is_notice(update):
             progress_console.print(f"note: {update.text}", soft_wrap=True)
         elif _is_update(update) and (time.monotonic() - last[0] >= every or update.share >= 1):
@@ -71,17 +73,37 @@ def _is_reading(update: Update | Reading | Notice) -> TypeGuard[Reading]:
     return hasattr(update, "total")
 
 
-def _reading(update: Reading) -> str:
+class _TimeLeft:
+    """Seconds until something is done, at its pace since it was first heard of; none before there is a pace."""
+
+    def __init__(self) -> None:
+        self.doing, self.first, self.done, self.began = "", 0, 0, time.monotonic()
+
+    def __call__(self, update: Reading) -> float | None:
+        if update.doing != self.doing or update.done < self.done:
+            self.doing, self.first, self.began = update.doing, update.done, time.monotonic()
+        self.done = update.done
+        gone, elapsed = update.done - self.first, time.monotonic() - self.began
+        return elapsed * (update.total - update.done) / gone if gone and elapsed >= 1 else None
+
+
+def _reading(update: Reading, seconds: float | None) -> str:
+    eta = f" · eta {_clock(seconds)}" if seconds is not None and update.done < update.total else ""
     if update.unit == "bytes":
-        return f"{update.doing} {update.done / 1e6:.1f} of {update.total / 1e6:.1f} MB"
-    return f"{update.doing} {update.done:,} of {update.total:,} {update.unit}"
+        size, unit = (1e6, "MB") if update.total >= 1e6 else (1e3, "kB")
+        return f"{update.doing} {update.done / size:.1f} of {update.total / size:.1f} {unit}{eta}"
+    return f"{update.doing} {update.done:,} of {update.total:,} {update.unit}{eta}"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def _line(update: Update) -> str:
     validation = f" · val {bpb(update.val_bpb)}" if update.val_bpb is not None else ""
     return (
         f"step {update.step:,} · {update.bytes_per_s / 1000:,.1f} kB/s · train {bpb(update.bpb)} bpb{validation} · "
-        f"eta {int(update.eta) // 60}:{int(update.eta) % 60:02d}"
+        f"eta {_clock(update.eta)}"
     )
 
 
@@ -100,6 +122,12 @@ def show_training(result: TrainResult) -> None:
         )
     if result.comparison:
         show_comparison(result.comparison, "held-out bytes")
+        if result.val_bpb is not None:
+            console.print(
+                f"val along the way, {bpb(result.val_bpb)} in the end, is of a small sample, in windows without overlap: less context, so higher",
+                style="dim",
+                soft_wrap=True,
+            )
     if result.status == "stopped":
         console.print(f"Go on with: btlm train --out {result.folder} --resume", soft_wrap=True)
     else:

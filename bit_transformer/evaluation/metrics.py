@@ -13,7 +13,7 @@ and head, by a gradient step after some windows (dynamic evaluation, Krause et a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -202,17 +202,30 @@ def _window_costs(
 
 
 def bits_per_byte(
-    model: BitTransformerLM, corpus: Corpus, protocol: Protocol | None = None, *, batch: int = 32
+    model: BitTransformerLM,
+    corpus: Corpus,
+    protocol: Protocol | None = None,
+    *,
+    batch: int = 32,
+    scored: Callable[[Score], None] = lambda _: None,
 ) -> Score:
-    """Score a corpus: every byte once, memory constant in its size."""
+    """Score a corpus: every byte once, memory constant in its size.
+
+    Args:
+        scored: told what the bytes so far cost; may raise an error of its own, to end here.
+    """
     how = protocol or default_protocol(model)
     if how.samples:
-        return _bound(model, corpus, how)
-    total = sum(float(cost.sum()) for cost in byte_costs(model, corpus, how, batch=batch))
-    return Score(total, len(corpus), how)
+        return _bound(model, corpus, how, scored)
+    total, done = 0.0, 0
+    for cost in byte_costs(model, corpus, how, batch=batch):
+        total, done = total + float(cost.sum()), done + len(cost)
+        if done:
+            scored(Score(total, done, how))
+    return Score(total, done, how)
 
 
-def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol) -> Score:
+def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol, scored: Callable[[Score], None]) -> Score:
     """A diffusion model's bound, window by window."""
     _check_filled(corpus)
     c = model.config
@@ -224,6 +237,7 @@ def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol) -> Score:
         estimator: Estimator = "discrete" if c.noise == "hidden" else "continuous"  # which through flips is far faster
         found = likelihood_bound(model, window_BT, samples=how.samples, estimator=estimator, seed=start ^ len(corpus))
         bits, variance, done = bits + found.bits, variance + found.standard_error**2, done + len(data)
+        scored(Score(bits, done, how, math.sqrt(variance)))
     return Score(bits, done, how, math.sqrt(variance))
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from bit_transformer.data.sources import Corpus, find_file, find_files, whole_files
 from bit_transformer.errors import ConfigError
 from bit_transformer.evaluation.baselines import compressors_bpb
-from bit_transformer.evaluation.metrics import bits_per_byte, byte_costs, default_protocol
+from bit_transformer.evaluation.metrics import Score, bits_per_byte, byte_costs, default_protocol
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.models import load_model
+from bit_transformer.service.observers import Reading, Report, asked_to_stop
 from bit_transformer.service.plots import check_plot, plot_windows
 
 
@@ -24,7 +25,7 @@ class Comparison:
         bpb: bits per byte of the model.
         bytes: how many were scored.
         protocol: how.
-        compressors: bits per byte of each.
+        compressors: bits per byte of each; none where scoring was stopped.
         standard_error: of the bits per byte, where they are a sampled bound; else 0.
     """
 
@@ -37,11 +38,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on several files: each alone, and all together."""
+    """A model on several files: each alone, and all together.
+
+    Attributes:
+        of_bytes: how many there are to score.
+        stopped: whether it was asked to stop before all were; then figures are of the bytes so far, and the last file is scored in part.
+    """
 
     run: str
     files: dict[str, float]
     total: Comparison
+    of_bytes: int
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,33 +63,61 @@ class Surprise:
 
 @dataclass(frozen=True)
 class Scoring:
-    """A file, window by window."""
+    """A file, window by window.
+
+    Attributes:
+        of_bytes: how many there are to score.
+        stopped: whether it was asked to stop before all were; then figures are of the windows so far.
+    """
 
     run: str
     file: str
     bpb: float
     protocol: str
     windows: list[Surprise]
+    of_bytes: int
+    stopped: bool = False
+
+
+class _Stopped(Exception):
+    """Asked to stop, with something to show."""
 
 
 def compare_on(
-    model: BitTransformerLM, corpus: Corpus, *, overlap: float = 0.5, learning: str | None = None
+    model: BitTransformerLM,
+    corpus: Corpus,
+    *,
+    overlap: float = 0.5,
+    learning: str | None = None,
+    report: Report | None = None,
 ) -> Comparison:
     """A model beside zlib, bz2 and xz on the same bytes."""
-    score = bits_per_byte(model, corpus, default_protocol(model, overlap, learning))
+
+    def tell(so_far: Score) -> None:
+        if report:
+            report(Reading(so_far.bytes, len(corpus), "last evaluation: scored"))
+
+    score = bits_per_byte(model, corpus, default_protocol(model, overlap, learning), scored=tell)
     error = score.standard_error / score.bytes
     return Comparison(score.bpb, score.bytes, str(score.protocol), compressors_bpb(corpus), error)
 
 
 def evaluate(
-    run: str, names: list[str], *, overlap: float = 0.5, learning: str | None = None, store: Path = DEFAULT_STORE
+    run: str,
+    names: list[str],
+    *,
+    overlap: float = 0.5,
+    learning: str | None = None,
+    store: Path = DEFAULT_STORE,
+    report: Report | None = None,
 ) -> Evaluation:
-    """Bits per byte of files, folders or named corpora.
+    """Bits per byte of files, folders or named corpora. Asked to stop by Ctrl-C or SIGTERM it gives what it has.
 
     Args:
         overlap: share of a window that is only context, in [0, 1).
         learning: what may be learned from a file while it is scored: `static`, `online`, `online+mixer`; not given:
             `online` for models with experts. Every file starts from the model as it is.
+        report: told how far it is.
 
     Raises:
         BitStreamError: an empty or unreadable file.
@@ -92,11 +128,28 @@ def evaluate(
     files = find_files(names)
     model = load_model(run, store)
     protocol = default_protocol(model, overlap, learning)
-    scores = {str(path): bits_per_byte(model, whole_files([path]), protocol) for path in files}
+    of_bytes, scores, stopped = len(whole_files(files)), dict[str, Score](), False
+    with asked_to_stop() as asked:
+        for path in files:
+            before = sum(s.bytes for s in scores.values())
+
+            def tell(so_far: Score, path: Path = path, before: int = before) -> None:
+                if report:
+                    report(Reading(before + so_far.bytes, of_bytes, "scored"))
+                if asked() and before + so_far.bytes < of_bytes:
+                    scores[str(path)] = so_far
+                    raise _Stopped
+
+            try:
+                scores[str(path)] = bits_per_byte(model, whole_files([path]), protocol, scored=tell)
+            except _Stopped:
+                stopped = True
+                break
     bits, size = sum(s.bits for s in scores.values()), sum(s.bytes for s in scores.values())
     error = math.sqrt(sum(s.standard_error**2 for s in scores.values())) / size
-    total = Comparison(bits / size, size, str(protocol), compressors_bpb(whole_files(files)), error)
-    return Evaluation(run, {name: score.bpb for name, score in scores.items()}, total)
+    beside = {} if stopped else compressors_bpb(whole_files(files))
+    total = Comparison(bits / size, size, str(protocol), beside, error)
+    return Evaluation(run, {name: score.bpb for name, score in scores.items()}, total, of_bytes, stopped)
 
 
 def score(
@@ -108,13 +161,15 @@ def score(
     learning: str | None = None,
     store: Path = DEFAULT_STORE,
     plot: Path | None = None,
+    report: Report | None = None,
 ) -> Scoring:
-    """Where a file is surprising: bits per byte by window.
+    """Where a file is surprising: bits per byte by window. Asked to stop by Ctrl-C or SIGTERM it gives what it has.
 
     Args:
         window: bytes of a stretch that is reported.
         learning: as for `evaluate`.
         plot: also draw them, as a PNG.
+        report: told how far it is.
 
     Raises:
         BitStreamError: an empty or unreadable file.
@@ -129,19 +184,25 @@ def score(
     path = find_file(name, "score", ", or btlm evaluate")
     model = load_model(run, store)
     protocol = default_protocol(model, overlap, learning)
-    windows: list[Surprise] = []
+    corpus, windows, stopped = whole_files([path]), list[Surprise](), False
     bits, inside, offset, total = 0.0, 0, 0, 0.0
-    for cost in byte_costs(model, whole_files([path]), protocol):
-        for value in cost.tolist():
-            bits, inside, total = bits + value, inside + 1, total + value
-            if inside == window:
-                windows.append(Surprise(offset, inside, bits / inside))
-                offset, bits, inside = offset + inside, 0.0, 0
+    with asked_to_stop() as asked:
+        for cost in byte_costs(model, corpus, protocol):
+            for value in cost.tolist():
+                bits, inside, total = bits + value, inside + 1, total + value
+                if inside == window:
+                    windows.append(Surprise(offset, inside, bits / inside))
+                    offset, bits, inside = offset + inside, 0.0, 0
+            done = offset + inside
+            if report:
+                report(Reading(done, len(corpus), "scored"))
+            if stopped := asked() and 0 < done < len(corpus):
+                break
     if inside:
         windows.append(Surprise(offset, inside, bits / inside))
     if plot:
         plot_windows([w.offset for w in windows], [w.bpb for w in windows], plot, title=str(path))
-    return Scoring(run, str(path), total / (offset + inside), str(protocol), windows)
+    return Scoring(run, str(path), total / (offset + inside), str(protocol), windows, len(corpus), stopped)
 
 
 def _check_overlap(overlap: float) -> None:

@@ -266,8 +266,8 @@ class Checkpoints:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[Trainer, Record], None]]:
-    """An observer that stops the training in good order after Ctrl-C or SIGTERM; a second Ctrl-C stops at once."""
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came, for work that ends in good order then; a second Ctrl-C stops at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -275,16 +275,24 @@ def interruptible() -> Iterator[Callable[[Trainer, Record], None]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    def observe(trainer: Trainer, record: Record) -> None:
-        if asked:
-            raise StopTraining("interrupted")
-
     if threading.current_thread() is not threading.main_thread():
-        yield observe
+        yield lambda: False
         return
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield observe
+        yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[Trainer, Record], None]]:
+    """An observer that stops the training in good order when asked to."""
+    with asked_to_stop() as asked:
+
+        def observe(trainer: Trainer, record: Record) -> None:
+            if asked():
+                raise StopTraining("interrupted")
+
+        yield observe

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits, find_parity_errors, pack_bits, unpack_bits
+from bit_transformer.config import ModelConfig
 from bit_transformer.diffusion import check_rate
 from bit_transformer.errors import BitStreamError, ConfigError, ParityError
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.restoration import fill_bits, hidden_bits, repair_bits
+from bit_transformer.restoration import PIECE, MendedPiece, fill_bits, hidden_bits, repair_pieces
 from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.files import check_out, read_file, write_file
 from bit_transformer.service.models import load_model
-from bit_transformer.service.observers import Reading, Report
+from bit_transformer.service.observers import Reading, Report, asked_to_stop
 
 WRONG = 0.4  # share of bytes with odd parity from which on a file was never protected: half are by chance
 SHOWN = 1000  # changes that are listed, at most
@@ -58,9 +61,12 @@ class RepairReport:
     Attributes:
         bytes: data bytes.
         flipped_bits: how many were changed.
-        rate: chance of a flip, as given or as found.
+        rate: probability of a flip, as given or as found.
         doubtful: patches of which the model is less than half sure.
         changes: the first thousand.
+        repaired: first byte that was repaired and the byte after the last; `asked`: the same, of what was to be.
+        parity: whether the file was protected.
+        stopped: whether it was asked to stop before all was done. Where nothing was, nothing is written.
     """
 
     run: str
@@ -70,6 +76,10 @@ class RepairReport:
     rate: float
     doubtful: int
     changes: list[Change]
+    repaired: tuple[int, int]
+    asked: tuple[int, int]
+    parity: bool
+    stopped: bool
 
 
 def infill(
@@ -144,42 +154,123 @@ def repair_file(
     out: Path,
     *,
     rate: float | None = None,
+    span: tuple[int, int] | None = None,
     store: Path = DEFAULT_STORE,
     report: Report | None = None,
 ) -> RepairReport:
-    """Set right the flipped bits of a file, as far as the model can tell, and write its bytes.
+    """Set right the flipped bits of a file, as far as the model can tell, and write its bytes. Asked to stop by Ctrl-C or SIGTERM it
+    writes what it has done, the rest as received.
 
     Args:
         path: bytes; of a model with parity, as `protect` wrote them.
         out: gets the bytes, without parity.
-        rate: chance with which bits were flipped, in (0, 0.5); not given: found from the file.
+        rate: probability with which bits were flipped, in (0, 0.5); not given: found from the file.
+        span: first data byte to repair and the byte after the last; the others stay as received. Not given: all.
 
     Raises:
         CheckpointError: no such run.
-        BitStreamError: an unreadable file, or one that is too short.
+        BitStreamError: an unreadable file, one that is too short, or a span that reaches outside.
         ConfigError: a rate that cannot be.
     """
     check_out(out)
-    received = read_file(path)
+    data = read_file(path)
     check_rate(rate)
     model = load_model(run, store)
-    c = model.config
-    bits = _unprotected(received, path) if c.parity else bytes_to_bits(received)
+    received = _Received(data, model.config.parity, path)
+    begin, end = span or (0, received.size)
+    if not 0 <= begin < end <= received.size:
+        raise BitStreamError(
+            f"got the range {begin}:{end}; it must lie within bytes 0:{received.size}, and not be empty. Try 0:{received.size}"
+        )
+    tally = _Tally(model.config, (begin, end), received)
+    with asked_to_stop() as asked:
 
-    def tell(done: int, total: int) -> None:
-        if report and (done == total or done % 16 == 0):
-            report(Reading(done, total, "repaired", "patches of a part" if c.causal else "windows"))
+        def tell(done: int, total: int) -> None:
+            if asked() and done < total:
+                raise _Stopped
+            if report:
+                report(Reading(done, total, "repaired", "bytes"))
 
-    mended = repair_bits(model, bits, rate=rate, on_progress=tell)
-    before, now = (bits_to_bytes(x, parity=c.parity, on_error="keep") for x in (bits, mended.bits))
-    write_file(out, now)
-    changes = []
-    for offset in sorted({int(place) // c.byte_bits for place in mended.flipped})[:SHOWN]:
-        patches = slice(offset * c.byte_bits // c.patch_bits, -(-(offset + 1) * c.byte_bits // c.patch_bits))
-        doubt = float(mended.doubt[patches].max(initial=0.0))
-        changes.append(Change(offset, before[offset], now[offset], doubt))
-    doubtful = int((mended.doubt > 0.5).sum())
-    return RepairReport(run, str(path), len(now), len(mended.flipped), mended.rate, doubtful, changes)
+        try:
+            for piece, found in repair_pieces(
+                model, received.bits, received.size, (begin, end), rate, on_progress=tell
+            ):
+                rate = found
+                tally.add(piece)
+        except _Stopped:
+            pass
+    if tally.done > begin:
+        write_file(out, bytes(tally.now))
+    return RepairReport(
+        run, str(path), received.size, tally.flipped, rate or 0.0, tally.doubtful, tally.changes,
+        repaired=(begin, tally.done), asked=(begin, end), parity=received.parity,
+        stopped=tally.done < min(end, tally.whole),
+    )  # fmt: skip
+
+
+class _Stopped(Exception):
+    """Asked to stop."""
+
+
+class _Received:
+    """A file as it came: `size` data bytes, and their bits as the model reads them."""
+
+    def __init__(self, data: bytes, parity: bool, path: Path) -> None:
+        self.data, self.parity = data, parity
+        self.size = 8 * len(data) // 9 if parity else len(data)
+        if parity:
+            wrong = sum(len(find_parity_errors(self.bits(at, end))) for at, end in self._pieces())
+            _check_protected(self.size, wrong, path)
+
+    def bits(self, begin: int, end: int) -> Bits:
+        """Of bytes [begin, end)."""
+        if not self.parity:
+            return bytes_to_bits(self.data[begin:end])
+        first, last = 9 * begin // 8, -(-9 * end // 8)
+        skipped = 9 * begin - 8 * first
+        return unpack_bits(self.data[first:last], skipped + 9 * (end - begin))[skipped:]
+
+    def plain(self) -> bytearray:
+        """All bytes, without parity."""
+        made = bytearray()
+        for begin, end in self._pieces():
+            made += bits_to_bytes(self.bits(begin, end), parity=self.parity, on_error="keep")
+        return made
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        return ((at, min(self.size, at + PIECE)) for at in range(0, self.size, PIECE))
+
+
+class _Tally:
+    """What is repaired so far.
+
+    Attributes:
+        now: the file; done: up to which byte; whole: up to which one it can be, for what is left of a last unit stays as it is.
+    """
+
+    def __init__(self, config: ModelConfig, span: tuple[int, int], received: _Received) -> None:
+        self.config, self.span, self.received = config, span, received
+        self.now = received.plain()
+        self.done, self.whole = span[0], received.size // config.align_bytes * config.align_bytes
+        self.flipped = self.doubtful = 0
+        self.changes: list[Change] = []
+
+    def add(self, piece: MendedPiece) -> None:
+        """Take in the part of a piece that lies within the span."""
+        c, width = self.config, self.config.byte_bits
+        begin, end = max(self.span[0], piece.begin), min(self.span[1], piece.begin + len(piece.bits) // width)
+        inside = slice((begin - piece.begin) * width, (end - piece.begin) * width)
+        before_T, bits_T = self.received.bits(begin, end), piece.bits[inside]
+        before, after = (bits_to_bytes(x, parity=c.parity, on_error="keep") for x in (before_T, bits_T))
+        self.now[begin:end], self.done = after, end
+        patches = slice(inside.start // c.patch_bits, -(-inside.stop // c.patch_bits))
+        self.doubtful += int((piece.doubt[patches] > 0.5).sum())
+        places = np.flatnonzero(before_T != bits_T)
+        self.flipped += len(places)
+        for at in np.unique(places // width)[: max(0, SHOWN - len(self.changes))].tolist():
+            first = inside.start + at * width
+            doubt_N = piece.doubt[first // c.patch_bits : -(-(first + width) // c.patch_bits)]
+            self.changes.append(Change(begin + at, before[at], after[at], float(doubt_N.max(initial=0.0))))
 
 
 def protect_file(path: Path, out: Path, *, undo: bool = False) -> int:
@@ -212,15 +303,24 @@ def protect_file(path: Path, out: Path, *, undo: bool = False) -> int:
 
 def _unprotected(data: bytes, path: Path) -> Bits:
     size = 8 * len(data) // 9
+    bits = unpack_bits(data, 9 * size)
+    _check_protected(size, len(find_parity_errors(bits)), path)
+    return bits
+
+
+def _check_protected(size: int, wrong: int, path: Path) -> None:
+    """Refuse bytes that never had parity.
+
+    Raises:
+        BitStreamError: too many of them are odd, or there is none.
+    """
     if not size:
         raise BitStreamError(f"{path}: holds no byte of nine bits. Try btlm protect {path} first")
-    bits = unpack_bits(data, 9 * size)
-    if len(find_parity_errors(bits)) > WRONG * size:
+    if wrong > WRONG * size:
         raise BitStreamError(
-            f"{path}: {len(find_parity_errors(bits)):,} of {size:,} bytes have odd parity; a run with parity needs a protected file. Try "
+            f"{path}: {wrong:,} of {size:,} bytes have odd parity; a run with parity needs a protected file. Try "
             f"btlm protect {path} first, or a run without parity"
         )
-    return bits
 
 
 def _diffusion(run: str, store: Path) -> BitTransformerLM:

@@ -16,7 +16,7 @@ from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.generation import stream_bytes
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.restoration import continued, fill_bits, hidden_bits, repair_bits
+from bit_transformer.restoration import continued, fill_bits, hidden_bits, repair_bits, repair_pieces
 from bit_transformer.safety import Guard, Reference, SafetyGate, safe_sample_with_retry
 from bit_transformer.training import train_loop
 from tests.conftest import at_most, random_model
@@ -167,3 +167,50 @@ def test_what_cannot_be_is_refused() -> None:
             repair_bits(either, bits, rate=0.5)
     with pytest.raises(ConfigError, match="got a diffusion model, which has no next bit"):
         next(stream_bytes(model, b"abc", 5))
+
+
+@pytest.fixture(scope="module")
+def one_way() -> BitTransformerLM:
+    """An autoregressive model that has learned the cycle."""
+    torch.manual_seed(0)
+    model = BitTransformerLM(d_model=48, nhead=2, num_layers=2, max_seq_len=256)
+    train_loop(model, bytes_corpus(CYCLE * 400), steps=100, batch_size=16, amp=False)
+    return model
+
+
+@pytest.mark.parametrize("name", ["cyclist", "one_way"])
+def test_a_stream_is_repaired_piece_by_piece(name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
+    clean = bytes_to_bits(CYCLE * 40)
+    received = clean ^ (np.random.default_rng(2).random(clean.shape) < 0.01)
+    asked: list[tuple[int, int]] = []
+
+    def read(begin: int, end: int) -> np.ndarray:
+        asked.append((begin, end))
+        return received[8 * begin : 8 * end]
+
+    ((whole, rate),) = repair_pieces(model, read, 640, (0, 640))
+    as_one = repair_bits(model, received)
+    assert (whole.bits == as_one.bits).all() and (whole.doubt == as_one.doubt).all() and rate == as_one.rate
+    asked.clear()
+    told: list[tuple[int, int]] = []
+    pieces = list(repair_pieces(model, read, 640, (30, 610), piece=150, on_progress=lambda *at: told.append(at)))
+    assert [piece.begin for piece, _ in pieces] == [30, 180, 330, 480]
+    assert all(len(piece.bits) == 8 * len(piece.doubt) for piece, _ in pieces)
+    made = np.concatenate([piece.bits for piece, _ in pieces])
+    wrong, flips = made != clean[240:4880], (received != clean)[240:4880]
+    assert wrong.sum() <= at_most(0.1, flips.sum())  # also at the seams, where a piece sees beyond them
+    assert told[-1] == (580, 580) and [done for done, _ in told] == sorted(done for done, _ in told)
+    sizes = [end - begin for begin, end in asked[1:]]  # the first is for the rate
+    assert max(sizes) <= 150 + 2 * 64 and len({rate for _, rate in pieces}) == 1
+
+
+def test_a_range_is_widened_to_whole_units_and_no_further() -> None:
+    model = random_model(patch_bits=12, max_seq_len=144)  # three bytes are two patches
+    bits = bytes_to_bits(bytes(range(20)))
+    read = lambda begin, end: bits[8 * begin : 8 * end]  # noqa: E731
+    for span, begin, size in (((4, 5), 3, 3), ((0, 20), 0, 18), ((7, 19), 6, 12)):
+        ((piece, _),) = repair_pieces(model, read, 20, span, 1e-6)
+        assert (piece.begin, len(piece.bits)) == (begin, 8 * size)
+    with pytest.raises(BitStreamError, match="got 2 bytes; at least 3 are needed"):
+        next(repair_pieces(model, read, 20, (18, 20), 1e-6))

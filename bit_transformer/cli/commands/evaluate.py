@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from bit_transformer.cli.options import Json, Overlap, Protocol, RunArgument, Store
-from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_comparison, show_json, table
+from bit_transformer.cli.output import (
+    EXIT_INTERRUPTED,
+    bpb,
+    console,
+    errors_in_one_line,
+    show_comparison,
+    show_json,
+    show_stopped,
+    table,
+)
+from bit_transformer.cli.training_output import live_progress
 from bit_transformer.service import DEFAULT_STORE
 
 
@@ -23,13 +33,20 @@ def run(
     with errors_in_one_line(as_json):
         from bit_transformer.service import evaluation
 
-        found = evaluation.evaluate(model, files, overlap=overlap, learning=protocol, store=store)
+        with live_progress() as report:
+            found = evaluation.evaluate(model, files, overlap=overlap, learning=protocol, store=store, report=report)
         if as_json:
             show_json(found)
-            return
-        if len(found.files) > 1:
-            made = table("\nfiles", "file", "bits per byte")
-            for name, value in found.files.items():
-                made.add_row(name, bpb(value))
-            console.print(made)
-        show_comparison(found.total, "bytes in all" if len(found.files) > 1 else f"bytes of {next(iter(found.files))}")
+        else:
+            if len(found.files) > 1:
+                made = table("\nfiles", "file", "bits per byte")
+                for name, value in found.files.items():
+                    made.add_row(name, bpb(value))
+                console.print(made)
+            what = "bytes in all" if len(found.files) > 1 else f"bytes of {next(iter(found.files))}"
+            if found.stopped:
+                show_stopped(found.total.bytes, found.of_bytes, f"{bpb(found.total.bpb)} bits per byte so far")
+            else:
+                show_comparison(found.total, what)
+        if found.stopped:
+            raise typer.Exit(EXIT_INTERRUPTED)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, RunArgument, Store
-from bit_transformer.cli.output import console, errors_in_one_line, show_json, table
+from bit_transformer.cli.options import Json, RunArgument, Store, parse_range
+from bit_transformer.cli.output import EXIT_INTERRUPTED, console, errors_in_one_line, show_json, table
 from bit_transformer.cli.training_output import live_progress
 from bit_transformer.service import DEFAULT_STORE
+
+if TYPE_CHECKING:
+    from bit_transformer.service.restoration import RepairReport
 
 LISTED = 10
 
@@ -22,6 +25,10 @@ def run(
     rate: Annotated[
         float | None, typer.Option(help="Share of bits that were flipped, in (0, 0.5). Default: found from the file.")
     ] = None,
+    range_: Annotated[
+        str | None,
+        typer.Option("--range", metavar="FROM:TO", help="Bytes to repair; the others stay as received. Default: all."),
+    ] = None,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -29,23 +36,51 @@ def run(
     with errors_in_one_line(as_json):
         from bit_transformer.service import restoration
 
+        span = None if range_ is None else parse_range(range_)
         with live_progress() as report:
-            found = restoration.repair_file(model, file, out, rate=rate, store=store, report=report)
+            found = restoration.repair_file(model, file, out, rate=rate, span=span, store=store, report=report)
         if as_json:
             show_json(found)
-            return
-        if found.changes:
-            made = table("", "byte", "received", "now", "doubt")
-            for change in found.changes[:LISTED]:
-                made.add_row(f"{change.offset:,}", _shown(change.received), _shown(change.now), f"{change.doubt:.0%}")
-            console.print(made)
-        found_rate = f"; about {found.rate:.3%} of the bits were flipped" if rate is None and found.flipped_bits else ""
-        more = f", of which {LISTED} are shown (all: --json)" if len(found.changes) > LISTED else ""
+        else:
+            _show(found, out, rate_given=rate is not None)
+        if found.stopped:
+            raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _show(found: RepairReport, out: Path, *, rate_given: bool) -> None:
+    if found.changes:
+        made = table("", "byte", "received", "now", "doubt")
+        for change in found.changes[:LISTED]:
+            made.add_row(f"{change.offset:,}", _shown(change.received), _shown(change.now), f"{change.doubt:.0%}")
+        console.print(made)
+    found_rate = f"; about {found.rate:.3%} of the bits were flipped" if not rate_given and found.flipped_bits else ""
+    more = f", of which {LISTED} are shown (all: --json)" if len(found.changes) > LISTED else ""
+    begin, done = found.repaired
+    if done > begin:
         console.print(
-            f"{found.flipped_bits:,} bits changed in {found.bytes:,} bytes{more}{found_rate}. "
+            f"{found.flipped_bits:,} bits changed in {done - begin:,} bytes{more}{found_rate}. "
             f"{found.doubtful:,} patches are doubtful still. Written to {out}",
             soft_wrap=True,
         )
+    if found.stopped:
+        _show_rest(found, out)
+
+
+def _show_rest(found: RepairReport, out: Path) -> None:
+    """How to go on with what was stopped."""
+    (begin, done), end = found.repaired, found.asked[1]
+    if done == begin:
+        console.print("Stopped before the first piece was done; nothing was written", soft_wrap=True)
+        return
+    rest = f"--range {done}:{end} --rate {found.rate:.3g}"
+    how = (
+        f"btlm repair {found.run} {found.file} {rest} --out {out}.rest; bytes {done} to {end} of that belong into {out}"
+        if found.parity
+        else f"btlm repair {found.run} {out} {rest} --out {out}"
+    )
+    console.print(
+        f"Stopped: bytes {begin} to {done} are repaired, the others as received. Go on with: {how}", soft_wrap=True
+    )
 
 
 def _shown(byte: int) -> str:

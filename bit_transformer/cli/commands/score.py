@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bit_transformer.cli.options import Json, Overlap, Protocol, RunArgument, Store
-from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_json, spark, table
+from bit_transformer.cli.output import (
+    EXIT_INTERRUPTED,
+    bpb,
+    console,
+    errors_in_one_line,
+    show_json,
+    show_stopped,
+    spark,
+    table,
+)
+from bit_transformer.cli.training_output import live_progress
 from bit_transformer.service import DEFAULT_STORE
+
+if TYPE_CHECKING:
+    from bit_transformer.service.evaluation import Scoring
 
 
 def run(
@@ -27,17 +40,28 @@ def run(
     with errors_in_one_line(as_json):
         from bit_transformer.service import evaluation
 
-        found = evaluation.score(model, file, window=window, overlap=overlap, learning=protocol, store=store, plot=plot)
+        with live_progress() as report:
+            found = evaluation.score(
+                model, file, window=window, overlap=overlap, learning=protocol, store=store, plot=plot, report=report
+            )
         if as_json:
             show_json(found)
-            return
-        costs = [w.bpb for w in found.windows]
-        console.print(
-            f"{found.file}: {bpb(found.bpb)} bits per byte, from {bpb(min(costs))} to {bpb(max(costs))} a stretch"
-        )
-        console.print(spark(costs), soft_wrap=True)
-        made = table("\nmost surprising", "offset", "bytes", "bits per byte")
-        for stretch in sorted(found.windows, key=lambda w: -w.bpb)[:top]:
-            made.add_row(f"{stretch.offset:,}", str(stretch.bytes), bpb(stretch.bpb))
-        console.print(made)
-        console.print(f"model: {found.protocol}", style="dim", soft_wrap=True)
+        else:
+            _show(found, top)
+        if found.stopped:
+            raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _show(found: Scoring, top: int) -> None:
+    costs = [w.bpb for w in found.windows]
+    console.print(
+        f"{found.file}: {bpb(found.bpb)} bits per byte, from {bpb(min(costs))} to {bpb(max(costs))} a stretch"
+    )
+    console.print(spark(costs), soft_wrap=True)
+    made = table("\nmost surprising", "offset", "bytes", "bits per byte")
+    for stretch in sorted(found.windows, key=lambda w: -w.bpb)[:top]:
+        made.add_row(f"{stretch.offset:,}", str(stretch.bytes), bpb(stretch.bpb))
+    console.print(made)
+    console.print(f"model: {found.protocol}", style="dim", soft_wrap=True)
+    if found.stopped:
+        show_stopped(sum(w.bytes for w in found.windows), found.of_bytes, f"{bpb(found.bpb)} bits per byte so far")
