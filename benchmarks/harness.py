@@ -40,6 +40,13 @@ class Report:
         """A line of the table."""
         self.rows.append((what, value))
 
+    def leave_out(self, *keys: str) -> None:
+        """Say nothing of figures that a quick look cannot measure: after few updates, or on small batches, they are other quantities."""
+        for key in keys:
+            self.figures.pop(key, None)
+            self.goals.pop(key, None)
+        self.row("not measured with --quick", ", ".join(keys))
+
     def met(self) -> bool:
         """Whether every goal is."""
         return all(_holds(self.figures[key], goal) for key, goal in self.goals.items())

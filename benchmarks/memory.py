@@ -127,6 +127,8 @@ def main(quick: bool) -> int:
         "time_over_checkpoint": harness.ratio(seconds["reversible"], seconds["checkpoint"])[0],
         "gradients_equal": float(all(found)),
     }
+    if quick:  # of so small a batch, weights and optimizer are most of the total
+        report.leave_out("total_ratio_24")
     return report.finish()
 
 

@@ -11,6 +11,7 @@ from bit_transformer.config import ModelConfig, TrainConfig
 from bit_transformer.errors import ConfigError
 from bit_transformer.machine import free_memory
 from bit_transformer.memory import MemoryEstimate, Saving, estimate_memory, largest_batch, savings
+from bit_transformer.model import BitTransformerLM
 from bit_transformer.service.models import default_device
 from bit_transformer.training import as_estimated
 
@@ -22,6 +23,7 @@ class MemoryReport:
     Attributes:
         windows: in one micro-batch, or in use at once, on one device.
         positions: of a window.
+        model_parameters: how many numbers the model learns; `active_parameters`: those that take part in one position.
         budget: bytes that there are, as given, or as free on this machine; none where that is not known.
         largest_batch: the most windows that fit the budget at once, over all devices.
         savings: switches that would lower the peak; of trainings.
@@ -31,6 +33,8 @@ class MemoryReport:
     precision: str
     windows: int
     positions: int
+    model_parameters: int
+    active_parameters: int
     world_size: int
     estimate: MemoryEstimate
     budget: int | None
@@ -62,12 +66,16 @@ def estimate(
     how = as_estimated(train, device, train.accum_steps) if training else train.model_copy(update={"amp": False})
     found = estimate_memory(model, how, training=training, batch=batch, world_size=world_size)
     there = budget or free_on(device)
+    with torch.device("meta"):  # shapes alone
+        count = BitTransformerLM(model).num_parameters()
     window = min(train.window or model.max_seq_len, model.max_seq_len) if training else model.max_seq_len
     return MemoryReport(
         training=training,
         precision="bfloat16 autocast" if how.amp else "float32",
         windows=(train.batch_size // train.accum_steps if training else batch) // world_size,
         positions=math.ceil(window / model.patch_bits),
+        model_parameters=count.total,
+        active_parameters=count.active,
         world_size=world_size,
         estimate=found,
         budget=there,

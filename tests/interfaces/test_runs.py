@@ -108,3 +108,13 @@ def test_an_older_file_is_noted_in_one_line(tmp_path) -> None:
     done = subprocess.run(call, cwd=tmp_path, capture_output=True)
     (line,) = done.stderr.decode().splitlines()
     assert done.returncode == 0 and "is of an older format" in line
+
+
+def test_an_estimate_counts_parameters(btlm, text_file) -> None:
+    found = json.loads(btlm("estimate", *SMALL, "--json").stdout)
+    result = json.loads(btlm("train", text_file, *SMALL, "--steps", 1, "--out", "runs/one", "--json").stdout)
+    assert found["model_parameters"] == result["parameters"] > result["active_parameters"] == found["active_parameters"]
+    assert (
+        f"{result['parameters']:,} parameters, {result['active_parameters']:,} of them"
+        in btlm("estimate", *SMALL).stdout
+    )

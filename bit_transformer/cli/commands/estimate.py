@@ -87,6 +87,10 @@ def _show(found: MemoryReport) -> None:
     made.add_row("most at once", _size(found.estimate.peak), f"during {found.estimate.when}", style="bold")
     made.columns[2].justify = "left"
     console.print(made)
+    console.print(
+        f"{found.model_parameters:,} parameters, {found.active_parameters:,} of them take part in one position",
+        style="dim",
+    )
     if found.budget:
         together = " on all devices" if found.world_size > 1 else ""
         fits = (
