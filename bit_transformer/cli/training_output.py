@@ -116,6 +116,8 @@ def show_training(result: TrainResult) -> None:
         f"{result.parameters / 1e6:.2f} M parameters, {result.active_parameters / 1e6:.2f} M of them active",
         soft_wrap=True,
     )
+    if result.best_step < result.steps:
+        console.print(f"The weights that validated best are kept: those of update {result.best_step:,}", soft_wrap=True)
     if result.steps < 20:
         console.print(
             f"Only {result.steps} updates were made. Try a larger budget, or a smaller --batch-size", soft_wrap=True
