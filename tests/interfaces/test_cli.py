@@ -522,7 +522,10 @@ def test_a_run_is_trained_further_with_its_experts_and_optimizers(btlm, trained,
     done = btlm("train", other, "--init", "runs/one", *budget, "--out", "runs/more")
     assert done.returncode == 0, done.stderr
     one, more = (load_checkpoint(tmp_path / "runs" / name) for name in ("one", "more"))
-    assert more.config == one.config and more.bank.count == one.bank.count + config_of(tmp_path / "runs" / "more")["data"]["train_bytes"]
+    assert (
+        more.config == one.config
+        and more.bank.count == one.bank.count + config_of(tmp_path / "runs" / "more")["data"]["train_bytes"]
+    )
     assert "begin anew" not in done.stderr  # the optimizers went on
     moments = [read_tensors(tmp_path / "runs" / name / "training.safetensors")[0] for name in ("one", "more")]
     assert [int(tensors["optim.adam.0.step"]) for tensors in moments] == [20, 30]
