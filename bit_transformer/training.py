@@ -468,7 +468,13 @@ class Trainer:
         """
         tensors, document = read_tensors(path, device=self.device)
         train = _config_of(TrainConfig, document.get("train"))
-        stage = document.get("progress", {}).get("stage", 0)
+        try:
+            progress, windows = Progress(**{**document["progress"], "stopped": ""}), document["windows"]
+        except (KeyError, TypeError):
+            raise CheckpointError(
+                f"{path}: holds no training that can go on. Try the run's training.safetensors"
+            ) from None
+        stage = progress.stage
         if stage != self.progress.stage and stage < len(self.stages):
             self._replace_model(BitTransformerLM(self.stages[stage]).to(self.device))
             self.optimizers = Optimizers(self.model, self.config.optim)
@@ -483,9 +489,9 @@ class Trainer:
                 )
         load_weights(self.model, under("model.", tensors), path)
         self._take_moments(tensors)
-        self.windows.load_state_dict(document["windows"], under("windows.", tensors))
+        self.windows.load_state_dict(windows, under("windows.", tensors))
         self.best, self.average = (under(kept, tensors) or None for kept in ("best.", "average."))
-        self.progress = p = Progress(**{**document["progress"], "stopped": ""})
+        self.progress = p = progress
         if train is not None and train.budget != self.config.budget:
             self._advance(p.seconds)
             p.validated = p.share

@@ -12,6 +12,7 @@ from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
 from bit_transformer.evaluation.metrics import Protocol, Score, bits_per_byte
 from bit_transformer.model import BitTransformerLM, set_dropout
+from bit_transformer.tensor_file import read_tensors, write_tensors
 from bit_transformer.training import StopTraining, Trainer, autocast, build_windows, cpu_autocast, train_loop
 from tests.conftest import TEXT, prose, random_bits
 
@@ -147,6 +148,11 @@ def test_a_training_of_another_config_is_not_resumed(tmp_path):
     trainer.save(tmp_path / "t.safetensors")
     with pytest.raises(CheckpointError, match="another train config"):
         new_trainer(batch_size=8).load(tmp_path / "t.safetensors")
+    tensors, document = read_tensors(tmp_path / "t.safetensors")
+    for key in ("progress", "windows"):
+        write_tensors(tmp_path / "t.safetensors", tensors, {k: v for k, v in document.items() if k != key})
+        with pytest.raises(CheckpointError, match="holds no training that can go on"):
+            new_trainer().load(tmp_path / "t.safetensors")
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch():
