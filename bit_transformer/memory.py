@@ -266,7 +266,7 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
         "the last block's backward pass": base + before + activations + working + last,
         "the first block's backward pass": base + gradients + first + working,
         "the optimizer's update": base + gradients + update,
-        "validation": base + _scoring(c, min(VALIDATION_ROWS, rows) if c.causal else BOUND_SAMPLES),
+        "validation": base + at_rest // 2 + _scoring(c, min(VALIDATION_ROWS, rows) if c.causal else BOUND_SAMPLES),
     }
     when, peak = max(moments_of.items(), key=lambda item: item[1])
     return MemoryEstimate(

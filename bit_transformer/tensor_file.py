@@ -40,7 +40,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[s
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as of any new file; what safetensors makes is for its owner alone
         save_file(kept, temporary, metadata={SEALED: f"{_digest(text, kept)} {text}"})
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -15,12 +15,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.checkpoint import load_weights
@@ -31,11 +30,10 @@ from bit_transformer.data.features import (
     Say,
     StreamedWindows,
     corpus_features,
-    corpus_pieces,
+    corpus_sketch,
     feature_bytes,
-    known_fraction,
     window_features,
-    window_pieces,
+    window_sketch,
 )
 from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.data.windows import Batch, BitWindows, CorpusWindows, Windows
@@ -49,6 +47,7 @@ from bit_transformer.tensor_file import read_tensors, under, write_tensors
 
 if TYPE_CHECKING:
     from bit_transformer.experts.bank import ExpertBank
+    from bit_transformer.experts.sketch import Sketch
 
 FIRST_REACH = 0.2  # of a curriculum: where noise begins
 OVERFIT_RISE, OVERFIT_CHECKS = (
@@ -75,7 +74,7 @@ class Progress:
         stale: validations since then; `worse`: those in a row that were clearly above it while training got better.
         train_bpb: of training, smoothed over about 50 updates; `best_train_bpb`: at the best validation.
         overfit_since: the update of the best validation, once over-fitting was noticed; else 0.
-        validated: share of the budget at the last validation.
+        validated: share of the budget at the last validation; `averaged`: when the weights last entered their average.
         stopped: why it ended, if it has.
         micro_batches: of an update, where memory did not suffice for the config's `accum_steps`; else 0.
         threads: of the processor, where they were chosen by measuring; else 0.
@@ -97,6 +96,7 @@ class Progress:
     best_train_bpb: float = math.inf
     overfit_since: int = 0
     validated: float = 0.0
+    averaged: float = 0.0
     stopped: str = ""
     micro_batches: int = 0
     threads: int = 0
@@ -215,8 +215,8 @@ class Trainer:
                     self._grow()
                 record = self.update()
                 self.progress.seconds = self.clock() - began
-                before, share = self.progress.share, self._advance(self.progress.seconds)
-                if _crossed(before, share, 1 / AVERAGED):
+                share = self._advance(self.progress.seconds)
+                if _crossed(self.progress.averaged, share, 1 / AVERAGED):
                     self._enter_average()
                 due = _crossed(self.progress.validated, share, self.config.eval_every)
                 if self.validation is not None and due:
@@ -330,13 +330,15 @@ class Trainer:
         An average over the latest tenth of a training is what rates that fell to zero would have left (Hägele et al. 2024, arXiv:2405.18392).
         So where validation is best early, in a budget that is too long for the data, little is lost.
         """
-        if not self.config.average or self.validation is None:
+        p, config = self.progress, self.config
+        if not (config.average and config.keep_best and self.validation is not None):
             return
         if self.average is None:
             self.average = self._copied_weights()
         with torch.no_grad():
             for name, tensor in self.model.weights().items():
-                self.average[name].lerp_(tensor, min(1.0, 1 / AVERAGED / self.config.average))
+                self.average[name].lerp_(tensor, min(1.0, (p.share - p.averaged) / config.average))
+        p.averaged = p.share
 
     def _copied_weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.model.weights().items()}
@@ -348,10 +350,14 @@ class Trainer:
         now = best = self._copied_weights() if self.config.keep_best else None
         if now is not None and self.average is not None:
             load_weights(self.model, self.average, Path("the average of weights"))
-            averaged = self._scored(corpus)
-            load_weights(self.model, now, Path("the latest weights"))
+            try:
+                averaged = self._scored(corpus)
+            finally:
+                load_weights(self.model, now, Path("the latest weights"))
             if averaged < latest:
-                bpb, best = averaged, {name: tensor.clone() for name, tensor in self.average.items()}
+                bpb = averaged
+                for name, tensor in self.average.items():
+                    now[name].copy_(tensor)
         self._notice_overfitting(bpb)
         p.stale = 0 if bpb < p.best_bpb else p.stale + 1
         if bpb < p.best_bpb:
@@ -494,7 +500,8 @@ class Trainer:
         self.progress = p = progress
         if train is not None and train.budget != self.config.budget:
             self._advance(p.seconds)
-            p.validated = p.share
+            p.validated = p.averaged = p.share
+            p.stale = p.worse = 0
 
     def take_optimizers(self, path: Path) -> None:
         """Begin with the optimizers' state of another training of the same shape.
@@ -659,7 +666,7 @@ def build_windows(
             raise BitStreamError("got other values than 0 and 1 among the bits. Try bytes_to_bits for bytes")
         features_NTF = None
         if shape.experts and data.ndim == 2:
-            start, keep = _known_before(model, window_pieces(data), say)
+            start, keep = _known_before(model, partial(window_sketch, data), say)
             made_NTF, bank = window_features(data, shape, start)
             model.bank = keep or bank
             features_NTF = torch.from_numpy(made_NTF)
@@ -671,7 +678,7 @@ def build_windows(
         data = data.aligned(shape.align_bytes)
         features = None
         if shape.experts and len(data) >= size:
-            start, keep = _known_before(model, corpus_pieces(data), say)
+            start, keep = _known_before(model, partial(corpus_sketch, data), say)
             if feature_bytes(data, shape) > config.feature_cache or _pass_is_too_long(len(data), config):
                 say(
                     "the experts read the data while training: their features are too large to keep, or reading first too long"
@@ -690,7 +697,7 @@ def build_windows(
 
 
 def _known_before(
-    model: BitTransformerLM, pieces: NDArray[np.int64], say: Say
+    model: BitTransformerLM, sketch: Callable[[], Sketch], say: Say
 ) -> tuple[ExpertBank | None, ExpertBank | None]:
     """The bank that reads the data on from what it knows, and the bank that the model keeps in its place.
 
@@ -699,13 +706,15 @@ def _known_before(
     """
     if not (model.has_bank and model.bank.count):
         return None, None
-    known = known_fraction(model.bank, pieces)
+    from bit_transformer.experts.sketch import known_fraction  # numba, where it is needed
+
+    known = known_fraction(model.bank.sketch, sketch())
     if known > 0.5:
         say(
             "the experts have learned from these bytes before: for this training new ones read them; the model keeps its own"
         )
         return None, model.bank
-    if known:
+    if known > 0.01:  # some phrases are everywhere
         say(f"the experts have learned from {known:.0%} of these bytes before, and predict them better than new ones")
     return model.bank, None
 

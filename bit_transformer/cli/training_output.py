@@ -126,7 +126,7 @@ def show_training(result: TrainResult) -> None:
         show_comparison(result.comparison, "held-out bytes")
         if result.val_bpb is not None:
             console.print(
-                f"val along the way, {bpb(result.val_bpb)} in the end, is of a small sample, in windows without overlap: less context, so higher",
+                f"val along the way, {bpb(result.val_bpb)} in the end, is of other bytes: a small sample of the training part, in windows without overlap",
                 style="dim",
                 soft_wrap=True,
             )

@@ -31,6 +31,7 @@ from bit_transformer.data.windows import Batch, SamplerState, epoch_key
 from bit_transformer.errors import BitStreamError, CheckpointError
 from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, feature_count, memory_bytes, pack_units
 from bit_transformer.experts.kernels import Stream
+from bit_transformer.experts.sketch import WINDOW, Sketch, empty, joined, sketched
 from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
 
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
@@ -39,8 +40,6 @@ PIECE = 28 * WHOLE  # bytes read at a time
 MEMORY = 1 << 28  # features of this many bytes or less are not worth a file: some seconds make them
 SAVE_SECONDS = 30.0
 PASS_RATE = 400_000  # bytes a second that a pass makes at least; for deciding, not for measuring
-
-HASHED = 1 << 16  # bytes of a piece by which data is recognised
 
 Say = Callable[[str], None]
 Passed = Callable[[int, int], None]
@@ -67,30 +66,20 @@ def feature_bytes(corpus: Corpus, model: ModelConfig) -> int:
     return len(corpus) * model.byte_bits * feature_count(model)
 
 
-def corpus_pieces(corpus: Corpus) -> NDArray[np.int64]:
-    """Digests of a corpus's pieces of 64 KiB, counted from the start of each of its files: what a bank remembers of what it read."""
-    found = [
-        _digest(corpus.read(at, min(HASHED, end - at)))
-        for begin, end in corpus.spans_at()
-        for at in range(begin, end, HASHED)
-    ]
-    return np.unique(found).astype(np.int64)
+def corpus_sketch(corpus: Corpus) -> Sketch:
+    """By which it is known whether experts have learned from a corpus."""
+    found = empty()
+    for offset in range(0, len(corpus), PIECE):
+        found = sketched(np.asarray(corpus.read(offset, PIECE + WINDOW - 1)), found)
+    return found
 
 
-def window_pieces(bits_NT: Tensor) -> NDArray[np.int64]:
-    """Digests of windows that are given as bits."""
-    return np.unique([_digest(row) for row in np.packbits(bits_NT.cpu().numpy().astype(np.uint8), axis=1)]).astype(
-        np.int64
-    )
-
-
-def _digest(data: NDArray[np.uint8]) -> int:
-    return int.from_bytes(hashlib.sha256(np.ascontiguousarray(data).data).digest()[:8], "little", signed=True)
-
-
-def known_fraction(bank: ExpertBank, pieces: NDArray[np.int64]) -> float:
-    """How much of some data a bank has learned from already, by its pieces."""
-    return float(np.isin(pieces, bank.pieces).mean()) if len(pieces) else 0.0
+def window_sketch(bits_NT: Tensor) -> Sketch:
+    """The same of windows that are given as bits."""
+    found = empty()
+    for row in np.packbits(bits_NT.cpu().numpy().astype(np.uint8), axis=1):
+        found = sketched(row, found)
+    return found
 
 
 class CorpusFeatures:
@@ -136,13 +125,13 @@ def corpus_features(
         ConfigError: the bank needs more memory than there is.
     """
     bank = begin_with(start, model)
-    pieces = np.union1d(bank.pieces, corpus_pieces(corpus))
+    sketch = joined(bank.sketch, corpus_sketch(corpus))
     if feature_bytes(corpus, model) <= (MEMORY if memory is None else memory):
         stream, parts = bank.stream(), []
         for offset in range(0, len(corpus), PIECE):
             parts.append(bank.read(corpus_units(corpus, offset, PIECE, model), stream, learn=True))
             passed(min(len(corpus), offset + PIECE), len(corpus))
-        bank.pieces = pieces
+        bank.sketch = sketch
         return CorpusFeatures(np.concatenate(parts).reshape(-1, bank.features), bank, made=True)
     folder = folder or cache_folder()
     known = f" {bank.digest()}" if bank.count else ""
@@ -161,7 +150,7 @@ def corpus_features(
             f"{folder}: the experts' features could not be written ({reason}). Try another folder in {CACHE_VARIABLE}, or "
             f"train.feature_cache=0 to make them while training"
         ) from refused
-    bank.pieces = pieces
+    bank.sketch = sketch
     return CorpusFeatures(features_TF, bank, made)
 
 
@@ -361,12 +350,11 @@ class StreamedWindows:
             )
         self.epoch, self.drawn = 0, 0
         self._finished: ExpertBank | None = None
-        self._start, self._keep, self._pieces = start, keep, corpus_pieces(self.corpus)
+        self._start, self._keep = start, keep
         self._begin()
 
     def _begin(self) -> None:
         self._bank = begin_with(self._start, self.model)
-        self._bank.pieces = np.union1d(self._bank.pieces, self._pieces)
         self._streams = [self._bank.stream() for _ in range(self.count)]
 
     @property
@@ -394,7 +382,10 @@ class StreamedWindows:
             offset = shift + (index * self.per_stream + self.drawn) * self.window_bytes
             units = corpus_units(self.corpus, offset, self.window_bytes, self.model)
             made = self._bank.read(units, stream, learn=True)
-            rows.append(bytes_to_bits(self.corpus.read(offset, self.window_bytes), parity=self.model.parity))
+            data = self.corpus.read(offset, self.window_bytes)
+            before = min(offset, WINDOW - 1)  # so that what stands across two windows is noted too
+            self._bank.note(np.asarray(self.corpus.read(offset - before, before + self.window_bytes)))
+            rows.append(bytes_to_bits(data, parity=self.model.parity))
             features.append(made.reshape(-1, self._bank.features))
         self.drawn += 1
         return Batch(torch.from_numpy(np.stack(rows)), torch.from_numpy(np.stack(features)))
@@ -441,7 +432,7 @@ def window_features(
             f"Try bits[:, :{T // model.unit_bits * model.unit_bits}]"
         )
     bank = begin_with(start, model)
-    bank.pieces = np.union1d(bank.pieces, window_pieces(bits_NT))
+    bank.sketch = joined(bank.sketch, window_sketch(bits_NT))
     made = [
         bank.read(unit_N, bank.stream(), learn=True) for unit_N in pack_units(bits_NT.cpu().numpy(), model.unit_bits)
     ]

@@ -23,6 +23,7 @@ from bit_transformer.experts import STATE_VERSION as STATE_VERSION
 from bit_transformer.experts import kernels
 from bit_transformer.experts.histories import histories, sums
 from bit_transformer.experts.kernels import Curves, Shape, Stream, Tables
+from bit_transformer.experts.sketch import empty, joined, sketched
 from bit_transformer.machine import free_memory
 
 Features = NDArray[np.int8]
@@ -43,7 +44,7 @@ class ExpertBank:
         text_bits: bits after the byte in a unit (1 with parity, else 0), where words are contexts.
 
     Attributes:
-        pieces: digests of the pieces of data that it has learned from in training, ascending, so that data can be recognised.
+        sketch: of the data that it has learned from in training, so that it can be recognised.
 
     Raises:
         ConfigError: more memory than there is.
@@ -51,7 +52,7 @@ class ExpertBank:
 
     def __init__(self, config: ExpertConfig, unit_bits: int, text_bits: int | None = None) -> None:
         self.config, self.unit_bits, self.text_bits = config, unit_bits, text_bits
-        self.pieces = np.empty(0, dtype=np.int64)
+        self.sketch = empty()
         spec = _spec(config, text_bits is not None)
         self.experts = len(spec)
         self.memory = _memory(config, self.experts, unit_bits)
@@ -115,6 +116,10 @@ class ExpertBank:
         kernels.read(self._shape, self.tables, stream, _curves(), units.astype(np.uint16), learn, 0, made)
         return made
 
+    def note(self, data: NDArray[np.uint8]) -> None:
+        """Remember by its sketch that these bytes were learned from."""
+        self.sketch = sketched(data, self.sketch)
+
     def nodes(self, stream: Stream, node: int, patch_bits: int) -> Features:
         """Features at all nodes of the patch that comes next: (V, F), row 0 unused.
 
@@ -137,7 +142,7 @@ class ExpertBank:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """All that was learned, by name; views, not copies."""
-        return {**self.tables._asdict(), "pieces": self.pieces}
+        return {**self.tables._asdict(), "sketch": self.sketch.view(np.int64)}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take what another bank of the same configuration has learned.
@@ -155,7 +160,7 @@ class ExpertBank:
                 )
         for name, table in self.tables._asdict().items():
             table[...] = state[name]
-        self.pieces = np.array(state.get("pieces", ()), dtype=np.int64)  # older files have none
+        self.sketch = np.array(state.get("sketch", ()), dtype=np.int64).view(np.uint64)  # older files have none
 
     def digest(self) -> str:
         """SHA-256 over all that was learned."""
@@ -183,7 +188,7 @@ class ExpertBank:
             for name in ("first", "match", "weights", "last", "maps"):
                 a, b = getattr(mine, name), getattr(theirs, name)
                 a[...] = np.rint(a + (b.astype(np.float64) - a) * share)
-        self.pieces = np.union1d(self.pieces, other.pieces)
+        self.sketch = joined(self.sketch, other.sketch)
         ring = len(theirs.history)
         first = max(0, other.count - ring)
         mine.learned[0] += first

@@ -1,4 +1,10 @@
-"""One training a run folder: while it goes on, a file there names its process. Of a process that was killed the file stays, and holds nothing."""
+"""One training a run folder: its process locks a file there, and the system releases the lock however the process ends.
+
+The file names the process, for messages; it is the lock that counts, so a file that a killed process left behind is no obstacle. On Windows,
+which has no such locks, folders are not locked.
+
+Source: flock(2).
+"""
 
 from __future__ import annotations
 
@@ -6,29 +12,28 @@ import contextlib
 import json
 import os
 import platform
-import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from bit_transformer.errors import ConfigError, RunBusy
 
 LOCK_FILE = ".lock"
-_PROC = Path("/proc")
+TRIES, PAUSE = 10, 0.02  # who looks whether a folder is locked locks it for a moment
 
 
 class Holder(NamedTuple):
-    """A process: numbers of processes are given again, so when it started is part of its name."""
+    """A process, as its lock file names it."""
 
     host: str
     pid: int
-    started: str
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Within: no other process, nor this one again, trains in the folder. It is made; where nothing was put into it, it goes again.
+    """Within: no other process, nor this one again, trains in the folder. It is made, and removed if nothing was put into it.
 
     Raises:
         RunBusy: another training has it.
@@ -37,11 +42,13 @@ def held(folder: Path) -> Iterator[None]:
     path = folder.absolute()
     made = [part for part in (path, *path.parents) if not part.exists()]
     try:
-        _take(path / LOCK_FILE)
-        try:
-            yield
-        finally:
-            (path / LOCK_FILE).unlink(missing_ok=True)
+        with _taken(path / LOCK_FILE):
+            try:
+                yield
+            finally:
+                (path / LOCK_FILE).unlink(
+                    missing_ok=True
+                )  # before the lock goes, so that nobody waits for a file that is gone
     finally:
         with contextlib.suppress(OSError):  # of the first that is not empty
             for part in made:
@@ -49,9 +56,12 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> Holder | None:
-    """The process that trains in a folder, if there is one: of another machine it is believed, for it cannot be asked."""
-    found = _read(folder / LOCK_FILE)
-    return found if found and (found.host != platform.node() or _started(found.pid) == found.started) else None
+    """The process that trains in a folder, if there is one."""
+    try:
+        with (folder / LOCK_FILE).open() as file:
+            return None if _lock(file, shared=True) else _named(file)
+    except OSError:
+        return None
 
 
 def check_free(folder: Path) -> None:
@@ -64,55 +74,55 @@ def check_free(folder: Path) -> None:
     if found:
         raise RunBusy(
             f"{folder}: process {found.pid} on {found.host} is training there; a run folder is for one at a time. Try another --out, or "
-            f"wait for it; if there is no such process, remove {folder / LOCK_FILE}"
+            f"wait for it"
         )
 
 
-def _take(path: Path) -> None:
-    """Become the holder: a file with our name is linked to the lock's, which succeeds for one alone."""
-    mine, stale = (path.with_name(f"{LOCK_FILE}.{os.getpid()}{end}") for end in ("", ".stale"))
-    me = Holder(platform.node(), os.getpid(), _started(os.getpid()))
+def _taken(path: Path) -> IO[str]:
+    """The lock's file, open and locked."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mine.write_text(json.dumps(me._asdict()))
-        while True:
-            with contextlib.suppress(FileExistsError):
-                os.link(mine, path)
-                return
-            dead = _read(path)
-            check_free(path.parent)
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(path, stale)
-                if _read(stale) != dead:  # between the two looks another training took it
-                    os.rename(stale, path)
+        for _ in range(TRIES):
+            file = path.open("a+")
+            if _lock(file) and _is_at(file, path):
+                file.truncate(0)
+                file.write(json.dumps(Holder(platform.node(), os.getpid())._asdict()))
+                file.flush()
+                return file
+            file.close()
+            time.sleep(PAUSE)
     except OSError as refused:
         raise ConfigError(
             f"out={str(path.parent)!r}: cannot be written ({refused.strerror}). Try another folder"
         ) from None
-    finally:
-        for left in (mine, stale):
-            with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
+    check_free(path.parent)
+    raise RunBusy(f"{path.parent}: another training is about to begin there. Try again, or another --out")
 
 
-def _read(path: Path) -> Holder | None:
-    """Whom a lock names; none where there is none, or nothing that can be read."""
+def _lock(file: IO[str], *, shared: bool = False) -> bool:
+    """Whether the lock could be had; it goes when the file is closed."""
     try:
-        return Holder(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _started(pid: int) -> str:
-    """When a process started, as its system says it; nothing where it is gone."""
+        import fcntl
+    except ImportError:
+        return True
     try:
-        if (_PROC / "self" / "stat").exists():
-            state, *numbers = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-            boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-            return "" if state in "ZX" else f"{boot} {numbers[18]}"  # ticks since this start of the machine
-        if os.name == "posix":
-            asked = ["ps", "-o", "lstart=", "-p", str(pid)]
-            return subprocess.run(asked, capture_output=True, text=True, timeout=5).stdout.strip()
-    except (FileNotFoundError, ProcessLookupError, subprocess.TimeoutExpired):
-        return ""
-    return "unknown"  # a system that does not say: a lock is believed
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one of a path, and was not removed meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _named(file: IO[str]) -> Holder:
+    """Whom a lock names; process 0 where it does not say yet."""
+    try:
+        return Holder(**json.loads(file.read()))
+    except (ValueError, TypeError):
+        return Holder(platform.node(), 0)

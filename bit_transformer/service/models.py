@@ -35,6 +35,8 @@ def model_path(run: str, store: Path) -> Path:
             )
         path = Path(known[run])
     path = path / MODEL_FILE if path.is_dir() else path
+    if not path.is_file() and not path.with_name("config.json").is_file():
+        raise CheckpointError(f"{path.parent}: holds no run and no {MODEL_FILE}. Try a run folder, or `btlm runs list`")
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no checkpoint yet; the run has not reached its first one. Try `btlm train --resume`"

@@ -81,7 +81,8 @@ class Reporter:
         self.val_bpb: float | None = None
         self.began: tuple[float, float, float] | None = None
         self.micro_batches: int | None = None
-        self.ceiling = self.overfit = False
+        self.ceiling = False
+        self.overfit: bool | None = None  # whether it was said; of a training that goes on, before
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
         """Report every update, and where memory forced smaller micro-batches."""
@@ -102,12 +103,14 @@ class Reporter:
         if p.ceiling and not self.ceiling:
             self.ceiling = True
             self.report(Notice("the model grows no further: there is no memory for the next stage"))
+        if self.overfit is None:
+            self.overfit = bool(p.overfit_since) and "val_bpb" not in record
         if p.overfit_since and not self.overfit:
             self.overfit = True
             self.report(
                 Notice(
                     f"over-fitting since step {p.overfit_since}: training is at {p.train_bpb:.3f} and falls, validation rises from "
-                    f"{p.best_bpb:.3f}. The weights of that step are kept. Try more data, or model.dropout=0.1 or more"
+                    f"{p.best_bpb:.3f}{'. The weights of that step are kept' if trainer.best is not None else ''}. Try more data, or a smaller model"
                 )
             )
         loss = record["train_bpb"]
@@ -261,7 +264,7 @@ class Checkpoints:
         trainer.take_bank()
         p = trainer.progress
         step = p.step if trainer.best is None else p.best_step
-        about = {"step": step, "bytes_seen": p.bytes_seen, "val_bpb": p.best_bpb if p.best_bpb < math.inf else None}
+        about = {"step": step, "bytes_seen": p.bytes_seen, "val_bpb": None if trainer.best is None else p.best_bpb}
         save_checkpoint(self.folder / MODEL_FILE, trainer.model, weights=trainer.best, about=about)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from bit_transformer.service.observers import Notice, Report
-from bit_transformer.training import Trainer, autocast
+from bit_transformer.training import Trainer, autocast, is_out_of_memory
 
 ROUNDS, LONGEST = 3, 5.0  # of measuring, and seconds after which no round begins
 WORTH = 0.9  # fewer threads are taken where an update takes less than this fraction of the time
@@ -22,17 +22,22 @@ CHOSEN_BY_USER = "OMP_NUM_THREADS"
 def threads_that_pay(trainer: Trainer, report: Report | None = None) -> Iterator[None]:
     """Within: PyTorch uses as many threads as make updates fastest now; in a training that goes on, as many as it had.
 
-    Nothing is measured on a GPU, where `OMP_NUM_THREADS` is set, or where the trunk is compiled.
+    Nothing is measured on a GPU, where `OMP_NUM_THREADS` is set, where the trunk is compiled, or where the model is going to grow.
     """
     before = torch.get_num_threads()
-    p = trainer.progress
-    asked = os.environ.get(CHOSEN_BY_USER) or trainer.config.compile_model
+    p, config = trainer.progress, trainer.config
+    chosen = os.environ.get(CHOSEN_BY_USER)
+    measurable = trainer.device.type == "cpu" and not (config.compile_model or config.progressive)
     try:
-        if p.threads:
+        if chosen or not measurable or before == 1:
+            if report and p.threads not in (0, before):
+                report(Notice(f"the training had {_count(p.threads)}, and now has {before}: its last bits may differ"))
+            p.threads = before
+        elif p.threads:
             torch.set_num_threads(p.threads)
-        elif before > 1 and trainer.device.type == "cpu" and not asked:
+        else:
             began = time.monotonic()
-            seconds = measured(lambda: _pass(trainer), before)
+            seconds = _measured_or_not(trainer, before)
             p.threads = _fastest(seconds)
             p.seconds += time.monotonic() - began  # part of the budget
             torch.set_num_threads(p.threads)
@@ -46,6 +51,17 @@ def threads_that_pay(trainer: Trainer, report: Report | None = None) -> Iterator
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _measured_or_not(trainer: Trainer, most: int) -> dict[int, float]:
+    """Seconds by number of threads; where there is no memory for a micro-batch nothing is known, and the training itself will say so."""
+    try:
+        return measured(lambda: _pass(trainer), most)
+    except (RuntimeError, MemoryError) as failed:
+        if not is_out_of_memory(failed):
+            raise
+    trainer.optimizers.zero_grad()
+    return {most: 0.0}
 
 
 def measured(call: Callable[[], object], most: int) -> dict[int, float]:

@@ -19,7 +19,14 @@ from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint, read_config
 from bit_transformer.config import BUDGETS, DataConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, split
 from bit_transformer.data.windows import Windows
-from bit_transformer.errors import BitStreamError, BitTransformerError, CheckpointError, ConfigError, MissingExtra
+from bit_transformer.errors import (
+    BitStreamError,
+    BitTransformerError,
+    CheckpointError,
+    ConfigError,
+    MissingExtra,
+    RunNotFound,
+)
 from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.growth import smaller_config, stages
 from bit_transformer.model import BitTransformerLM
@@ -150,12 +157,13 @@ def train_further(
     optim = train_fields.get("optim", {})
     if isinstance(optim, Mapping):  # else its error comes from TrainConfig
         optim = optim_for(model).model_dump() | dict(optim)
-    config = TrainConfig.of({**train_fields, "optim": optim})
+    data = _taught_data(path.parent, data_fields)
+    config = TrainConfig.of({**_same_validation(path.parent, data, train_fields), "optim": optim})
     if config.progressive:
         raise ConfigError(
             "got progressive and a model to begin with; a training that grows begins anew. Try without one of them"
         )
-    request = TrainRequest(out, store, model, config, _taught_data(path.parent, data_fields), eval_bytes, init=path)
+    request = TrainRequest(out, store, model, config, data, eval_bytes, init=path)
     return train(request, overwrite=overwrite, report=report)
 
 
@@ -231,7 +239,12 @@ def _resume_held(out: Path, budget: Mapping[str, Any] | None, auto_batch: bool, 
     if auto_batch:
         request = replace(request, train=request.train.model_copy(update={"auto_batch": True}))
     store = RunStore(request.store)
-    if store.get(_name(out)).status == "finished" and not budget:
+    try:
+        recorded = store.get(_name(out))
+    except RunNotFound:  # the folder was moved, or the run forgotten: all that is needed is in the folder
+        store.begin(_name(out), out, json.loads((out / CONFIG_FILE).read_text()))
+        recorded = store.get(_name(out))
+    if recorded.status == "finished" and not budget:
         raise CheckpointError(
             f"{out} is finished: its budget is spent. Try a larger one, such as --resume --steps 1000"
         )
@@ -315,8 +328,8 @@ def collapse(
     optim = train_fields.get("optim", {})
     if isinstance(optim, Mapping):  # else its error comes from TrainConfig
         optim = optim_for(shape).model_dump() | dict(optim)
-    config = TrainConfig.of({**train_fields, "optim": optim})
     data = _taught_data(path.parent, data_fields)
+    config = TrainConfig.of({**_same_validation(path.parent, data, train_fields), "optim": optim})
     request = TrainRequest(out, store, shape, config, data, eval_bytes, teacher=path)
     result = _train(request, teacher, overwrite, report)
     teacher_bpb = None
@@ -343,6 +356,23 @@ def _taught_data(folder: Path, fields: Mapping[str, Any]) -> DataConfig:
     if data == request.data and _load_data(request).train.digest() != digest:
         raise CheckpointError(f"{folder}: its training files are not what they were. Try naming corpora")
     return data
+
+
+def _same_validation(folder: Path, data: DataConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with which validations score the bytes of an earlier run of the same data: those that its model was not trained on.
+
+    Raises:
+        ConfigError: another number of bytes is asked for.
+    """
+    if not (folder / CONFIG_FILE).is_file() or (earlier := _read_request(folder)[0]).data.corpora != data.corpora:
+        return dict(fields)
+    same, wanted = earlier.train.eval_bytes, fields.get("eval_bytes", earlier.train.eval_bytes)
+    if wanted != same or earlier.data != data:
+        name = f"train.eval_bytes={wanted}" if wanted != same else "another split of the data"
+        raise ConfigError(
+            f"got {name}; of the same files the model must be validated on what it was not trained on. Try without, or other files"
+        )
+    return {**fields, "eval_bytes": same}
 
 
 def _last_sample(request: TrainRequest, held_out: Corpus) -> Corpus:
@@ -533,7 +563,7 @@ def _read_request(out: Path) -> tuple[TrainRequest, str]:
     path = out / CONFIG_FILE
     if not (out / TRAINING_FILE).is_file() or not path.is_file():
         raise CheckpointError(
-            f"{out}: no run with a checkpoint to go on from. Try `btlm train ... --out {out} --overwrite`, from the start"
+            f"{out}: no run with a checkpoint to go on from. Try `btlm runs list`, or training from the start"
         )
     try:
         document = json.loads(path.read_text())

@@ -557,6 +557,43 @@ def test_a_further_training_that_was_killed_ends_where_it_would_have(btlm, train
     assert all(bool((killed[name] == tensor).all()) for name, tensor in whole.items())
 
 
+def test_a_run_that_was_moved_or_forgotten_goes_on(btlm, trained, tmp_path):
+    trained.rename(tmp_path / "moved")
+    done = btlm("train", "--out", "moved", "--resume", "--steps", 25)
+    assert done.returncode == 0, done.stderr
+    assert btlm("runs", "rm", "moved").returncode == 0
+    done = btlm("train", "--out", "moved", "--resume", "--steps", 30)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(btlm("runs", "show", "moved", "--json").stdout)["status"] == "finished"
+
+
+def test_a_further_training_is_validated_on_what_its_model_was_not_trained_on(btlm, trained, text_file):
+    for setting in ("train.eval_bytes=500", "data.holdout=0.2"):
+        refused = btlm(
+            "train", "--init", "runs/one", "--steps", 3, "--batch-size", 4, "--set", setting, "--out", "more"
+        )
+        assert refused.returncode == 2 and "validated on what it was not trained on" in refused.stderr, refused.stderr
+
+
+def test_a_run_that_patience_ended_goes_on_with_a_larger_budget(btlm, text_file, tmp_path):
+    flags = [
+        *SMALL,
+        "--steps",
+        200,
+        "--set",
+        "train.patience=1",
+        "--set",
+        "train.eval_every=0.01",
+        "--set",
+        "train.optim.lr=0.5",
+    ]
+    assert btlm("train", text_file, *flags, "--out", "short").returncode == 0
+    steps = json.loads(btlm("runs", "show", "short", "--json").stdout)["validation"][-1][0]
+    assert steps < 200
+    assert btlm("train", "--out", "short", "--resume", "--steps", 400).returncode == 0
+    assert json.loads(btlm("runs", "show", "short", "--json").stdout)["validation"][-1][0] > steps
+
+
 def test_a_finished_run_goes_on_with_a_larger_budget(btlm, trained, tmp_path):
     for budget in (["--steps", 20], ["--bytes", 100]):
         spent = btlm("train", "--out", "runs/one", "--resume", *budget)

@@ -17,12 +17,13 @@ from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
 from bit_transformer.config import ExpertConfig, ModelConfig, Sampling, TrainConfig
 from bit_transformer.data import features as features_module
 from bit_transformer.data import sources
-from bit_transformer.data.features import FeatureReader, StreamedWindows, corpus_features, feature_bytes
+from bit_transformer.data.features import FeatureReader, StreamedWindows, corpus_features, corpus_sketch, feature_bytes
 from bit_transformer.data.sources import Corpus, Span, bytes_corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
 from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.experts import bank as bank_module
 from bit_transformer.experts.bank import ExpertBank, memory_bytes, pack_units
+from bit_transformer.experts.sketch import KEPT, empty, known_fraction, sketched
 from bit_transformer.generation import generate_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.training import Record, StopTraining, Trainer, build_windows, train_loop
@@ -361,7 +362,8 @@ def test_training_a_loaded_model_further_keeps_what_its_experts_know(tmp_path: P
 @pytest.mark.parametrize("cache", [1 << 30, 0], ids=["cached", "streamed"])
 def test_experts_do_not_read_twice_what_they_are_trained_on(cache: int, tmp_path: Path) -> None:
     data, said = prose(1, 2000), []
-    config = TrainConfig.of({"steps": 2, "batch_size": 4, "feature_cache": cache})
+    # As streams they have learned from what was drawn, so that takes an epoch.
+    config = TrainConfig.of({"steps": 2 if cache else 100, "batch_size": 4, "feature_cache": cache})
     model = BitTransformerLM(SHAPE)
     Trainer(model, first := build_windows(model, data, config), config).run()
     loaded = load_checkpoint(save_checkpoint(tmp_path, model))
@@ -373,6 +375,31 @@ def test_experts_do_not_read_twice_what_they_are_trained_on(cache: int, tmp_path
     trainer = Trainer(loaded, again, config)
     trainer.run()
     assert loaded.bank.digest() == known
+
+
+def test_data_is_recognised_wherever_it_stands_and_however_it_came() -> None:
+    text = prose(1, 4000)
+    corpus = bytes_corpus(text)
+    whole = corpus_sketch(corpus)
+    assert (
+        known_fraction(whole, corpus_sketch(corpus.without(corpus.thinned(1000, 64)))) > 0.85
+    )  # but for windows over its holes
+    assert known_fraction(whole, corpus_sketch(bytes_corpus(b"a new beginning; " + text[1001:9000]))) > 0.99
+    assert known_fraction(whole, corpus_sketch(bytes_corpus(prose(2, 4000)))) < 0.01
+    half = corpus_sketch(bytes_corpus(text[:14_000] + prose(3, 2000)))
+    assert known_fraction(whole, half) == pytest.approx(0.5, abs=0.02)
+    model = BitTransformerLM(SHAPE)
+    bits = torch.from_numpy(np.unpackbits(np.frombuffer(text[:9600], np.uint8))).view(-1, 256)
+    model.learn(bits)
+    said: list[str] = []
+    build_windows(model, bits, TrainConfig(steps=1), say=said.append)
+    assert "learned from these bytes before" in said[0] and model.bank.count == 9600
+    large = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8)
+    first, second = sketched(large[:2_000_000], empty()), sketched(large[1_000_003:], empty())
+    assert len(first) == len(second) == KEPT
+    assert known_fraction(first, second) == pytest.approx(
+        0.5, abs=4 * 0.5 / (KEPT / 2) ** 0.5
+    )  # a sample of some 16,000
 
 
 def test_a_large_cache_tells_what_was_known_before(tmp_path: Path) -> None:

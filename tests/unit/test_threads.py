@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -31,14 +29,26 @@ def four_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(4)
 
 
-def busy(slow_from: int):
-    """A call that takes ten times as long with so many threads or more."""
-    return lambda: time.sleep(0.02 if torch.get_num_threads() >= slow_from else 0.002)
+def test_all_halvings_are_measured_and_the_least_counts(four_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: clock[0])
+
+    def call() -> None:
+        calls.append(torch.get_num_threads())
+        clock[0] += torch.get_num_threads() + (5 if len(calls) < 5 else 0)  # the first ones are disturbed
+
+    assert measured(call, 4) == {4: 4.0, 2: 2.0, 1: 1.0}
+    assert calls[:4] == [1, 4, 2, 1]
 
 
-def test_all_halvings_are_measured(four_threads: None) -> None:
-    seconds = measured(busy(2), 4)
-    assert set(seconds) == {4, 2, 1} and min(seconds[4], seconds[2]) > 3 * seconds[1]
+def test_no_memory_for_measuring_is_left_to_the_training(four_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(trainer: Trainer) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(threads, "_pass", full)
+    trainer = new_trainer()
+    with threads_that_pay(trainer):
+        assert torch.get_num_threads() == 4
 
 
 @pytest.mark.parametrize(
@@ -77,4 +87,9 @@ def test_what_the_user_chose_stays(four_threads: None, monkeypatch: pytest.Monke
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     trainer = new_trainer()
     with threads_that_pay(trainer):
-        assert torch.get_num_threads() == 4 and not trainer.progress.threads
+        assert torch.get_num_threads() == 4 == trainer.progress.threads
+    torch.set_num_threads(2)
+    said: list[Notice] = []
+    with threads_that_pay(trainer, said.append):  # of a training that goes on
+        assert torch.get_num_threads() == 2
+    assert "had 4 threads, and now has 2" in said[0].text

@@ -116,7 +116,7 @@ def test_the_average_forgets_exponentially():
         nonlocal want
         now = trainer.model.head.weight.detach().clone()
         if record["step"] % 2 == 0:
-            want = now if want is None else want + 0.2 * (now - want)
+            want = now if want is None else torch.lerp(want, now, 0.2)
             seen.append(torch.allclose(trainer.average["head.weight"], want, rtol=1e-6, atol=1e-7))
 
     trainer.observers = [follow]
