@@ -154,11 +154,8 @@ def train_further(
             f"budget"
         )
     model = read_config(path)
-    optim = train_fields.get("optim", {})
-    if isinstance(optim, Mapping):  # else its error comes from TrainConfig
-        optim = optim_for(model).model_dump() | dict(optim)
     data = _taught_data(path.parent, data_fields)
-    config = TrainConfig.of({**_same_validation(path.parent, data, train_fields), "optim": optim})
+    config = _config_for(model, _same_validation(path.parent, data, train_fields))
     if config.progressive:
         raise ConfigError(
             "got progressive and a model to begin with; a training that grows begins anew. Try without one of them"
@@ -325,11 +322,8 @@ def collapse(
             f"got a student of {after.total:,} parameters; the teacher has {before.total:,}. Try fewer layers, or less width"
         )
     check_teacher(teacher.config, shape)
-    optim = train_fields.get("optim", {})
-    if isinstance(optim, Mapping):  # else its error comes from TrainConfig
-        optim = optim_for(shape).model_dump() | dict(optim)
     data = _taught_data(path.parent, data_fields)
-    config = TrainConfig.of({**_same_validation(path.parent, data, train_fields), "optim": optim})
+    config = _config_for(shape, _same_validation(path.parent, data, train_fields))
     request = TrainRequest(out, store, shape, config, data, eval_bytes, teacher=path)
     result = _train(request, teacher, overwrite, report)
     teacher_bpb = None
@@ -356,6 +350,14 @@ def _taught_data(folder: Path, fields: Mapping[str, Any]) -> DataConfig:
     if data == request.data and _load_data(request).train.digest() != digest:
         raise CheckpointError(f"{folder}: its training files are not what they were. Try naming corpora")
     return data
+
+
+def _config_for(shape: ModelConfig, fields: Mapping[str, Any]) -> TrainConfig:
+    """Settings of a training, whose rates follow the model's width unless they are given."""
+    optim = fields.get("optim", {})
+    if isinstance(optim, Mapping):  # else its error comes from TrainConfig
+        optim = optim_for(shape).model_dump() | dict(optim)
+    return TrainConfig.of({**fields, "optim": optim})
 
 
 def _same_validation(folder: Path, data: DataConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
