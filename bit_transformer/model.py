@@ -303,8 +303,9 @@ class BitTransformerLM(nn.Module):
                 f"got windows of {bits_BT.shape[1]} bits; a multiple of the experts' unit of {c.unit_bits} is needed. "
                 f"Try bits[:, :{bits_BT.shape[1] // c.unit_bits * c.unit_bits}]"
             )
-        for row_T, unit_N in zip(bits_BT.cpu().numpy(), pack_units(bits_BT.cpu().numpy(), c.unit_bits), strict=True):
-            self.bank.note(np.packbits(row_T.astype(np.uint8)))
+        rows_BT = bits_BT.cpu().numpy().astype(np.uint8)
+        for row_T, unit_N in zip(rows_BT, pack_units(rows_BT, c.unit_bits), strict=True):
+            self.bank.note(np.packbits(row_T))
             self.bank.read(unit_N, self.bank.stream(), learn=True, wanted=False)
 
     def nll(self, bits_BT: Tensor, features_BTF: Tensor | None = None) -> Tensor:

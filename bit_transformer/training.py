@@ -50,10 +50,8 @@ if TYPE_CHECKING:
     from bit_transformer.experts.sketch import Sketch
 
 FIRST_REACH = 0.2  # of a curriculum: where noise begins
-OVERFIT_RISE, OVERFIT_CHECKS = (
-    0.002,
-    2,
-)  # validations above the best by this fraction, in a row, while training gets better
+OVERFIT_RISE = 0.002  # a validation above the best by this fraction, while training gets better ...
+OVERFIT_CHECKS = 2  # ... and so many in a row, are over-fitting
 AVERAGED = 50  # times in a budget that the weights enter their average
 
 

@@ -382,10 +382,10 @@ class StreamedWindows:
             offset = shift + (index * self.per_stream + self.drawn) * self.window_bytes
             units = corpus_units(self.corpus, offset, self.window_bytes, self.model)
             made = self._bank.read(units, stream, learn=True)
-            data = self.corpus.read(offset, self.window_bytes)
             before = min(offset, WINDOW - 1)  # so that what stands across two windows is noted too
-            self._bank.note(np.asarray(self.corpus.read(offset - before, before + self.window_bytes)))
-            rows.append(bytes_to_bits(data, parity=self.model.parity))
+            data = self.corpus.read(offset - before, before + self.window_bytes)
+            self._bank.note(data)
+            rows.append(bytes_to_bits(data[before:], parity=self.model.parity))
             features.append(made.reshape(-1, self._bank.features))
         self.drawn += 1
         return Batch(torch.from_numpy(np.stack(rows)), torch.from_numpy(np.stack(features)))
