@@ -17,9 +17,9 @@ import torch
 
 from bit_transformer.cli.options import read_settings
 from bit_transformer.config import TrainConfig
-from bit_transformer.data.features import CACHE_VARIABLE
 from bit_transformer.data.sources import Corpus, Span
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
+from bit_transformer.experts.feature_cache import CACHE_VARIABLE
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import preset
 from bit_transformer.training import Trainer, build_windows

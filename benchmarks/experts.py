@@ -24,12 +24,12 @@ import torch
 from bit_transformer.checkpoint import load_checkpoint
 from bit_transformer.cli.options import read_settings
 from bit_transformer.config import DataConfig, ExpertConfig, ModelConfig, TrainConfig
-from bit_transformer.data.features import CACHE_VARIABLE
 from bit_transformer.data.sources import Corpus, find_files, named_file, split
+from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.errors import BitTransformerError
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.experts.bank import ExpertBank
-from bit_transformer.generation import generate_bytes
+from bit_transformer.experts.feature_cache import CACHE_VARIABLE
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import preset
 from bit_transformer.service.training import TrainRequest, train

@@ -1,0 +1,124 @@
+"""Requests from settings: recipes, assignments such as `model.d_model=256`, and the few settings that have flags of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bit_transformer.config import BUDGETS, ModelConfig, TrainConfig
+from bit_transformer.errors import ConfigError
+from bit_transformer.presets import optim_for, preset
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SECTIONS = ("model", "train", "data")
+SECONDS_DEFAULT = 60.0
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+Settings = dict[str, dict[str, Any]]
+
+
+def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A recipe file, overlaid by assignments such as `model.d_model=256` or `train.optim.lr=0.001`.
+
+    Raises:
+        ConfigError: no such file, no TOML, or an assignment of another form.
+    """
+    settings: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    if recipe:
+        try:
+            stored = tomllib.loads(recipe.read_text())
+        except OSError as unreadable:
+            raise ConfigError(f"{recipe}: cannot be read ({unreadable.strerror}). Try one of recipes/*.toml") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as invalid:
+            raise ConfigError(
+                f"{recipe}: is not TOML ({invalid}). Try recipes/tinyshakespeare-cpu.toml as a model"
+            ) from None
+        for section, values in stored.items():
+            if not isinstance(values, dict):
+                raise ConfigError(f"{recipe}: {section}={values!r}; it must be a table. Try [{section}]")
+            settings[_section(section)] |= values
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        section, _, key = path.strip().partition(".")
+        if not equals or not key:
+            raise ConfigError(f"--set {assignment!r}; it must be section.key=value. Try --set model.d_model=256")
+        place = settings[_section(section)]
+        *groups, last = key.split(".")
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise ConfigError(
+                    f"--set {assignment!r}; {group} is no group of settings. Try --set train.optim.lr=0.001"
+                )
+        place[last] = parse_value(text)
+    return settings
+
+
+def _section(name: str) -> str:
+    if name not in SECTIONS:
+        raise ConfigError(f"got section {name!r}; it must be one of {', '.join(SECTIONS)}. Try --set model.d_model=256")
+    return name
+
+
+def parse_value(text: str) -> Any:
+    """A value as TOML writes it; what is no TOML is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def model_of(
+    settings: Settings, name: str | None, patch_bits: int | None, parity: bool, experts: bool | None
+) -> ModelConfig:
+    """The model that settings and flags describe; flags win."""
+    if patch_bits is not None:
+        settings["model"]["patch_bits"] = patch_bits
+    if parity:
+        settings["model"]["parity"] = True
+    if experts is not None:
+        settings["model"]["experts"] = (settings["model"].get("experts") or True) if experts else None
+    return preset(name or "small", **settings["model"])
+
+
+def training_of(settings: Settings, model: ModelConfig, flags: dict[str, Any]) -> TrainConfig:
+    """The training that settings and flags describe; flags win, and rates follow the model's width."""
+    train = with_budget(settings["train"], flags)
+    if isinstance(optim := train.get("optim", {}), dict):  # else its error comes from TrainConfig
+        train["optim"] = optim_for(model).model_dump() | optim
+    return TrainConfig.of(train)
+
+
+def with_budget(train: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training with the flags over them, and with a budget."""
+    if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's
+        train = {key: value for key, value in train.items() if key not in BUDGETS}
+    train = train | flags
+    if not any(train.get(name) is not None for name in BUDGETS):
+        train["seconds"] = SECONDS_DEFAULT
+    return train
+
+
+def set_diffusion(settings: Settings, diffusion: bool, noise: str | None, steps: int | None, curriculum: bool) -> None:
+    """Write what the flags of a diffusion say into settings.
+
+    Raises:
+        ConfigError: one of them without `--diffusion`, for a model that is none.
+    """
+    if diffusion:
+        settings["model"]["causal"] = False
+    given = {"--noise": noise, "--diffusion-steps": steps, "--diffusion-curriculum": curriculum or None}
+    flag = next((flag for flag, value in given.items() if value is not None), None)
+    if flag and settings["model"].get("causal", True):
+        raise ConfigError(f"{flag} goes with --diffusion; got it alone. Try --diffusion {flag}")
+    settings["model"] |= {
+        key: value for key, value in (("noise", noise), ("diffusion_steps", steps)) if value is not None
+    }
+    if curriculum:
+        settings["train"]["curriculum"] = 0.5
