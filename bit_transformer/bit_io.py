@@ -1,4 +1,6 @@
-"""Text and bytes to bits and back, with and without parity. Everything is vectorised; nothing here knows a model.
+"""Text and bytes to bits and back, with and without parity. Everything is vectorised; nothing here knows a model or loads torch.
+
+Bits are made as NumPy arrays of uint8, which models take as they are; what takes bits takes tensors and lists too.
 
 A byte is 8 bits, most significant first. With parity a ninth bit follows, chosen so that the nine hold an even number of
 ones; any single flipped bit is then noticed, and its byte named.
@@ -7,14 +9,15 @@ ones; any single flipped bit is then noticed, and its byte named.
 # Shapes: n bytes, T = 8 n or 9 n bits.
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bit_transformer.errors import BitStreamError, ParityError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Bits: TypeAlias = NDArray[np.uint8]
@@ -113,9 +116,9 @@ def repair_parity(bits: BitsLike) -> Bits:
     return bytes_to_bits(bits_to_bytes(bits, parity=True, on_error="keep"), parity=True)
 
 
-def text_to_bits(text: str, *, parity: bool = False) -> Tensor:
-    """Bits of the UTF-8 encoding of a text, as a tensor of uint8."""
-    return torch.from_numpy(bytes_to_bits(text.encode("utf-8"), parity=parity))
+def text_to_bits(text: str, *, parity: bool = False) -> Bits:
+    """Bits of the UTF-8 encoding of a text, as `bytes_to_bits` gives them."""
+    return bytes_to_bits(text.encode("utf-8"), parity=parity)
 
 
 def bits_to_text(
@@ -164,7 +167,7 @@ def as_bits(bits: BitsLike) -> Bits:
     Raises:
         BitStreamError: more than one axis, or a value other than 0 and 1.
     """
-    array = bits.detach().cpu().numpy() if isinstance(bits, Tensor) else np.asarray(bits)
+    array = bits.detach().cpu().numpy() if hasattr(bits, "detach") else np.asarray(bits)
     if array.ndim != 1:
         raise BitStreamError(f"got bits of shape {array.shape}; one axis is needed. Try bits.reshape(-1)")
     bits_8 = array.astype(np.uint8, copy=False)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.bit_io import Bits, bytes_to_bits
 from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError
 
@@ -175,14 +175,14 @@ class BitWindows(_Epochs):
     """
 
     def __init__(
-        self, bits_NT: Tensor, *, byte_bits: int = 8, seed: int = 0, features_NTF: Tensor | None = None
+        self, bits_NT: Tensor | Bits, *, byte_bits: int = 8, seed: int = 0, features_NTF: Tensor | None = None
     ) -> None:
         super().__init__(seed)
         if bits_NT.ndim != 2 or not len(bits_NT):
             raise BitStreamError(
                 f"got bits of shape {tuple(bits_NT.shape)}; (windows, bits) is needed. Try bits.view(-1, 1024)"
             )
-        self.bits_NT, self.features_NTF = bits_NT.to(torch.uint8), features_NTF
+        self.bits_NT, self.features_NTF = torch.as_tensor(bits_NT).to(torch.uint8), features_NTF
         self.window_bytes = bits_NT.shape[1] / byte_bits
 
     def __len__(self) -> int:
