@@ -1,6 +1,6 @@
-"""Where training bytes come from: corpora by name, files, folders, globs, standard input.
+"""Where training bytes come from: corpora by name, files, folders, globs, standard input, bytes in memory.
 
-Files stay on disk, memory-mapped; a `Corpus` is a list of spans of files that reads like one long array. A corpus by name
+Files stay on disk, memory-mapped; a `Corpus` is a list of spans that reads like one long array. A corpus by name
 is looked for in `BTLM_DATA_DIR` first, then in a cache, then downloaded; its SHA-256 is checked either way.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import bisect
+import contextlib
+import difflib
 import glob
 import hashlib
 import itertools
@@ -17,7 +19,7 @@ import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -96,16 +98,36 @@ REGISTRY: dict[str, NamedCorpus] = {
 }
 
 
+class InMemory:
+    """Bytes in memory, in the place of a file; its name is the SHA-256 of what it holds."""
+
+    def __init__(self, data: bytes) -> None:
+        self.contents: NDArray[np.uint8] = np.frombuffer(data, dtype=np.uint8)
+
+    @cached_property
+    def name(self) -> str:
+        """The same wherever the same bytes are."""
+        return hashlib.sha256(self.contents).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"InMemory({len(self.contents):,} bytes)"
+
+
 @dataclass(frozen=True)
 class Span:
-    """Bytes [start, stop) of a file."""
+    """Bytes [start, stop) of a file, or of bytes in memory."""
 
-    path: Path
+    path: Path | InMemory
     start: int
     stop: int
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Its bytes from one place to another, counted from where it begins; fewer at its end."""
+        contents = self.path.contents if isinstance(self.path, InMemory) else _mapped(self.path)
+        return contents[self.start + start : min(self.start + stop, self.stop)]
 
 
 @lru_cache(maxsize=64)
@@ -114,7 +136,7 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
 
 
 class Corpus:
-    """Spans of files that read like one long array of bytes. Memory stays constant whatever their size."""
+    """Spans that read like one long array of bytes. Of files, memory stays constant whatever their size."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self.spans = tuple(span for span in spans if len(span))
@@ -130,8 +152,7 @@ class Corpus:
         while length > 0 and index < len(self.spans):
             span = self.spans[index]
             inside = offset - (self._ends[index] - len(span))
-            begin = span.start + inside
-            part = _mapped(span.path)[begin : min(begin + length, span.stop)]
+            part = span.read(inside, inside + length)
             parts.append(part)
             offset, length, index = offset + len(part), length - len(part), index + 1
         if len(parts) == 1:
@@ -184,14 +205,19 @@ class Corpus:
                 yield Span(span.path, span.start + low - begin, span.start + high - begin)
 
     def digest(self) -> str:
-        """A fingerprint of which bytes these are: file names, sizes and limits of the spans, not their contents."""
-        lines = "\n".join(f"{s.path.name} {s.path.stat().st_size} {s.start} {s.stop}" for s in self.spans)
+        """A fingerprint of which bytes these are: names, sizes and limits of the spans; of files not what they hold."""
+        lines = "\n".join(f"{s.path.name} {_size(s.path)} {s.start} {s.stop}" for s in self.spans)
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def bytes_corpus(data: bytes) -> Corpus:
-    """A corpus of bytes in memory, through a temporary file that lives as long as this process."""
-    return Corpus([_spool(iter([data]))])
+def bytes_corpus(data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> Corpus:
+    """A corpus of bytes in memory. What can be changed is copied."""
+    kept = data if isinstance(data, bytes) else bytes(data)
+    return Corpus([Span(InMemory(kept), 0, len(kept))])
+
+
+def _size(path: Path | InMemory) -> int:
+    return len(path.contents) if isinstance(path, InMemory) else path.stat().st_size
 
 
 def find_files(names: Sequence[str], *, stdin: BinaryIO | None = None, leave_out: Sequence[Path] = ()) -> list[Path]:
@@ -241,7 +267,7 @@ def whole_files(paths: Iterable[Path]) -> Corpus:
 def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
     if name == "-":
         stream = stdin or sys.stdin.buffer
-        return [_spool(iter(lambda: stream.read(1 << 20), b"")).path]
+        return [_spool(iter(lambda: stream.read(1 << 20), b""))]
     if name == "stdlib":
         return stdlib_files()
     path = Path(name)
@@ -258,11 +284,29 @@ def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
     else:
         found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
     if not found:
-        raise BitStreamError(
-            f"got corpus {name!r}: no such file, no folder with files, no glob that matches, and no corpus by name "
-            f"(stdlib, {', '.join(REGISTRY)}). Try a path, or '-' for standard input"
-        )
+        nothing = "there is no such file, no folder with files, no glob that matches and no corpus of that name"
+        if near := _similar(name):
+            raise BitStreamError(f"got corpus {name!r}; {nothing}. Did you mean {near!r}?")
+        names = ", ".join(("stdlib", *REGISTRY))
+        raise BitStreamError(f"got corpus {name!r}; {nothing} ({names}). Try a path, or '-' for standard input")
     return found
+
+
+def _similar(name: str) -> str | None:
+    """The path that is there, or the corpus, whose name is most like one that is not."""
+    path = Path(name)
+    missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
+    if not name or missing is None or glob.has_magic(name):
+        return None
+    rest = path.relative_to(missing)
+    beside: list[Path] = []
+    with contextlib.suppress(OSError):  # a folder that cannot be read has nothing to offer
+        beside = [p for p in missing.parent.iterdir() if (p / rest).exists()]
+    candidates = {p.name.casefold(): str(p / rest) for p in beside}
+    if path.name == name:
+        candidates |= {known: known for known in ("stdlib", *REGISTRY)}
+    near = difflib.get_close_matches(missing.name.casefold(), candidates, n=1, cutoff=0.7)
+    return candidates[near[0]] if near else None
 
 
 def stdlib_files() -> list[Path]:
@@ -327,20 +371,20 @@ def _sha256(path: Path, _changed_ns: int) -> str:
     return digest.hexdigest()
 
 
-def _spool(chunks: Iterable[bytes]) -> Span:
+def _spool(chunks: Iterable[bytes]) -> Path:
     """A stream on disk, so that it can be mapped; the file goes when the process does."""
     with tempfile.NamedTemporaryFile(prefix="bit-transformer-", delete=False) as file:
         path = Path(file.name)
         atexit.register(path.unlink, missing_ok=True)
         for chunk in chunks:
             file.write(chunk)
-    return Span(path, 0, path.stat().st_size)
+    return path
 
 
 def split(
-    files: Sequence[Path], how: Literal["auto", "position", "file"], holdout: float, align: int = 1
+    files: Sequence[Path] | Corpus, how: Literal["auto", "position", "file"], holdout: float, align: int = 1
 ) -> tuple[Corpus, Corpus]:
-    """The training part and the held-out part of some files; no byte is in both.
+    """The training part and the held-out part of some files, or of a corpus's spans; no byte is in both.
 
     Args:
         how: `position` holds out the last share of every file's bytes, `file` holds out whole files, chosen by a hash
@@ -351,18 +395,23 @@ def split(
     Raises:
         BitStreamError: `file` with a single file.
     """
+    spans = (files if isinstance(files, Corpus) else whole_files(files)).spans
+    paths = list(dict.fromkeys(span.path for span in spans))
     if how == "auto":
-        how = "file" if len(files) >= 10 else "position"
+        how = "file" if len(paths) >= 10 else "position"
     if how == "position" or not holdout:
-        sizes = [path.stat().st_size for path in files]
-        cuts = [int(size * (1 - holdout)) // align * align for size in sizes]
+        cuts = [span.start + int(len(span) * (1 - holdout)) // align * align for span in spans]
         return (
-            Corpus(Span(path, 0, cut) for path, cut in zip(files, cuts, strict=True)),
-            Corpus(Span(path, cut, size) for path, cut, size in zip(files, cuts, sizes, strict=True)),
+            Corpus(Span(span.path, span.start, cut) for span, cut in zip(spans, cuts, strict=True)),
+            Corpus(Span(span.path, cut, span.stop) for span, cut in zip(spans, cuts, strict=True)),
         )
-    if len(files) < 2:
-        raise BitStreamError(f"got {len(files)} file to split by file; two are needed. Try data.split='position'")
-    ranked = sorted(files, key=lambda path: hashlib.sha256("/".join(path.parts[-2:]).encode()).digest())
-    held = set(ranked[: max(1, round(len(files) * holdout))])
-    whole = [Span(path, 0, path.stat().st_size) for path in files]
-    return Corpus(s for s in whole if s.path not in held), Corpus(s for s in whole if s.path in held)
+    if len(paths) < 2:
+        raise BitStreamError(f"got {len(paths)} file to split by file; two are needed. Try data.split='position'")
+    held = set(sorted(paths, key=_rank)[: max(1, round(len(paths) * holdout))])
+    return Corpus(s for s in spans if s.path not in held), Corpus(s for s in spans if s.path in held)
+
+
+def _rank(path: Path | InMemory) -> bytes:
+    """The same on every machine, wherever the file lies there."""
+    name = "/".join(path.parts[-2:]) if isinstance(path, Path) else path.name
+    return hashlib.sha256(name.encode()).digest()
