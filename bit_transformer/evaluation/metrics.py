@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.data.features import FeatureReader
-from bit_transformer.data.sources import Corpus
+from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.diffusion import Estimator, likelihood_bound
-from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.errors import ConfigError
+from bit_transformer.evaluation.scorer import Score, check_filled, cost_of
 from bit_transformer.memory import BOUND_SAMPLES
 from bit_transformer.model import BitTransformerLM
 
@@ -64,25 +65,6 @@ class Protocol:
             f"{_WHAT_LEARNS[self.learning]}, windows of {self.window} bytes every {self.stride}, every byte scored once with at least "
             f"{self.window - self.stride} bytes of context (the first {self.window} with less)"
         )
-
-
-@dataclass(frozen=True)
-class Score:
-    """What some bytes cost: `bits` in all, over `bytes` data bytes.
-
-    Attributes:
-        standard_error: of the bits; 0 where they are exact, and not a bound that was sampled.
-    """
-
-    bits: float
-    bytes: int
-    protocol: Protocol
-    standard_error: float = 0.0
-
-    @property
-    def bpb(self) -> float:
-        """Bits per byte."""
-        return self.bits / self.bytes
 
 
 def window_bytes(model: BitTransformerLM, window_bits: int | None = None) -> int:
@@ -133,7 +115,7 @@ def byte_costs(
     Raises:
         BitStreamError: an empty corpus.
     """
-    _check_filled(corpus)
+    check_filled(corpus)
     was_training = model.training
     model.eval()
     reader, adapt, learners, before = None, None, [], []
@@ -201,33 +183,56 @@ def _window_costs(
     return [row[: len(window)] for row, window in zip(cost_BL.cpu().numpy(), windows, strict=True)]
 
 
+@dataclass(frozen=True)
+class ModelScorer:
+    """A model as a `Scorer`: every byte once, memory constant in the corpus's size.
+
+    Attributes:
+        batch: windows that are scored at once.
+    """
+
+    model: BitTransformerLM
+    protocol: Protocol
+    name: str = "this model"
+    batch: int = 32
+
+    def scores(self, corpus: Corpus) -> Iterator[Score]:
+        """After every batch of windows; of a diffusion model, whose bound is sampled, after every window."""
+        if self.protocol.samples:
+            yield from _bounds(self.model, corpus, self.protocol)
+            return
+        bits, done = 0.0, 0
+        for cost in byte_costs(self.model, corpus, self.protocol, batch=self.batch):
+            bits, done = bits + float(cost.sum()), done + len(cost)
+            if done:
+                yield Score(bits, done, self.protocol)
+
+
 def bits_per_byte(
     model: BitTransformerLM,
-    corpus: Corpus,
+    data: Corpus | bytes,
     protocol: Protocol | None = None,
     *,
     batch: int = 32,
     scored: Callable[[Score], None] = lambda _: None,
 ) -> Score:
-    """Score a corpus: every byte once, memory constant in its size.
+    """Score a corpus, or bytes: every byte once, memory constant in their number.
 
     Args:
+        protocol: not given: `default_protocol`.
+        batch: windows that are scored at once.
         scored: told what the bytes so far cost; may raise an error of its own, to end here.
+
+    Raises:
+        BitStreamError: no bytes.
     """
-    how = protocol or default_protocol(model)
-    if how.samples:
-        return _bound(model, corpus, how, scored)
-    total, done = 0.0, 0
-    for cost in byte_costs(model, corpus, how, batch=batch):
-        total, done = total + float(cost.sum()), done + len(cost)
-        if done:
-            scored(Score(total, done, how))
-    return Score(total, done, how)
+    corpus = data if isinstance(data, Corpus) else bytes_corpus(data)
+    return cost_of(ModelScorer(model, protocol or default_protocol(model), batch=batch), corpus, scored)
 
 
-def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol, scored: Callable[[Score], None]) -> Score:
+def _bounds(model: BitTransformerLM, corpus: Corpus, how: Protocol) -> Iterator[Score]:
     """A diffusion model's bound, window by window."""
-    _check_filled(corpus)
+    check_filled(corpus)
     c = model.config
     bits, variance, done = 0.0, 0.0, 0
     for start in range(0, len(corpus), how.window):
@@ -237,10 +242,4 @@ def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol, scored: Calla
         estimator: Estimator = "discrete" if c.noise == "hidden" else "continuous"  # which through flips is far faster
         found = likelihood_bound(model, window_BT, samples=how.samples, estimator=estimator, seed=start ^ len(corpus))
         bits, variance, done = bits + found.bits, variance + found.standard_error**2, done + len(data)
-        scored(Score(bits, done, how, math.sqrt(variance)))
-    return Score(bits, done, how, math.sqrt(variance))
-
-
-def _check_filled(corpus: Corpus) -> None:
-    if not len(corpus):
-        raise BitStreamError("got no bytes to score; at least one is needed. Try another file, or a larger holdout")
+        yield Score(bits, done, how, math.sqrt(variance))

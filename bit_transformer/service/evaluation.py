@@ -8,11 +8,12 @@ from pathlib import Path
 
 from bit_transformer.data.sources import Corpus, find_file, find_files, whole_files
 from bit_transformer.errors import ConfigError
-from bit_transformer.evaluation.baselines import compressors_bpb
-from bit_transformer.evaluation.metrics import Score, bits_per_byte, byte_costs, default_protocol
+from bit_transformer.evaluation.baselines import compressors
+from bit_transformer.evaluation.metrics import ModelScorer, byte_costs, default_protocol
+from bit_transformer.evaluation.scorer import Score, cost_of
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.service import DEFAULT_STORE
-from bit_transformer.service.models import load_model
+from bit_transformer.service.models import check_order, load_model
 from bit_transformer.service.observers import Reading, Report, asked_to_stop
 from bit_transformer.service.plots import check_plot, plot_windows
 
@@ -79,10 +80,6 @@ class Scoring:
     stopped: bool = False
 
 
-class _Stopped(Exception):
-    """Asked to stop, with something to show."""
-
-
 def compare_on(
     model: BitTransformerLM,
     corpus: Corpus,
@@ -97,9 +94,14 @@ def compare_on(
         if report:
             report(Reading(so_far.bytes, len(corpus), "last evaluation: scored"))
 
-    score = bits_per_byte(model, corpus, default_protocol(model, overlap, learning), scored=tell)
-    error = score.standard_error / score.bytes
-    return Comparison(score.bpb, score.bytes, str(score.protocol), compressors_bpb(corpus), error)
+    ours = ModelScorer(model, default_protocol(model, overlap, learning))
+    return _compared(cost_of(ours, corpus, tell), corpus)
+
+
+def _compared(ours: Score, corpus: Corpus | None) -> Comparison:
+    """A model's score beside what compressors make of the same corpus; none: beside nothing."""
+    rows = {} if corpus is None else {other.name: cost_of(other, corpus).bpb for other in compressors()}
+    return Comparison(ours.bpb, ours.bytes, str(ours.protocol), rows, ours.standard_error / ours.bytes)
 
 
 def evaluate(
@@ -122,33 +124,28 @@ def evaluate(
     Raises:
         BitStreamError: an empty or unreadable file.
         CheckpointError: no such run.
-        ConfigError: an overlap or a protocol that cannot be.
+        ConfigError: an overlap or a protocol that cannot be, or a run and files that are swapped.
     """
     _check_overlap(overlap)
+    check_order("evaluate", run, names, store)
     files = find_files(names)
     model = load_model(run, store)
-    protocol = default_protocol(model, overlap, learning)
+    ours = ModelScorer(model, default_protocol(model, overlap, learning))
     of_bytes, scores, stopped = len(whole_files(files)), dict[str, Score](), False
     with asked_to_stop() as asked:
         for path in files:
             before = sum(s.bytes for s in scores.values())
-
-            def tell(so_far: Score, path: Path = path, before: int = before) -> None:
+            for so_far in ours.scores(whole_files([path])):
+                scores[str(path)] = so_far
                 if report:
                     report(Reading(before + so_far.bytes, of_bytes, "scored"))
-                if asked() and before + so_far.bytes < of_bytes:
-                    scores[str(path)] = so_far
-                    raise _Stopped
-
-            try:
-                scores[str(path)] = bits_per_byte(model, whole_files([path]), protocol, scored=tell)
-            except _Stopped:
-                stopped = True
+                if stopped := asked() and before + so_far.bytes < of_bytes:
+                    break
+            if stopped:
                 break
     bits, size = sum(s.bits for s in scores.values()), sum(s.bytes for s in scores.values())
-    error = math.sqrt(sum(s.standard_error**2 for s in scores.values())) / size
-    beside = {} if stopped else compressors_bpb(whole_files(files))
-    total = Comparison(bits / size, size, str(protocol), beside, error)
+    error = math.sqrt(sum(s.standard_error**2 for s in scores.values()))
+    total = _compared(Score(bits, size, ours.protocol, error), None if stopped else whole_files(files))
     return Evaluation(run, {name: score.bpb for name, score in scores.items()}, total, of_bytes, stopped)
 
 
@@ -174,13 +171,14 @@ def score(
     Raises:
         BitStreamError: an empty or unreadable file.
         CheckpointError: no such run.
-        ConfigError: a window or an overlap that cannot be.
+        ConfigError: a window or an overlap that cannot be, or a run and a file that are swapped.
     """
     _check_overlap(overlap)
     if window < 1:
         raise ConfigError(f"window={window}; at least 1 byte is needed. Try 256")
     if plot:
         check_plot(plot)
+    check_order("score", run, [name], store)
     path = find_file(name, "score", ", or btlm evaluate")
     model = load_model(run, store)
     protocol = default_protocol(model, overlap, learning)

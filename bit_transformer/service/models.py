@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint
-from bit_transformer.errors import CheckpointError
+from bit_transformer.data.sources import REGISTRY
+from bit_transformer.errors import CheckpointError, ConfigError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.runs.store import RunStore
 from bit_transformer.safety import Calibration, Guard, Reference, SafetyGate, load_calibration
@@ -42,6 +45,28 @@ def model_path(run: str, store: Path) -> Path:
             f"{path}: no checkpoint yet; the run has not reached its first one. Try `btlm train --resume`"
         )
     return path
+
+
+def check_order(verb: str, run: str, names: Sequence[str], store: Path = DEFAULT_STORE) -> None:
+    """Refuse a run and files that were given the other way round.
+
+    Raises:
+        ConfigError: the run names data, and one of the files names a run. It gives the command in the right order.
+    """
+    is_data = Path(run).exists() or run in ("-", "stdlib", *REGISTRY)
+    if not is_data or _names_a_run(run, store):
+        return
+    swapped = next((name for name in names if _names_a_run(name, store)), None)
+    if swapped is not None:
+        command = shlex.join(["btlm", verb, swapped, run, *(name for name in names if name != swapped)])
+        raise ConfigError(f"got {run!r} as the run and {swapped!r} as a file; they look swapped. Try {command}")
+
+
+def _names_a_run(text: str, store: Path) -> bool:
+    path = Path(text)
+    if path.exists():
+        return (path / MODEL_FILE).is_file() or (path.is_file() and path.suffix == ".safetensors")
+    return any(run.id == text for run in RunStore(store).list_runs())
 
 
 def load_model(run: str, store: Path = DEFAULT_STORE) -> BitTransformerLM:

@@ -10,7 +10,7 @@ from bit_transformer.errors import ConfigError
 from bit_transformer.safety import Limits, Reference, Vitals, calibrate, save_calibration
 from bit_transformer.safety.calibration import GATE_FILE, LENGTHS, Calibration
 from bit_transformer.service import DEFAULT_STORE
-from bit_transformer.service.models import load_model, load_run_calibration, model_path
+from bit_transformer.service.models import check_order, load_model, load_run_calibration, model_path
 from bit_transformer.service.observers import Reading, Report
 from bit_transformer.service.training import held_out_part
 from bit_transformer.telemetry import METRICS
@@ -92,8 +92,9 @@ def calibrate_run(
     Raises:
         BitStreamError: too few bytes; says how many are needed.
         CheckpointError: no such run.
-        ConfigError: an alpha that cannot be.
+        ConfigError: an alpha that cannot be, or a run and files that are swapped.
     """
+    check_order("calibrate", run, names, store)
     model = load_model(run, store)
     checkpoint = model_path(run, store)
     corpus = whole_files(find_files(names)) if names else held_out_part(checkpoint.parent)
