@@ -103,7 +103,7 @@ def grown_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig:
         )
         if after < before:
             raise ConfigError(
-                f"{name}={after} is less than the model's {before}; expand_model only grows. Try {name}={before}, or btlm collapse"
+                f"{name}={after} is less than the model's {before}; expand_model only grows. Try {name}={before}, or btlm distill"
             )
     return grown
 
