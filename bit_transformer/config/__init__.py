@@ -1,8 +1,8 @@
-"""Every setting, validated once: frozen pydantic models whose unknown keys are answered with the nearest known one.
+"""All settings, validated once: frozen pydantic models. An unknown key gives an error that names the closest known key.
 
-`ModelConfig` is the shape of a model and is stored verbatim beside its weights; `TrainConfig` says how to train it;
-`DataConfig` which bytes are trained on; `Sampling` how bytes are drawn. The command line (`--set model.d_model=256`),
-recipes (TOML) and keyword arguments all end here.
+`ModelConfig` is the shape of a model and is stored with its weights. `TrainConfig` says how to train it, `DataConfig` on
+which bytes, and `Sampling` how to generate. The command line (`--set model.d_model=256`), recipes (TOML) and keyword
+arguments are all validated here.
 """
 
 from bit_transformer.config.base import Config

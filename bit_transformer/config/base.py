@@ -1,4 +1,4 @@
-"""What all configs share: frozen, closed to unknown keys, errors of one line, a `repr` without defaults, fields in `help()`."""
+"""Base class of all configs: frozen, no unknown keys, one-line errors, a `repr` without defaults, fields in `help()`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _Path = tuple[int | str, ...]
 
 
 class _ConfigType(ModelMetaclass):
-    """Configs are made with errors of one line; `dir` and `help` of one show what it defines, not pydantic's methods."""
+    """Gives one-line errors when a config is made, and keeps pydantic's methods out of its `dir` and `help`."""
 
     def __call__(cls, *values: Any, **fields: Any) -> Any:
-        kind: type[Config] = cls  # type: ignore[assignment] - there are no others
+        kind: type[Config] = cls  # type: ignore[assignment] - it makes only configs
         if values:
             name = next(iter(kind.model_fields))
             raise ConfigError(
@@ -45,21 +45,21 @@ class _ConfigType(ModelMetaclass):
 
 
 class Config(BaseModel, metaclass=_ConfigType):
-    """Base of all configs.
+    """Base class of all configs.
 
     Raises:
-        ConfigError: one line that names the field, what was got, what is needed and what to try.
+        ConfigError: one line that names the field and says what was given, what is needed and what to try.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    aliases: ClassVar[Mapping[str, str]] = {}  # names that people try here, and the field that they mean
+    aliases: ClassVar[Mapping[str, str]] = {}  # names that people may expect here -> the field they mean
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Validate a mapping.
 
         Raises:
-            ConfigError: one line that names the field, what was got, what is needed and what to try.
+            ConfigError: one line that names the field and says what was given, what is needed and what to try.
         """
         try:
             return cls.model_validate(dict(values))
@@ -68,7 +68,7 @@ class Config(BaseModel, metaclass=_ConfigType):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Write the fields into the docstring, and a signature without annotations, which would fill a page."""
+        """Add the fields to the docstring, and leave the annotations out of the signature, where they would fill a page."""
         super().__pydantic_init_subclass__(**kwargs)
         lines = (_documented(name, field) for name, field in cls.model_fields.items())
         cls.__doc__ = "\n\n".join((inspect.cleandoc(cls.__doc__ or ""), "Args:\n" + "\n".join(lines)))
@@ -94,7 +94,7 @@ class Config(BaseModel, metaclass=_ConfigType):
 
 
 def switch(value: Any) -> Any:
-    """A group of settings as a plain yes or no too, for command lines and TOML, which has no null."""
+    """Lets true and false stand for a group of settings and for none, because TOML has no null."""
     return {} if value is True else None if value is False else value
 
 
@@ -106,10 +106,10 @@ def _one_line(invalid: ValidationError, cls: type[Config]) -> str:
     path = error["loc"]
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return _unknown(path, cls)
-    if error["type"] == "missing":  # from a tuple that is too short; the error holds the whole of it
+    if error["type"] == "missing":  # a tuple is too short; the error contains all of it
         path = path[:-1]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
-    if error["type"] == "value_error":  # of our own validators, which say it all
+    if error["type"] == "value_error":  # from our own validators, whose message is complete
         message = error["msg"].removeprefix("Value error, ")
         return f"{key}.{message}" if key else message
     names, indices = _divided(path)
@@ -128,7 +128,7 @@ def _unknown(path: _Path, cls: type[Config]) -> str:
 
 
 def _advice(key: str, bounds: Mapping[str, Any], value: Any, field: FieldInfo) -> str:
-    """The nearest value that is allowed, if it is known, else the default."""
+    """The closest allowed value if it is known, else the default."""
     if (near := bounds.get("ge", bounds.get("le"))) is not None:
         return f"{key}={near!r}"
     if isinstance(value, int) and (above := bounds.get("gt")) is not None:
@@ -137,13 +137,13 @@ def _advice(key: str, bounds: Mapping[str, Any], value: Any, field: FieldInfo) -
 
 
 def _divided(path: _Path) -> tuple[list[str], list[int]]:
-    """A path's names, and the indices after the last of them."""
+    """The names in a path, and the tuple indices after them."""
     names = [part for part in path if isinstance(part, str)]
     return names, [part for part in path if isinstance(part, int)]
 
 
 def _holder(cls: type[Config], path: Sequence[int | str]) -> type[Config]:
-    """The config that a path into another leads to."""
+    """The config class that a path leads to."""
     for name in path:
         if name in cls.model_fields:
             annotation = cls.model_fields[str(name)].annotation
@@ -153,7 +153,7 @@ def _holder(cls: type[Config], path: Sequence[int | str]) -> type[Config]:
 
 
 def _part(field: FieldInfo, indices: Sequence[int]) -> tuple[Any, list[Any]]:
-    """Type and bounds of a field, or of what stands at some place of a tuple."""
+    """Type and bounds of a field, or of an element of a tuple."""
     annotation, metadata = field.annotation, field.metadata
     for index in indices:
         args = get_args(annotation)

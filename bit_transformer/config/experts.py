@@ -1,4 +1,4 @@
-"""Which adaptive predictors stand beside the trunk."""
+"""The experts: adaptive bit predictors beside the trunk."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from bit_transformer.config.base import Config
 
 
 class ExpertConfig(Config):
-    """Which adaptive bit predictors stand beside the trunk, and how much they may remember.
+    """The experts' contexts and the size of their memory.
 
-    Every context below is an expert. Before the start of a stream there are zeros, so a stream may be shorter than the
+    Each context below is one expert. Experts see zeros before the start of a stream, so a stream may be shorter than the
     longest context.
     """
 
     orders: tuple[PositiveInt, ...] = Field(
-        (1, 2, 3, 4, 5, 6, 8), description="Contexts of the last n units (bytes, or words of unit_bits); ascending."
+        (1, 2, 3, 4, 5, 6, 8),
+        description="Contexts of the last n units (bytes, or words of unit_bits bits); ascending.",
     )
-    words: bool | None = Field(
-        None, description="Three contexts of words of a text; not given: where a unit is a byte."
-    )
+    words: bool | None = Field(None, description="Three contexts of the words of a text. Default: if a unit is a byte.")
     bit_orders: tuple[PositiveInt, ...] = Field(
-        (), description="Contexts of the last n bits before the unit; up to 63."
+        (), description="Contexts of the last n bits before the unit; n up to 63."
     )
     sparse: tuple[tuple[PositiveInt, ...], ...] = Field(
-        (), description="Contexts of up to four single units, by their distances back: ((2,), (2, 3))."
+        (), description="Contexts of up to four single units, given by their distances back: ((2,), (2, 3))."
     )
     columns: tuple[PositiveInt, ...] = Field(
-        (), description="Row widths of tables and images, in units: the unit above, alone and with the one before."
+        (),
+        description="Row widths of tables and images, in units. Contexts: the unit above, alone and with the previous unit.",
     )
 
     @model_validator(mode="after")
@@ -40,7 +40,7 @@ class ExpertConfig(Config):
             raise ValueError(f"bit_orders={self.bit_orders} must not exceed 63. Try (12, 16, 24)")
         if any(not 1 <= len(ages) <= 4 or max(ages) > 65_536 for ages in self.sparse):
             raise ValueError(
-                f"sparse={self.sparse} must be groups of one to four distances up to 65536. Try ((2,), (2, 3))"
+                f"sparse={self.sparse} must contain groups of one to four distances up to 65536. Try ((2,), (2, 3))"
             )
         if max(self.columns, default=1) > 65_536:
             raise ValueError(f"columns={self.columns} must not exceed 65536. Try (512,)")
@@ -48,9 +48,9 @@ class ExpertConfig(Config):
             raise ValueError("orders=() leaves no contexts; at least one is needed. Try orders=(1, 2, 3)")
         return self
 
-    match_order: PositiveInt = Field(7, description="Shortest repeat that is followed, in units; up to 31.")
-    buckets: PositiveInt = Field(1 << 18, description="Buckets of 16 bytes for each context's memory; a power of two.")
-    history: PositiveInt = Field(1 << 22, description="Units back in which repeats are looked for; a power of two.")
+    match_order: PositiveInt = Field(7, description="Length of the shortest match, in units; up to 31.")
+    buckets: PositiveInt = Field(1 << 18, description="Memory of each context, in buckets of 16 bytes; a power of two.")
+    history: PositiveInt = Field(1 << 22, description="How many units back matches are searched; a power of two.")
 
     @model_validator(mode="after")
     def _memory_fits(self) -> Self:
@@ -64,5 +64,5 @@ class ExpertConfig(Config):
         return self
 
     unit_bits: int | None = Field(
-        None, ge=1, le=12, description="Bits of a unit; not given: a byte where patches divide it, else a patch."
+        None, ge=1, le=12, description="Bits of a unit. Default: a byte if patches divide it, else a patch."
     )

@@ -14,7 +14,7 @@ from bit_transformer.config.experts import ExpertConfig
 
 Schedule = Literal["linear", "cosine", "exponential", "log-linear"]  # see `nn/noise.py`
 Noise = Literal["hidden", "flips"]
-FLIP_LEVELS = 32  # that a model of flips tells apart
+FLIP_LEVELS = 32  # noise levels that a model of flips distinguishes
 
 
 class ModelConfig(Config):
@@ -40,17 +40,17 @@ class ModelConfig(Config):
         if self.d_model % (2 * self.nhead):
             above = -(-self.d_model // (2 * self.nhead)) * 2 * self.nhead
             raise ValueError(
-                f"d_model={self.d_model} must be a multiple of 2 x nhead={2 * self.nhead}, so that heads have an even width. "
+                f"d_model={self.d_model} must be a multiple of 2 x nhead={2 * self.nhead}, so that each head has an even width. "
                 f"Try d_model={above}"
             )
         return self
 
     num_layers: PositiveInt = Field(4, description="Blocks of the trunk.")
     dim_feedforward: PositiveInt | None = Field(
-        None, description="Inner width of the feed-forward; 4 x d_model if not given."
+        None, description="Inner width of the feed-forward. Default: 4 x d_model."
     )
     max_seq_len: PositiveInt = Field(1024, description="Longest window, in bits; a multiple of patch_bits.")
-    patch_bits: int = Field(8, ge=1, le=12, description="Bits the trunk sees as one position; 1 is the flat model.")
+    patch_bits: int = Field(8, ge=1, le=12, description="Bits per position of the trunk; 1: no patches.")
 
     @model_validator(mode="after")
     def _a_window_is_whole_patches(self) -> Self:
@@ -61,24 +61,24 @@ class ModelConfig(Config):
             )
         return self
 
-    parity: bool = Field(False, description="Bytes carry an even-parity ninth bit.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on both branches of every block.")
+    parity: bool = Field(False, description="Each byte has a ninth bit, for even parity.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on both branches of each block.")
     reversible: bool = Field(
-        False, description="Blocks whose activations are rebuilt exactly in the backward pass instead of kept."
+        False,
+        description="Recompute activations exactly in the backward pass instead of storing them, by reversible blocks.",
     )
     use_checkpoint: bool = Field(
-        False, description="Blocks whose activations are computed again in the backward pass instead of kept."
+        False,
+        description="Recompute activations of blocks in the backward pass instead of storing them (gradient checkpointing).",
     )
-    checkpoint_every: PositiveInt = Field(
-        1, description="With use_checkpoint: only every n-th block is computed again."
-    )
+    checkpoint_every: PositiveInt = Field(1, description="With use_checkpoint: recompute only every n-th block.")
 
     @model_validator(mode="after")
     def _activations_are_saved_in_one_way(self) -> Self:
         if self.reversible and self.use_checkpoint:
             raise ValueError(
-                "got reversible=True and use_checkpoint=True; one of them is enough. Try use_checkpoint=False: reversible "
-                "keeps less, whatever the depth"
+                "got reversible=True and use_checkpoint=True; only one of them is needed. Try use_checkpoint=False: "
+                "reversible stores less, at any depth"
             )
         if self.checkpoint_every > 1 and not self.use_checkpoint:
             raise ValueError(
@@ -93,7 +93,7 @@ class ModelConfig(Config):
         return self
 
     chunk_size: PositiveInt | None = Field(
-        None, description="Bits that attention reaches back; its cost is then linear. Not given: the whole window."
+        None, description="How many bits back a position attends; the cost is then linear. Default: the whole window."
     )
 
     @model_validator(mode="after")
@@ -107,19 +107,19 @@ class ModelConfig(Config):
         return self
 
     full_attn_logging: bool = Field(
-        False, description="Also give attention maps: nhead x (patches + 1)^2 x 4 bytes for each layer and window."
+        False, description="Also return attention maps: nhead x (patches + 1)^2 x 4 bytes per layer and window."
     )
     lambda_K: NonNegativeFloat = Field(
         0.0,
-        description="Weight in training of 1 - K, the entropy of predictions in bits: higher makes them more certain.",
+        description="Weight in training of 1 - K, the entropy of predictions in bits. Higher: more certain predictions.",
     )
     lambda_C: NonNegativeFloat = Field(
         0.0,
-        description="Weight in training of the probability given to repetitions: higher makes what is generated more complex.",
+        description="Weight in training of the probability of repetitions. Higher: more complex generated text.",
     )
     lambda_S: NonNegativeFloat = Field(
         0.0,
-        description="Weight in training of the divergence from the experts' own mixture: higher stays closer to them.",
+        description="Weight in training of the divergence from the experts' own mixture. Higher: closer to the experts.",
     )
 
     @model_validator(mode="after")
@@ -131,12 +131,14 @@ class ModelConfig(Config):
         return self
 
     ngram_orders: tuple[PositiveInt, ...] = Field(
-        (), description="Context lengths, in patches, of the hashed n-gram embeddings."
+        (), description="Context lengths of the hashed n-gram embeddings, in patches."
     )
-    ngram_words: bool = Field(False, description="Also the word so far, alone and after the word before; byte patches.")
-    ngram_rows: PositiveInt = Field(1 << 16, description="Rows of one context's table; a power of two.")
+    ngram_words: bool = Field(
+        False, description="Also embed the current word, alone and with the previous word; patches must be bytes."
+    )
+    ngram_rows: PositiveInt = Field(1 << 16, description="Rows of each context's table; a power of two.")
     ngram_dropout: tuple[float, ...] = Field(
-        (), description="Row dropout by context: orders, then two for words; none if empty."
+        (), description="Row dropout of each context: orders, then two for words. Empty: none."
     )
 
     @model_validator(mode="after")
@@ -157,24 +159,24 @@ class ModelConfig(Config):
         contexts = self.ngram_contexts
         if self.ngram_dropout and len(self.ngram_dropout) != contexts:
             raise ValueError(
-                f"ngram_dropout has {len(self.ngram_dropout)} values; it must have one for each of {contexts} contexts "
+                f"ngram_dropout has {len(self.ngram_dropout)} values; it must have one for each of the {contexts} contexts "
                 f"(orders, then two for words). Try ngram_dropout={(0.3,) * contexts}"
             )
         if any(not 0 <= p < 1 for p in self.ngram_dropout):
-            raise ValueError(f"ngram_dropout={self.ngram_dropout} must lie in [0, 1). Try (0.3, ...)")
+            raise ValueError(f"ngram_dropout={self.ngram_dropout} must be in [0, 1). Try (0.3, ...)")
         return self
 
     causal: bool = Field(
-        True, description="False: a diffusion model, which reads both sides and predicts the patches that are hidden."
+        True, description="False: a diffusion model, which reads both sides and predicts the masked patches."
     )
     noise: Noise = Field(
         "hidden",
-        description="Of a diffusion model: it fills in patches that are hidden, or corrects bits that were flipped.",
+        description="Of a diffusion model: hidden masks patches, which the model fills in; flips flips bits, which it corrects.",
     )
-    schedule: Schedule = Field("cosine", description="Of a diffusion model: what share of a window is lost by time.")
+    schedule: Schedule = Field("cosine", description="Of a diffusion model: the noise level as a function of time.")
     diffusion_steps: PositiveInt | None = Field(
         None,
-        description="Of a diffusion model: network calls of a sample, at most. Not given: one a patch; of flips 64.",
+        description="Of a diffusion model: most network calls per sample. Default: one per patch; 64 for flips.",
     )
 
     @model_validator(mode="after")
@@ -186,7 +188,7 @@ class ModelConfig(Config):
                         f"{name}={getattr(self, name)!r} goes with causal=False; got causal=True. Try causal=False"
                     )
             return self
-        for name in ("experts", "ngram_words", "chunk_size", "lambda_C"):  # read only the past
+        for name in ("experts", "ngram_words", "chunk_size", "lambda_C"):  # these read only the past
             off = type(self).model_fields[name].default
             if getattr(self, name) != off:
                 raise ValueError(
@@ -195,7 +197,7 @@ class ModelConfig(Config):
         return self
 
     experts: ExpertConfig | None = Field(
-        None, description="Adaptive bit predictors that the trunk mixes; true or {} for the usual ones."
+        None, description="Adaptive bit predictors that the trunk mixes; True or {} for the default ones."
     )
 
     @field_validator("experts", mode="before")
@@ -221,31 +223,31 @@ class ModelConfig(Config):
 
     @property
     def ngram_contexts(self) -> int:
-        """Contexts of the hashed n-gram embeddings; of a diffusion model three an order: before, after, both."""
+        """Number of contexts of the hashed n-gram embeddings. A diffusion model has three per order: before, after, both."""
         return len(self.ngram_orders) * (1 if self.causal else 3) + 2 * self.ngram_words
 
     @property
     def unit_bits(self) -> int:
-        """Bits that the experts read as one: a byte where patches divide it, else a patch, unless told otherwise."""
+        """Bits of the unit that experts read: `experts.unit_bits`, or a byte if patches divide it, else a patch."""
         if self.experts is not None and self.experts.unit_bits is not None:
             return self.experts.unit_bits
         return self.byte_bits if self.byte_bits % self.patch_bits == 0 else self.patch_bits
 
     @property
     def text_bits(self) -> int | None:
-        """Bits after the byte in a unit, where words are among the experts' contexts."""
+        """Bits of a unit beyond the byte, if the experts have word contexts; else None."""
         return self.unit_bits - 8 if self.expert_words else None
 
     @property
     def expert_words(self) -> bool:
-        """Whether words are among the experts' contexts."""
+        """Whether the experts have word contexts."""
         if self.experts is None:
             return False
         return self.unit_bits == self.byte_bits if self.experts.words is None else self.experts.words
 
     @property
     def byte_bits(self) -> int:
-        """Bits a data byte takes: 9 with parity, else 8."""
+        """Bits per data byte: 9 with parity, else 8."""
         return 9 if self.parity else 8
 
     @property
@@ -255,17 +257,17 @@ class ModelConfig(Config):
 
     @property
     def attention_window(self) -> int | None:
-        """Patches that a position attends to, itself included; none: the whole window."""
+        """Patches that a position attends to, including itself; None: the whole window."""
         return self.chunk_size // self.patch_bits if self.chunk_size else None
 
     @property
     def phases(self) -> int:
-        """After how many patches patch and byte boundaries meet again; 1 where a patch is a whole number of bytes."""
+        """Patches after which patch and byte boundaries coincide again; 1 if a patch is a whole number of bytes."""
         return self.byte_bits // math.gcd(self.patch_bits, self.byte_bits)
 
     @property
     def align_bytes(self) -> int:
-        """Windows start at multiples of this many bytes, where boundaries of bytes, patches and experts' units meet."""
+        """Windows start at multiples of this many bytes, where boundaries of bytes, patches and experts' units coincide."""
         whole = self.unit_bits if self.experts is not None else self.patch_bits
         return whole // math.gcd(whole, self.byte_bits)
 

@@ -143,7 +143,7 @@ BAD = [
     (["train", "TEXT", "--diffusion", "--noise", "rain"], "noise='rain'"),
     (["train", "TEXT", "--set", "train.curriculum=0.5"], "widens the noise of a diffusion"),
     (["train", "TEXT", "--diffusion", "--set", "model.schedule=sometimes"], "schedule='sometimes'"),
-    (["train", "TEXT", "--progressive", "--set", "train.compile_model=true"], "a model that grows is not compiled"),
+    (["train", "TEXT", "--progressive", "--set", "train.compile_model=true"], "a growing model cannot be compiled"),
     (["infill", "RUN", "--text", "a_b"], "is an autoregressive model"),
     (["infill", "RUN"], "Try --text"),
     (["infill", "RUN", "TEXT", "--hide", "5"], "got the range '5'"),
