@@ -1,4 +1,4 @@
-"""What everybody has: general-purpose compressors on the same bytes."""
+"""Baselines: general-purpose compressors on the same bytes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class _Stream(Protocol):
 
 @dataclass(frozen=True)
 class Compressor:
-    """A compressor as a `Scorer`. It costs what a file as a whole takes, as one stream; memory does not grow with the corpus.
+    """A compressor as a `Scorer`. The cost is the size of the whole corpus as one stream, in constant memory.
 
     Attributes:
-        open: makes a stream, as of zlib, bz2 and lzma.
-        primer: what the compressor reads before: the cost is then C(primer + corpus) - C(primer).
+        open: makes a stream like those of zlib, bz2 and lzma.
+        primer: data that the compressor reads first. The cost is then C(primer + corpus) - C(primer).
     """
 
     name: str
@@ -35,16 +35,16 @@ class Compressor:
     primer: Corpus | None = None
 
     def scores(self, corpus: Corpus) -> Iterator[Score]:
-        """Once, for all of it: what a compressor holds back says nothing of the cost so far."""
+        """One score, of the whole corpus: a compressor buffers its output, so its size so far means nothing."""
         check_filled(corpus)
         if self.primer is None:
             yield Score(8 * self._size(corpus), len(corpus), "starts empty")
             return
         size = self._size(self.primer, corpus) - self._size(self.primer)
-        yield Score(8 * size, len(corpus), f"C(A + B) - C(A), {len(self.primer):,} bytes of A before")
+        yield Score(8 * size, len(corpus), f"primed with {len(self.primer):,} bytes")
 
     def _size(self, *corpora: Corpus) -> int:
-        """Bytes that some corpora take, one after the other."""
+        """Compressed bytes of corpora, one after the other."""
         stream = self.open()
         pieces = (corpus.read(at, PIECE) for corpus in corpora for at in range(0, len(corpus), PIECE))
         return sum(len(stream.compress(piece.tobytes())) for piece in pieces) + len(stream.flush())
@@ -54,7 +54,7 @@ def compressors(primer: Corpus | None = None) -> list[Compressor]:
     """zlib -9, bz2 -9 and xz -9e.
 
     Args:
-        primer: what they read before; not given: nothing.
+        primer: data that they read first. Default: none.
     """
     return [
         Compressor("zlib -9", lambda: zlib.compressobj(9), primer),
@@ -67,7 +67,7 @@ def compressors_bpb(corpus: Corpus, primer: Corpus | None = None) -> dict[str, f
     """Bits per byte of zlib -9, bz2 -9 and xz -9e on a corpus.
 
     Args:
-        primer: what they read before; not given: nothing.
+        primer: data that they read first. Default: none.
 
     Raises:
         BitStreamError: an empty corpus.

@@ -1,7 +1,7 @@
-"""One interface to whatever says how many bits data costs: our models, compressors, models of other libraries.
+"""One interface for everything that can say how many bits data costs: our models, compressors, models of other libraries.
 
-`metrics.ModelScorer` and `baselines.Compressor` are scorers. Another model becomes one by a class with a `name` and a method
-`scores`; tables and comparisons then take it like the others.
+`metrics.ModelScorer` and `baselines.Compressor` are scorers. To compare another model, write a class with a `name` and a
+method `scores`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from bit_transformer.errors import BitStreamError
 
 @dataclass(frozen=True)
 class Score:
-    """What some bytes cost: `bits` in all, over `bytes` data bytes.
+    """The cost of data: `bits` in total, for `bytes` data bytes.
 
     Attributes:
-        protocol: how they were scored; its `str` goes with the figure.
-        standard_error: of the bits; 0 where they are exact, and not a bound that was sampled.
+        protocol: how they were scored; `str` of it is reported with the figure.
+        standard_error: of `bits`; 0 if they are exact and not a sampled bound.
     """
 
     bits: float
@@ -35,16 +35,16 @@ class Score:
 
 
 class Scorer(Protocol):
-    """What tells the cost of a corpus."""
+    """Anything that can score a corpus."""
 
     @property
     def name(self) -> str:
-        """Of its row in a table."""
+        """The name of its row in a table."""
 
     def scores(self, corpus: Corpus) -> Iterator[Score]:
-        """What a corpus costs from its start up to ever later places; the last score is of all of it.
+        """Cumulative scores of a corpus, each from its start to a later position. The last one is of the whole corpus.
 
-        A scorer that knows the cost of every stretch gives one score for each; one that knows only the whole gives one.
+        A scorer that knows only the cost of the whole yields one score.
 
         Raises:
             BitStreamError: an empty corpus.
@@ -52,10 +52,10 @@ class Scorer(Protocol):
 
 
 def cost_of(scorer: Scorer, corpus: Corpus, scored: Callable[[Score], None] = lambda _: None) -> Score:
-    """What all of a corpus costs.
+    """Score a whole corpus.
 
     Args:
-        scored: told what the bytes so far cost; may raise an error of its own, to end here.
+        scored: called with each score so far; it may raise an error to stop.
 
     Raises:
         BitStreamError: an empty corpus.
@@ -67,10 +67,10 @@ def cost_of(scorer: Scorer, corpus: Corpus, scored: Callable[[Score], None] = la
 
 
 def check_filled(corpus: Corpus) -> None:
-    """Refuse a corpus without bytes.
+    """Refuse an empty corpus.
 
     Raises:
-        BitStreamError: it is one.
+        BitStreamError: it is empty.
     """
     if not len(corpus):
         raise BitStreamError("got no bytes to score; at least one is needed. Try another file, or a larger holdout")

@@ -350,7 +350,7 @@ def test_a_diffusion_model_trains_is_scored_by_a_bound_fills_in_and_repairs(btlm
     flags = ["--diffusion-steps", 8, "--diffusion-curriculum", "--set", "train.telemetry=1"]
     done = btlm("train", text_file, *DIFFUSION, *flags, "--out", "runs/two-way")
     assert done.returncode == 0, done.stderr
-    assert "an upper bound from 8 draws for each" in done.stdout and "±" in done.stdout
+    assert "an upper bound from 8 samples per window" in done.stdout and "±" in done.stdout
     config = json.loads((tmp_path / "runs/two-way/config.json").read_text())
     assert config["model"]["diffusion_steps"] == 8 and config["train"]["curriculum"] == 0.5
     assert {"K", "C"} <= csv_rows(tmp_path / "runs/two-way/metrics.csv")[0].keys()
