@@ -1,20 +1,23 @@
-"""Text and bytes to bits and back, with and without parity. Everything is vectorised; nothing here knows a model.
+"""Converts text and bytes to bits and back, with or without parity. Vectorised, without torch.
 
-A byte is 8 bits, most significant first. With parity a ninth bit follows, chosen so that the nine hold an even number of
-ones; any single flipped bit is then noticed, and its byte named.
+Functions return bits as NumPy arrays of uint8, which models accept. They accept arrays, tensors and lists.
+
+A byte is 8 bits, most significant first. With parity, a ninth bit follows that makes the number of ones even. Any single
+flipped bit is then detected, and its byte located.
 """
 
 # Shapes: n bytes, T = 8 n or 9 n bits.
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bit_transformer.errors import BitStreamError, ParityError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Bits: TypeAlias = NDArray[np.uint8]
@@ -25,22 +28,22 @@ TextPolicy: TypeAlias = Literal["strict", "replace", "ignore", "backslashreplace
 REPLACEMENT = ord("?")
 
 _EIGHT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
-# Entry b is the even-parity bit of byte b; the nine bits of byte b, as one item, so that a look-up copies nine bytes.
+# Entry b: the even-parity bit of byte b; the nine bits of byte b as one item, so that a look-up copies nine bytes.
 _PARITY = (_EIGHT.sum(1) & 1).astype(np.uint8)
 _NINE = np.concatenate((_EIGHT, _PARITY[:, None]), axis=1).view("V9")[:, 0]
-# Eight bytes of 0 or 1 times this, seen as one little-endian integer, have the packed byte on top.
+# Eight bytes of 0 or 1, read as one little-endian integer and multiplied by this, have the packed byte on top.
 _GATHER = np.uint64(0x8040201008040201)
 
 
 def bytes_to_bits(data: bytes | bytearray | memoryview | Bytes, *, parity: bool = False) -> Bits:
-    """Bits of every byte, most significant first.
+    """The bits of bytes, most significant first.
 
     Args:
-        data: n bytes; an array may have leading axes, and its last one is expanded.
-        parity: follow each byte by its even-parity bit.
+        data: n bytes. An array may have more axes; the last one is expanded.
+        parity: add an even-parity bit after each byte.
 
     Returns:
-        uint8 zeros and ones, 8 (or 9) for each byte.
+        uint8 array of zeros and ones, 8 (or 9) per byte.
     """
     values = data if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
     if not parity:
@@ -53,12 +56,12 @@ def bits_to_bytes(bits: BitsLike, *, parity: bool = False, on_error: ParityPolic
 
     Args:
         bits: zeros and ones, one-dimensional.
-        on_error: what becomes of a byte whose parity does not fit: `raise` an error, `keep` its eight data bits,
-            `replace` it by "?", or `drop` it.
+        on_error: for bytes with wrong parity: `raise` an error, `keep` their eight data bits, `replace` them with "?",
+            or `drop` them.
 
     Raises:
-        BitStreamError: values other than 0 and 1, or a length that is no whole number of bytes.
-        ParityError: with `on_error="raise"`; it carries the byte offsets.
+        BitStreamError: values other than 0 and 1, or a length that is not a whole number of bytes.
+        ParityError: wrong parity with `on_error="raise"`; it has the byte offsets.
     """
     width = 9 if parity else 8
     flat = as_bits(bits)
@@ -76,8 +79,8 @@ def bits_to_bytes(bits: BitsLike, *, parity: bool = False, on_error: ParityPolic
     if on_error == "raise":
         shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise ParityError(
-            f"got odd parity in {len(wrong)} of {len(data)} bytes, at byte offsets {shown}; each nine bits must hold an "
-            f"even number of ones. Try on_error='keep', 'replace' or 'drop'",
+            f"got odd parity in {len(wrong)} of {len(data)} bytes, at byte offsets {shown}; nine bits must have an even "
+            f"number of ones. Try on_error='keep', 'replace' or 'drop'",
             wrong.tolist(),
         )
     if on_error == "drop":
@@ -87,10 +90,10 @@ def bits_to_bytes(bits: BitsLike, *, parity: bool = False, on_error: ParityPolic
 
 
 def find_parity_errors(bits: BitsLike) -> NDArray[np.int64]:
-    """Offsets of the bytes whose nine bits hold an odd number of ones.
+    """Offsets of the bytes with wrong parity.
 
     Raises:
-        BitStreamError: a length that is no multiple of 9.
+        BitStreamError: the length is not a multiple of 9.
     """
     flat = as_bits(bits)
     if len(flat) % 9:
@@ -99,7 +102,7 @@ def find_parity_errors(bits: BitsLike) -> NDArray[np.int64]:
 
 
 def _data_bytes(flat: Bits) -> Bytes:
-    """The data bytes of bits with parity: of each nine the first eight, packed."""
+    """The data bytes of bits with parity: the first eight of each nine bits, packed."""
     eight = np.ndarray(len(flat) // 9, dtype="<u8", buffer=flat, strides=(9,))
     return (eight * _GATHER >> np.uint64(56)).astype(np.uint8)
 
@@ -109,27 +112,27 @@ def _odd_bytes(flat: Bits, data: Bytes) -> NDArray[np.int64]:
 
 
 def repair_parity(bits: BitsLike) -> Bits:
-    """The same data bits with every parity bit set to what it must be."""
+    """The same data bits with correct parity bits."""
     return bytes_to_bits(bits_to_bytes(bits, parity=True, on_error="keep"), parity=True)
 
 
-def text_to_bits(text: str, *, parity: bool = False) -> Tensor:
-    """Bits of the UTF-8 encoding of a text, as a tensor of uint8."""
-    return torch.from_numpy(bytes_to_bits(text.encode("utf-8"), parity=parity))
+def text_to_bits(text: str, *, parity: bool = False) -> Bits:
+    """The bits of the UTF-8 encoding of a text, as from `bytes_to_bits`."""
+    return bytes_to_bits(text.encode("utf-8"), parity=parity)
 
 
 def bits_to_text(
     bits: BitsLike, *, parity: bool = False, on_error: ParityPolicy = "raise", on_text_error: TextPolicy = "replace"
 ) -> str:
-    """The text whose UTF-8 encoding the bits are.
+    """The text that bits encode in UTF-8.
 
     Args:
-        on_error: as in `bits_to_bytes`.
-        on_text_error: what becomes of bytes that are not UTF-8: an error (`strict`), U+FFFD (`replace`), nothing
-            (`ignore`), or an escape such as \\xff (`backslashreplace`).
+        on_error: for wrong parity, as in `bits_to_bytes`.
+        on_text_error: for bytes that are not UTF-8: an error (`strict`), U+FFFD (`replace`), skip them (`ignore`), or an
+            escape such as \\xff (`backslashreplace`).
 
     Raises:
-        BitStreamError: bits that are not bytes, or, under `strict`, bytes that are not UTF-8.
+        BitStreamError: bits that are not whole bytes, or, with `strict`, bytes that are not UTF-8.
     """
     data = bits_to_bytes(bits, parity=parity, on_error=on_error)
     try:
@@ -142,7 +145,7 @@ def bits_to_text(
 
 
 def pack_bits(bits: BitsLike) -> tuple[bytes, int]:
-    """Any number of bits, eight to a byte, the last byte filled up with zeros; and how many bits there were."""
+    """Pack any number of bits, eight per byte, with zeros at the end of the last byte. Also returns the number of bits."""
     flat = as_bits(bits)
     return np.packbits(flat).tobytes(), len(flat)
 
@@ -151,20 +154,22 @@ def unpack_bits(data: bytes, count: int) -> Bits:
     """The inverse of `pack_bits`.
 
     Raises:
-        BitStreamError: fewer bytes than `count` bits need.
+        BitStreamError: the bytes contain fewer than `count` bits.
     """
     if count > 8 * len(data) or count < 0:
-        raise BitStreamError(f"got {len(data)} bytes and count={count}; they hold at most {8 * len(data)} bits")
+        raise BitStreamError(
+            f"got {len(data)} bytes and count={count}; they contain at most {8 * len(data)} bits. Try a smaller count"
+        )
     return np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count)
 
 
 def as_bits(bits: BitsLike) -> Bits:
-    """Bits from a tensor, an array or a list, checked and flat.
+    """One-dimensional bits from a tensor, an array or a list, validated.
 
     Raises:
         BitStreamError: more than one axis, or a value other than 0 and 1.
     """
-    array = bits.detach().cpu().numpy() if isinstance(bits, Tensor) else np.asarray(bits)
+    array = bits.detach().cpu().numpy() if hasattr(bits, "detach") else np.asarray(bits)
     if array.ndim != 1:
         raise BitStreamError(f"got bits of shape {array.shape}; one axis is needed. Try bits.reshape(-1)")
     bits_8 = array.astype(np.uint8, copy=False)

@@ -1,27 +1,27 @@
-"""The tree of errors a user can meet. Every message is one line: what was got, what must hold, what to try.
+"""All errors that a user can meet. Every message is one line: what was given, what is needed, what to try.
 
 An error knows which field was wrong, where there is one, and what to try in terms of operations and their fields. Each door says that in its own
 words: the command line as flags, an HTTP server as fields of a request.
 
 BitTransformerError
-├── ConfigError (ValueError)        a setting that cannot be
+├── ConfigError (ValueError)        an invalid setting
 │   └── NoExperts (AttributeError)  a model without experts was asked for its bank
-├── BitStreamError (ValueError)     bits, bytes or files that cannot be modelled
-│   └── ParityError                 a parity bit that does not fit its byte; carries the byte offsets
-├── CheckpointError                 a checkpoint that is missing, damaged or of another shape
-├── StoreError                      a run store that cannot answer
+├── BitStreamError (ValueError)     bits, bytes or files that cannot be used
+│   └── ParityError                 bytes with wrong parity; has their offsets
+├── CheckpointError                 a checkpoint that is missing, damaged or has another shape
+├── StoreError                      a run store that cannot be used
 │   ├── RunNotFound                 no run of that name
-│   ├── RunBusy                     a run folder in which a training goes on
-│   └── RunNotRunning               a run that was asked to stop, and is not being trained
-├── TrainingError                   a training that cannot go on
-│   ├── NonFiniteLoss               loss or gradient became NaN or infinite; carries the step
-│   ├── StreamOverflow              values of a reversible trunk that cannot be rebuilt exactly
-│   ├── NotRebuilt                  a reversible trunk that is not what it was in the forward pass
-│   └── OutOfMemory                 no memory for an update; says what would take less
-├── SafetyRejection                 the gate blocked what was generated; carries the decision
-└── MissingExtra (ImportError)      an optional library that is not installed
+│   ├── RunBusy                     another training uses the run folder
+│   └── RunNotRunning               a run was asked to stop and is not being trained
+├── TrainingError                   a training that cannot continue
+│   ├── NonFiniteLoss               the loss or the gradient became NaN or infinite; has the step
+│   ├── StreamOverflow              values of a reversible trunk are too large to be recomputed exactly
+│   ├── NotRebuilt                  a reversible trunk recomputed other values than in the forward pass
+│   └── OutOfMemory                 not enough memory for an update; says what needs less
+├── SafetyRejection                 the gate blocked generated text; has the decision
+└── MissingExtra (ImportError)      an optional library is not installed
 
-`assert` is for what cannot happen; these are for what users do and disks suffer.
+These are for wrong input and failing disks. `assert` is for what only a bug can cause.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Advice = str | Give | Ask
 
 
 class BitTransformerError(Exception):
-    """Root of every error this package raises on purpose.
+    """Base class of all errors of this package.
 
     Args:
         what: was wrong; where `tries` are not given, what to try too.
@@ -80,7 +80,7 @@ class BitTransformerError(Exception):
 
 
 class ConfigError(BitTransformerError, ValueError):
-    """A setting that cannot be, or that does not go with another."""
+    """An invalid setting, or settings that do not fit together."""
 
 
 class NoExperts(ConfigError, AttributeError):
@@ -88,14 +88,14 @@ class NoExperts(ConfigError, AttributeError):
 
 
 class BitStreamError(BitTransformerError, ValueError):
-    """Bits, bytes or files that cannot be modelled as they are."""
+    """Bits, bytes or files that cannot be used."""
 
 
 class ParityError(BitStreamError):
-    """Parity bits that do not fit their bytes.
+    """Bytes with wrong parity.
 
     Attributes:
-        offsets: the byte offsets of the bytes whose parity is odd.
+        offsets: byte offsets of the bytes with odd parity.
     """
 
     def __init__(self, message: str, offsets: Sequence[int], *, tries: Sequence[Advice] = ()) -> None:
@@ -104,11 +104,11 @@ class ParityError(BitStreamError):
 
 
 class CheckpointError(BitTransformerError):
-    """A checkpoint that is missing, damaged, or of another shape."""
+    """A checkpoint that is missing, damaged or has another shape."""
 
 
 class StoreError(BitTransformerError):
-    """A run store that cannot be opened, written or asked."""
+    """A run store that cannot be opened, written or queried."""
 
 
 class RunNotFound(StoreError):
@@ -116,7 +116,7 @@ class RunNotFound(StoreError):
 
 
 class RunBusy(StoreError):
-    """A run folder in which another training goes on."""
+    """A run folder that another training uses."""
 
 
 class RunNotRunning(StoreError):
@@ -124,7 +124,7 @@ class RunNotRunning(StoreError):
 
 
 class TrainingError(BitTransformerError):
-    """A training that cannot go on."""
+    """A training that cannot continue."""
 
 
 class NonFiniteLoss(TrainingError):
@@ -140,22 +140,22 @@ class NonFiniteLoss(TrainingError):
 
 
 class StreamOverflow(TrainingError):
-    """Values of a reversible trunk grew out of the range in which they can be rebuilt exactly."""
+    """Values of a reversible trunk are too large to be recomputed exactly."""
 
 
 class NotRebuilt(TrainingError):
-    """A reversible trunk computed something else in the backward pass than in the forward."""
+    """A reversible trunk recomputed other values in the backward pass than in the forward pass."""
 
 
 class OutOfMemory(TrainingError):
-    """There was no memory for an update; the message says which switch would save how much."""
+    """Not enough memory for an update. The message says which setting saves how much."""
 
 
 class SafetyRejection(BitTransformerError):
-    """The gate blocked what was generated, and nobody let it pass.
+    """The gate blocked generated text, and nobody allowed it.
 
     Attributes:
-        decision: the gate's, a `safety.Decision`.
+        decision: the gate's `safety.Decision`.
     """
 
     def __init__(self, message: str, decision: object) -> None:
@@ -164,4 +164,4 @@ class SafetyRejection(BitTransformerError):
 
 
 class MissingExtra(BitTransformerError, ImportError):
-    """An optional library that is asked for and not installed."""
+    """An optional library is needed and not installed."""

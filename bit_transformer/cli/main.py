@@ -10,7 +10,7 @@ import typer
 from bit_transformer.cli.commands import (
     bench,
     calibrate,
-    collapse,
+    distill,
     estimate,
     evaluate,
     explain,
@@ -33,7 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.run)
-app.command("collapse")(collapse.run)
+app.command("distill")(distill.run)
+app.command("collapse", hidden=True)(distill.run)  # its earlier name
 app.command("estimate")(estimate.run)
 app.command("generate")(generate.run)
 app.command("infill")(infill.run)

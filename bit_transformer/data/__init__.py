@@ -1,1 +1,1 @@
-"""Bytes on disk, drawn a batch at a time: `sources` finds and maps the files, `windows` draws from them."""
+"""Training data: `sources` finds and maps files, `windows` draws batches from them."""

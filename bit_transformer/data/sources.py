@@ -1,13 +1,15 @@
-"""Where training bytes come from: corpora by name, files, folders, globs, standard input.
+"""Training data: named corpora, files, folders, globs, standard input, bytes in memory.
 
-Files stay on disk, memory-mapped; a `Corpus` is a list of spans of files that reads like one long array. A corpus by name
-is looked for in `BTLM_DATA_DIR` first, then in a cache, then downloaded; its SHA-256 is checked either way.
+Files stay on disk, memory-mapped. A `Corpus` is a list of spans that reads like one long array. A named corpus is read
+from `BTLM_DATA_DIR` or from a cache, or downloaded; its SHA-256 is always checked.
 """
 
 from __future__ import annotations
 
 import atexit
 import bisect
+import contextlib
+import difflib
 import glob
 import hashlib
 import itertools
@@ -17,7 +19,7 @@ import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -32,13 +34,13 @@ DATA_DIR_VARIABLE = "BTLM_DATA_DIR"
 
 @dataclass(frozen=True)
 class NamedCorpus:
-    """A public file that results are compared on.
+    """A public file for comparing results.
 
     Attributes:
         filename: its name in a data folder.
         sha256: of the file itself, unpacked.
-        url: where it is offered.
-        archive_sha256: of what the URL gives, where that is a zip archive holding the file as `filename`.
+        url: where to download it.
+        archive_sha256: of the download, if that is a zip archive that contains the file as `filename`.
         about: one line.
     """
 
@@ -96,16 +98,36 @@ REGISTRY: dict[str, NamedCorpus] = {
 }
 
 
+class InMemory:
+    """Bytes in memory instead of a file; the name is their SHA-256."""
+
+    def __init__(self, data: bytes) -> None:
+        self.contents: NDArray[np.uint8] = np.frombuffer(data, dtype=np.uint8)
+
+    @cached_property
+    def name(self) -> str:
+        """SHA-256 of the bytes."""
+        return hashlib.sha256(self.contents).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"InMemory({len(self.contents):,} bytes)"
+
+
 @dataclass(frozen=True)
 class Span:
-    """Bytes [start, stop) of a file."""
+    """Bytes [start, stop) of a file, or of bytes in memory."""
 
-    path: Path
+    path: Path | InMemory
     start: int
     stop: int
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes [start, stop) of the span, counted from its start; fewer at its end."""
+        contents = self.path.contents if isinstance(self.path, InMemory) else _mapped(self.path)
+        return contents[self.start + start : min(self.start + stop, self.stop)]
 
 
 @lru_cache(maxsize=64)
@@ -114,7 +136,7 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
 
 
 class Corpus:
-    """Spans of files that read like one long array of bytes. Memory stays constant whatever their size."""
+    """Spans that read like one long array of bytes. Files of any size take constant memory."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
         self.spans = tuple(span for span in spans if len(span))
@@ -124,14 +146,13 @@ class Corpus:
         return self._ends[-1] if self._ends else 0
 
     def read(self, offset: int, length: int) -> NDArray[np.uint8]:
-        """Up to `length` bytes from `offset` on; fewer at the end."""
+        """`length` bytes from `offset`; fewer at the end."""
         index = bisect.bisect_right(self._ends, offset)
         parts: list[NDArray[np.uint8]] = []
         while length > 0 and index < len(self.spans):
             span = self.spans[index]
             inside = offset - (self._ends[index] - len(span))
-            begin = span.start + inside
-            part = _mapped(span.path)[begin : min(begin + length, span.stop)]
+            part = span.read(inside, inside + length)
             parts.append(part)
             offset, length, index = offset + len(part), length - len(part), index + 1
         if len(parts) == 1:
@@ -139,18 +160,18 @@ class Corpus:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint8)
 
     def spans_at(self) -> list[tuple[int, int]]:
-        """Where each span begins and ends in the corpus."""
+        """Start and stop of each span in the corpus."""
         return [(end - len(span), end) for span, end in zip(self.spans, self._ends, strict=True)]
 
     def aligned(self, align: int) -> Corpus:
-        """The same with every span cut to a multiple of `align` bytes."""
+        """The same corpus, with each span cut to a multiple of `align` bytes."""
         return self if align == 1 else Corpus(Span(s.path, s.start, s.stop - len(s) % align) for s in self.spans)
 
     def thinned(self, limit: int, piece: int, align: int = 1) -> Corpus:
-        """About `limit` of its bytes, at most: at least eight pieces, of `piece` bytes or less, evenly spread.
+        """A sample of at most `limit` bytes: at least eight pieces of at most `piece` bytes, evenly spread.
 
         Args:
-            align: pieces start at multiples of this many bytes of the corpus, which is itself `aligned`.
+            align: pieces start at multiples of this many bytes. The corpus must be `aligned` too.
         """
         if len(self) <= limit:
             return self
@@ -161,11 +182,11 @@ class Corpus:
         return Corpus(span for start in starts for span in self._between(start, start + piece))
 
     def part(self, start: int, stop: int) -> Corpus:
-        """Its bytes from one place to another."""
+        """Bytes [start, stop) of the corpus."""
         return Corpus(self._between(start, stop))
 
     def without(self, part: Corpus) -> Corpus:
-        """Its bytes that are not in a part of it."""
+        """The bytes of the corpus that are not in `part`, which must be a part of it."""
         kept: list[Span] = []
         for span in self.spans:
             begin = span.start
@@ -184,24 +205,30 @@ class Corpus:
                 yield Span(span.path, span.start + low - begin, span.start + high - begin)
 
     def digest(self) -> str:
-        """A fingerprint of which bytes these are: file names, sizes and limits of the spans, not their contents."""
-        lines = "\n".join(f"{s.path.name} {s.path.stat().st_size} {s.start} {s.stop}" for s in self.spans)
+        """A fingerprint: names, sizes and limits of the spans. It does not depend on the contents of files."""
+        lines = "\n".join(f"{s.path.name} {_size(s.path)} {s.start} {s.stop}" for s in self.spans)
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def bytes_corpus(data: bytes) -> Corpus:
-    """A corpus of bytes in memory, through a temporary file that lives as long as this process."""
-    return Corpus([_spool(iter([data]))])
+def bytes_corpus(data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> Corpus:
+    """A corpus of bytes in memory. Mutable data is copied."""
+    kept = data if isinstance(data, bytes) else bytes(data)
+    return Corpus([Span(InMemory(kept), 0, len(kept))])
+
+
+def _size(path: Path | InMemory) -> int:
+    return len(path.contents) if isinstance(path, InMemory) else path.stat().st_size
 
 
 def find_files(names: Sequence[str], *, stdin: BinaryIO | None = None, leave_out: Sequence[Path] = ()) -> list[Path]:
-    """Files of corpora given by name, path, folder, glob or "-", in a fixed order, each once.
+    """The files of corpora, each once, in a fixed order.
 
     Args:
-        leave_out: files and folders that are no data, though they may lie inside a corpus's folder: a run's own.
+        names: corpus names, files, folders, globs, or "-" for standard input.
+        leave_out: files and folders to skip even if they are inside a corpus's folder, such as a run folder.
 
     Raises:
-        BitStreamError: nothing is there, or what is there cannot be read or is empty.
+        BitStreamError: there is no such corpus, or it cannot be read or is empty.
     """
     found = {path.resolve(): path for name in names for path in _files_of(name, stdin)}
     own = [path.resolve() for path in leave_out]
@@ -214,15 +241,16 @@ def find_files(names: Sequence[str], *, stdin: BinaryIO | None = None, leave_out
             raise BitStreamError(f"{path}: cannot be read ({unreadable.strerror}). Try another file") from None
     filled = [path for path in files if path.stat().st_size]
     if not filled:
-        raise BitStreamError(f"{', '.join(names)}: got an empty file; at least one byte is needed. Try another")
+        raise BitStreamError(f"{', '.join(names)}: got an empty file; at least one byte is needed. Try another file")
     return filled
 
 
 def find_file(name: str, verb: str, instead: str = "") -> Path:
-    """The one file of a name.
+    """The file of a corpus that must be a single file.
 
     Args:
-        verb: what takes one file only, and what to try `instead`, for the error.
+        verb: the command that takes one file, for the error message.
+        instead: another command to try, for the error message.
 
     Raises:
         BitStreamError: as `find_files`, or several files.
@@ -241,7 +269,7 @@ def whole_files(paths: Iterable[Path]) -> Corpus:
 def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
     if name == "-":
         stream = stdin or sys.stdin.buffer
-        return [_spool(iter(lambda: stream.read(1 << 20), b"")).path]
+        return [_spool(iter(lambda: stream.read(1 << 20), b""))]
     if name == "stdlib":
         return stdlib_files()
     path = Path(name)
@@ -258,22 +286,40 @@ def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
     else:
         found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
     if not found:
-        raise BitStreamError(
-            f"got corpus {name!r}: no such file, no folder with files, no glob that matches, and no corpus by name "
-            f"(stdlib, {', '.join(REGISTRY)}). Try a path, or '-' for standard input"
-        )
+        nothing = "there is no such file, no folder with files, no glob that matches and no corpus of that name"
+        if near := _similar(name):
+            raise BitStreamError(f"got corpus {name!r}; {nothing}. Did you mean {near!r}?")
+        names = ", ".join(("stdlib", *REGISTRY))
+        raise BitStreamError(f"got corpus {name!r}; {nothing} ({names}). Try a path, or '-' for standard input")
     return found
 
 
+def _similar(name: str) -> str | None:
+    """The existing path, or the corpus, whose name is most similar to one that does not exist."""
+    path = Path(name)
+    missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
+    if not name or missing is None or glob.has_magic(name):
+        return None
+    rest = path.relative_to(missing)
+    beside: list[Path] = []
+    with contextlib.suppress(OSError):  # a folder that cannot be read
+        beside = [p for p in missing.parent.iterdir() if (p / rest).exists()]
+    candidates = {p.name.casefold(): str(p / rest) for p in beside}
+    if path.name == name:
+        candidates |= {known: known for known in ("stdlib", *REGISTRY)}
+    near = difflib.get_close_matches(missing.name.casefold(), candidates, n=1, cutoff=0.7)
+    return candidates[near[0]] if near else None
+
+
 def stdlib_files() -> list[Path]:
-    """The source of Python's own standard library, without its tests: a corpus that is on every machine."""
+    """The source files of Python's standard library, without tests: a corpus that every machine has."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     return sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts) and p.stat().st_size)
 
 
 def named_file(name: str, *, cache: Path | None = None) -> Path:
-    """The file of a corpus by name: from `BTLM_DATA_DIR`, from the cache, or downloaded; its SHA-256 is checked.
+    """The file of a named corpus: from `BTLM_DATA_DIR`, from the cache, or downloaded. Its SHA-256 is checked.
 
     Raises:
         BitStreamError: the file in the data folder has another checksum, or the download failed.
@@ -284,8 +330,8 @@ def named_file(name: str, *, cache: Path | None = None) -> Path:
         got = _sha256(local, local.stat().st_mtime_ns)
         if got != corpus.sha256:
             raise BitStreamError(
-                f"{local}: SHA-256 {got[:12]}... is not {corpus.sha256[:12]}... of corpus {name!r}. "
-                f"Try removing the file, so that it is downloaded"
+                f"{local}: got SHA-256 {got[:12]}...; {corpus.sha256[:12]}... of corpus {name!r} is needed. "
+                f"Try removing the file, then it is downloaded"
             )
         return local
     return _download(name, corpus, cache)
@@ -306,15 +352,15 @@ def _download(name: str, corpus: NamedCorpus, cache: Path | None) -> Path:
             processor=processor,
             progressbar=False,
         )
-    except Exception as failed:  # pooch passes on whatever its transport raises: OSError, ValueError, its own
+    except Exception as failed:  # pooch passes on any error of its transport: OSError, ValueError, its own
         raise BitStreamError(
-            f"corpus {name!r} could not be had from {corpus.url} ({type(failed).__name__}: {str(failed).splitlines()[0]}). "
-            f"Try putting {corpus.filename!r} into a folder named by {DATA_DIR_VARIABLE}"
+            f"corpus {name!r}: download from {corpus.url} failed ({type(failed).__name__}: {str(failed).splitlines()[0]}). "
+            f"Try putting {corpus.filename!r} into a folder and setting {DATA_DIR_VARIABLE} to it"
         ) from failed
     file = Path(got[0] if isinstance(got, list) else got)
     if _sha256(file, file.stat().st_mtime_ns) != corpus.sha256:
-        file.unlink()  # an extraction that was cut short; the next try makes it anew
-        raise BitStreamError(f"{file}: was not complete and is gone. Try again")
+        file.unlink()  # extraction was interrupted
+        raise BitStreamError(f"{file}: was incomplete and is removed. Try again")
     return file
 
 
@@ -327,42 +373,47 @@ def _sha256(path: Path, _changed_ns: int) -> str:
     return digest.hexdigest()
 
 
-def _spool(chunks: Iterable[bytes]) -> Span:
-    """A stream on disk, so that it can be mapped; the file goes when the process does."""
+def _spool(chunks: Iterable[bytes]) -> Path:
+    """Write a stream to a temporary file, so that it can be mapped. The file is removed when the process ends."""
     with tempfile.NamedTemporaryFile(prefix="bit-transformer-", delete=False) as file:
         path = Path(file.name)
         atexit.register(path.unlink, missing_ok=True)
         for chunk in chunks:
             file.write(chunk)
-    return Span(path, 0, path.stat().st_size)
+    return path
 
 
 def split(
-    files: Sequence[Path], how: Literal["auto", "position", "file"], holdout: float, align: int = 1
+    files: Sequence[Path] | Corpus, how: Literal["auto", "position", "file"], holdout: float, align: int = 1
 ) -> tuple[Corpus, Corpus]:
-    """The training part and the held-out part of some files; no byte is in both.
+    """Split files, or the spans of a corpus, into a training part and a held-out part. No byte is in both.
 
     Args:
-        how: `position` holds out the last share of every file's bytes, `file` holds out whole files, chosen by a hash
-            of their last two path parts so that the choice is the same on every machine; `auto` goes by file from ten files on.
-        holdout: the share held out, in [0, 1).
-        align: cuts fall on multiples of this many bytes.
+        how: `position` holds out the end of each file. `file` holds out whole files, selected by a hash of the last two
+            parts of their paths, which is the same on every machine. `auto` is `file` for ten files or more.
+        holdout: the fraction to hold out, in [0, 1).
+        align: cuts are at multiples of this many bytes.
 
     Raises:
         BitStreamError: `file` with a single file.
     """
+    spans = (files if isinstance(files, Corpus) else whole_files(files)).spans
+    paths = list(dict.fromkeys(span.path for span in spans))
     if how == "auto":
-        how = "file" if len(files) >= 10 else "position"
+        how = "file" if len(paths) >= 10 else "position"
     if how == "position" or not holdout:
-        sizes = [path.stat().st_size for path in files]
-        cuts = [int(size * (1 - holdout)) // align * align for size in sizes]
+        cuts = [span.start + int(len(span) * (1 - holdout)) // align * align for span in spans]
         return (
-            Corpus(Span(path, 0, cut) for path, cut in zip(files, cuts, strict=True)),
-            Corpus(Span(path, cut, size) for path, cut, size in zip(files, cuts, sizes, strict=True)),
+            Corpus(Span(span.path, span.start, cut) for span, cut in zip(spans, cuts, strict=True)),
+            Corpus(Span(span.path, cut, span.stop) for span, cut in zip(spans, cuts, strict=True)),
         )
-    if len(files) < 2:
-        raise BitStreamError(f"got {len(files)} file to split by file; two are needed. Try data.split='position'")
-    ranked = sorted(files, key=lambda path: hashlib.sha256("/".join(path.parts[-2:]).encode()).digest())
-    held = set(ranked[: max(1, round(len(files) * holdout))])
-    whole = [Span(path, 0, path.stat().st_size) for path in files]
-    return Corpus(s for s in whole if s.path not in held), Corpus(s for s in whole if s.path in held)
+    if len(paths) < 2:
+        raise BitStreamError(f"got {len(paths)} file to split by file; two are needed. Try data.split='position'")
+    held = set(sorted(paths, key=_rank)[: max(1, round(len(paths) * holdout))])
+    return Corpus(s for s in spans if s.path not in held), Corpus(s for s in spans if s.path in held)
+
+
+def _rank(path: Path | InMemory) -> bytes:
+    """A hash that does not depend on the folders above the file's own."""
+    name = "/".join(path.parts[-2:]) if isinstance(path, Path) else path.name
+    return hashlib.sha256(name.encode()).digest()

@@ -1,8 +1,8 @@
-"""Training windows: drawn without replacement, in an order that is random, reproducible and costs no memory.
+"""Training windows: drawn without replacement, in a random order that is reproducible and takes no memory.
 
 Each epoch cuts the corpus into windows at another offset and visits them in a pseudo-random order. The order is a keyed
-permutation of the window numbers, computed number by number, so a corpus of any size needs no shuffled index, and the
-state is two integers.
+permutation of the window numbers, computed one number at a time. So a corpus of any size needs no shuffled index, and
+the state is two integers.
 """
 
 # Shapes: B windows, T bits, L bytes of a window, F features of a bit.
@@ -16,24 +16,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.bit_io import Bits, bytes_to_bits
 from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError
 
 
 class SamplerState(TypedDict):
-    """Where a sampler stands: windows `[0, drawn)` of epoch `epoch` are behind it."""
+    """State of a sampler: it has drawn windows `[0, drawn)` of epoch `epoch`."""
 
     epoch: int
     drawn: int
 
 
 class Batch(NamedTuple):
-    """Some windows.
+    """A batch of windows.
 
     Attributes:
         bits_BT: uint8.
-        features_BTF: int8: what the experts say of each bit, where there are experts.
+        features_BTF: int8, the experts' features of each bit, if the model has experts.
     """
 
     bits_BT: Tensor
@@ -41,37 +41,37 @@ class Batch(NamedTuple):
 
 
 class FeatureSource(Protocol):
-    """What gives the features of a corpus's bits."""
+    """Provides the experts' features of a corpus."""
 
     def read(self, bit: int, length: int) -> NDArray[np.int8]:
-        """Of `length` bits: (T, F)."""
+        """Features of `length` bits from `bit`: (T, F)."""
 
 
 class Windows(Protocol):
-    """What a training draws from."""
+    """Training data, as windows."""
 
     @property
     def window_bytes(self) -> float:
         """Data bytes of one window."""
 
     def __len__(self) -> int:
-        """Windows of an epoch."""
+        """Windows per epoch."""
 
     def draw(self, count: int) -> Batch:
         """The next `count` windows."""
 
     def state_dict(self) -> SamplerState:
-        """Where it stands."""
+        """The position in the data."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What more it takes to go on."""
+        """Tensors that continuing needs in addition."""
 
     def load_state_dict(self, state: SamplerState, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Continue from a saved position."""
 
 
 class _Epochs:
-    """Window numbers without end: epoch after epoch, each in its own order."""
+    """Endless window numbers: epoch after epoch, each in its own order."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.epoch, self.drawn = seed, 0, 0
@@ -104,11 +104,11 @@ class CorpusWindows(_Epochs):
 
     Args:
         corpus: the training part.
-        window_bytes: bytes of one window.
-        parity: follow each byte by a parity bit.
+        window_bytes: bytes per window.
+        parity: add a parity bit after each byte.
         align: windows start at multiples of this many bytes of their file.
         seed: of the order.
-        features: of the corpus's bits, if there are experts.
+        features: the experts' features of the corpus, if there are experts.
 
     Raises:
         BitStreamError: the corpus is shorter than a window.
@@ -129,12 +129,12 @@ class CorpusWindows(_Epochs):
         self.window_bytes, self.parity, self.align, self.features = window_bytes, parity, align, features
         if len(self.corpus) < window_bytes:
             raise BitStreamError(
-                f"got {len(self.corpus)} bytes to train on, after holding out; at least one window of {window_bytes} is needed. "
-                f"Try more data, or a smaller model.max_seq_len"
+                f"got {len(self.corpus)} bytes to train on, without the held-out part; at least one window of {window_bytes} is "
+                f"needed. Try more data, or a smaller model.max_seq_len"
             )
 
     def __len__(self) -> int:
-        # One window is given up for the offset, which differs from epoch to epoch.
+        # One window less, to leave room for the offset, which differs from epoch to epoch.
         return max(1, len(self.corpus) // self.window_bytes - 1)
 
     def draw(self, count: int) -> Batch:
@@ -153,7 +153,7 @@ class CorpusWindows(_Epochs):
         return Batch(torch.from_numpy(bits_BT), torch.from_numpy(features_BTF))
 
     def resized(self, window_bytes: int) -> CorpusWindows:
-        """The same corpus in windows of another size, from the next epoch on."""
+        """The same corpus in windows of another size, starting at the next epoch."""
         other = CorpusWindows(
             self.corpus, window_bytes, parity=self.parity, align=self.align, seed=self.seed, features=self.features
         )
@@ -166,23 +166,23 @@ class CorpusWindows(_Epochs):
 
 
 class BitWindows(_Epochs):
-    """Windows that are given as bits, one a row.
+    """Windows given as bits, one per row.
 
     Args:
         bits_NT: N windows of T zeros and ones.
-        byte_bits: bits that make up one data byte; sets the unit of bits per byte.
-        features_NTF: what the experts say of each bit, if there are any.
+        byte_bits: bits per data byte, the unit of bits per byte.
+        features_NTF: the experts' features of each bit, if there are experts.
     """
 
     def __init__(
-        self, bits_NT: Tensor, *, byte_bits: int = 8, seed: int = 0, features_NTF: Tensor | None = None
+        self, bits_NT: Tensor | Bits, *, byte_bits: int = 8, seed: int = 0, features_NTF: Tensor | None = None
     ) -> None:
         super().__init__(seed)
         if bits_NT.ndim != 2 or not len(bits_NT):
             raise BitStreamError(
                 f"got bits of shape {tuple(bits_NT.shape)}; (windows, bits) is needed. Try bits.view(-1, 1024)"
             )
-        self.bits_NT, self.features_NTF = bits_NT.to(torch.uint8), features_NTF
+        self.bits_NT, self.features_NTF = torch.as_tensor(bits_NT).to(torch.uint8), features_NTF
         self.window_bytes = bits_NT.shape[1] / byte_bits
 
     def __len__(self) -> int:
@@ -195,10 +195,10 @@ class BitWindows(_Epochs):
 
 
 def permuted(places: NDArray[np.int64], size: int, *, key: int) -> NDArray[np.int64]:
-    """Where a keyed permutation of 0 .. size - 1 sends some places.
+    """Apply a keyed permutation of 0 .. size - 1.
 
-    A four-round Feistel network permutes the numbers of an even count of bits; what lands at `size` or beyond walks on
-    along its cycle until it is inside.
+    A four-round Feistel network permutes numbers with an even number of bits. It is applied again to results outside the
+    range, until they are inside.
 
     Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains" (cycle walking).
     """
@@ -208,8 +208,8 @@ def permuted(places: NDArray[np.int64], size: int, *, key: int) -> NDArray[np.in
     outside = np.ones(len(value), dtype=bool)
     while outside.any():
         left, right = value[outside] >> half, value[outside] & mask
-        for turn in range(4):
-            left, right = right, left ^ (_mix(right, np.uint64((key + turn) & _MASK64)) & mask)
+        for step in range(4):
+            left, right = right, left ^ (_mix(right, np.uint64((key + step) & _MASK64)) & mask)
         value[outside] = (left << half) | right
         outside = value >= size
     return value.astype(np.int64)
@@ -219,7 +219,7 @@ _MASK64 = (1 << 64) - 1
 
 
 def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """SplitMix64's finisher (Steele et al. 2014) over value and key."""
+    """The finalizer of SplitMix64 (Steele et al. 2014), of value and key."""
     with np.errstate(over="ignore"):
         z = value + key * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -228,5 +228,5 @@ def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
 
 
 def epoch_key(seed: int, epoch: int) -> int:
-    """A pseudo-random number of 64 bits for each epoch."""
+    """A pseudo-random 64-bit number for each epoch."""
     return int(_mix(np.array([seed & _MASK64], dtype=np.uint64), np.uint64(epoch + 1))[0])

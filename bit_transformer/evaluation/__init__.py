@@ -1,1 +1,1 @@
-"""How good a model is, and beside what."""
+"""How good a model is, next to compressors and other models."""

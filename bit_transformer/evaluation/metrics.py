@@ -1,12 +1,12 @@
-"""Bits per byte: what a file costs under a model, every byte scored once.
+"""Bits per byte: the cost of a file under a model, with every byte scored once.
 
-The file is cut into windows that overlap: each window scores only the bytes that no earlier one scored, so all but the
-first window's bytes have at least `context` bytes before them. More overlap costs more time and gives a lower, truer
-figure; the protocol goes with every number.
+The file is cut into overlapping windows. Each window scores only the bytes that no earlier window scored, so all bytes after the
+first window have at least as much context as the overlap. More overlap takes more time and gives a lower figure. The protocol is
+reported with every figure.
 
-What may be learned from the file itself is part of the protocol. `static`: nothing. `online`: the experts' tables learn each bit
-after it was scored, as any compressor's do, on a copy that is dropped in the end. `online+mixer`: so do the weights of mixer
-and head, by a gradient step after some windows (dynamic evaluation, Krause et al. 2018, arXiv:1709.07432).
+The protocol also says what may learn from the file. `static`: nothing. `online`: the experts' tables learn each bit after it was
+scored, as in any compressor, in a copy that is discarded at the end. `online+mixer`: the weights of mixer and head learn too, by
+a gradient step after some windows (dynamic evaluation, Krause et al. 2018, arXiv:1709.07432).
 """
 
 # Shapes: B batch, T bits, L bytes of a window.
@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.diffusion.bound import Estimator, likelihood_bound
-from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.errors import ConfigError
+from bit_transformer.evaluation.scorer import Score, check_filled, cost_of
 from bit_transformer.experts.passes import FeatureReader
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.pieces import BOUND_SAMPLES
 
 Learning = Literal["static", "online", "online+mixer"]
-ADAPT_RATE, ADAPT_WINDOWS = 1e-4, 8  # of online+mixer: AdamW's rate, and windows to a step
+ADAPT_RATE, ADAPT_WINDOWS = 1e-4, 8  # of online+mixer: AdamW's learning rate, and windows per step
 _WHAT_LEARNS = {
     "static": "static weights",
-    "online": "online (weights static, the experts' tables go on learning from what was scored)",
-    "online+mixer": f"online+mixer (so do the weights of mixer and head: AdamW, rate {ADAPT_RATE}, every {ADAPT_WINDOWS} windows)",
+    "online": "online (weights static, the experts' tables learn each bit after it is scored)",
+    "online+mixer": f"online+mixer (experts' tables, mixer and head learn: AdamW, learning rate {ADAPT_RATE}, every {ADAPT_WINDOWS} windows)",
 }
 
 
@@ -43,10 +44,10 @@ class Protocol:
     """How a file was scored.
 
     Attributes:
-        window: bytes of a window.
+        window: bytes per window.
         stride: bytes from one window to the next; the overlap is `window - stride`.
-        learning: what goes on learning from what was scored.
-        samples: of a diffusion model, whose likelihood is only bounded: draws for each window; else 0.
+        learning: what learns from the data after it is scored.
+        samples: for a diffusion model, whose likelihood is only bounded: samples per window; else 0.
     """
 
     window: int
@@ -57,8 +58,8 @@ class Protocol:
     def __str__(self) -> str:
         if self.samples:
             return (
-                f"{_WHAT_LEARNS[self.learning]}, windows of {self.window} bytes side by side, an upper bound from "
-                f"{self.samples} draws for each"
+                f"{_WHAT_LEARNS[self.learning]}, windows of {self.window} bytes without overlap, an upper bound from "
+                f"{self.samples} samples per window"
             )
         return (
             f"{_WHAT_LEARNS[self.learning]}, windows of {self.window} bytes every {self.stride}, every byte scored once with at least "
@@ -66,27 +67,8 @@ class Protocol:
         )
 
 
-@dataclass(frozen=True)
-class Score:
-    """What some bytes cost: `bits` in all, over `bytes` data bytes.
-
-    Attributes:
-        standard_error: of the bits; 0 where they are exact, and not a bound that was sampled.
-    """
-
-    bits: float
-    bytes: int
-    protocol: Protocol
-    standard_error: float = 0.0
-
-    @property
-    def bpb(self) -> float:
-        """Bits per byte."""
-        return self.bits / self.bytes
-
-
 def window_bytes(model: BitTransformerLM, window_bits: int | None = None) -> int:
-    """The longest window of whole bytes and whole patches.
+    """Bytes of the longest window of whole bytes and whole patches.
 
     Raises:
         ConfigError: not one byte fits, or the window is longer than the model's.
@@ -94,30 +76,33 @@ def window_bytes(model: BitTransformerLM, window_bits: int | None = None) -> int
     c = model.config
     bits = window_bits or c.max_seq_len
     if bits > c.max_seq_len:
-        raise ConfigError(f"window={bits} bits; at most model.max_seq_len={c.max_seq_len}. Try window={c.max_seq_len}")
+        raise ConfigError(
+            f"got window={bits} bits; at most model.max_seq_len={c.max_seq_len} is needed. Try window={c.max_seq_len}"
+        )
     unit = c.align_bytes * c.byte_bits
     if bits < unit:
         raise ConfigError(
-            f"window={bits} bits; bytes and patches first meet after {unit}. Try model.max_seq_len={16 * unit}"
+            f"got window={bits} bits; whole bytes and whole patches first meet after {unit}. "
+            f"Try model.max_seq_len={16 * unit}"
         )
     return bits // unit * c.align_bytes
 
 
 def default_protocol(model: BitTransformerLM, overlap: float = 0.5, learning: str | None = None) -> Protocol:
-    """Windows of the model's full length; each after the first scores its last `1 - overlap` share. Of a diffusion model they stand side by
-    side.
+    """Windows of the model's full length. A diffusion model scores them without overlap.
 
     Args:
-        learning: not given: `online` for a model with experts, else `static`.
+        overlap: fraction of a window that is only context, in [0, 1).
+        learning: what learns from the data. Default: `online` for a model with experts, else `static`.
 
     Raises:
         ConfigError: no such protocol, or one that learns for a model without experts.
     """
     chosen = learning or ("online" if model.config.experts else "static")
     if chosen not in get_args(Learning):
-        raise ConfigError(f"protocol={chosen!r}; it must be one of {', '.join(get_args(Learning))}. Try online")
+        raise ConfigError(f"got protocol={chosen!r}; one of {', '.join(get_args(Learning))} is needed. Try online")
     if chosen != "static" and not model.config.experts:
-        raise ConfigError(f"protocol={chosen!r} needs experts; the model has none. Try static")
+        raise ConfigError(f"got protocol={chosen!r} for a model without experts; it needs experts. Try static")
     window = window_bytes(model)
     if not model.config.causal:
         return Protocol(window, window, "static", BOUND_SAMPLES)
@@ -128,12 +113,12 @@ def default_protocol(model: BitTransformerLM, overlap: float = 0.5, learning: st
 def byte_costs(
     model: BitTransformerLM, corpus: Corpus, protocol: Protocol, *, batch: int = 32
 ) -> Iterator[NDArray[np.float64]]:
-    """Bits that each byte of a corpus costs, in order, in pieces. The model is afterwards what it was.
+    """The cost of each byte of a corpus in bits, in order, in pieces. Afterwards the model is as it was.
 
     Raises:
         BitStreamError: an empty corpus.
     """
-    _check_filled(corpus)
+    check_filled(corpus)
     was_training = model.training
     model.eval()
     reader, adapt, learners, before = None, None, [], []
@@ -178,7 +163,7 @@ def _window_costs(
     reader: FeatureReader | None,
     adapt: torch.optim.Optimizer | None,
 ) -> list[NDArray[np.float64]]:
-    """Bits of each byte of each window; the last window may be shorter and is padded to whole patches."""
+    """The cost of each byte of each window in bits. The last window may be shorter; it is padded to whole patches."""
     c = model.config
     device = model.head.weight.device
     longest = max(len(w) for w in windows)
@@ -201,6 +186,31 @@ def _window_costs(
     return [row[: len(window)] for row, window in zip(cost_BL.cpu().numpy(), windows, strict=True)]
 
 
+@dataclass(frozen=True)
+class ModelScorer:
+    """A model as a `Scorer`. It scores every byte once, in constant memory.
+
+    Attributes:
+        batch: windows scored at once.
+    """
+
+    model: BitTransformerLM
+    protocol: Protocol
+    name: str = "this model"
+    batch: int = 32
+
+    def scores(self, corpus: Corpus) -> Iterator[Score]:
+        """A score after each batch of windows; for a diffusion model, whose bound is sampled, after each window."""
+        if self.protocol.samples:
+            yield from _bounds(self.model, corpus, self.protocol)
+            return
+        bits, done = 0.0, 0
+        for cost in byte_costs(self.model, corpus, self.protocol, batch=self.batch):
+            bits, done = bits + float(cost.sum()), done + len(cost)
+            if done:
+                yield Score(bits, done, self.protocol)
+
+
 def surprise(
     model: BitTransformerLM, data: bytes | Corpus, protocol: Protocol | None = None, *, batch: int = 32
 ) -> NDArray[np.float64]:
@@ -220,45 +230,36 @@ def surprise(
 
 def bits_per_byte(
     model: BitTransformerLM,
-    data: bytes | Corpus,
+    data: Corpus | bytes,
     protocol: Protocol | None = None,
     *,
     batch: int = 32,
     scored: Callable[[Score], None] = lambda _: None,
 ) -> Score:
-    """Score bytes or a corpus: every byte once, memory constant in its size.
+    """Score a corpus, or bytes. Every byte is scored once, in constant memory.
 
     Args:
-        scored: told what the bytes so far cost; may raise an error of its own, to end here.
+        protocol: Default: `default_protocol`.
+        batch: windows scored at once.
+        scored: called with each score so far; it may raise an error to stop.
+
+    Raises:
+        BitStreamError: no bytes.
     """
-    corpus = bytes_corpus(data) if isinstance(data, bytes) else data
-    how = protocol or default_protocol(model)
-    if how.samples:
-        return _bound(model, corpus, how, scored)
-    total, done = 0.0, 0
-    for cost in byte_costs(model, corpus, how, batch=batch):
-        total, done = total + float(cost.sum()), done + len(cost)
-        if done:
-            scored(Score(total, done, how))
-    return Score(total, done, how)
+    corpus = data if isinstance(data, Corpus) else bytes_corpus(data)
+    return cost_of(ModelScorer(model, protocol or default_protocol(model), batch=batch), corpus, scored)
 
 
-def _bound(model: BitTransformerLM, corpus: Corpus, how: Protocol, scored: Callable[[Score], None]) -> Score:
+def _bounds(model: BitTransformerLM, corpus: Corpus, how: Protocol) -> Iterator[Score]:
     """A diffusion model's bound, window by window."""
-    _check_filled(corpus)
+    check_filled(corpus)
     c = model.config
     bits, variance, done = 0.0, 0.0, 0
     for start in range(0, len(corpus), how.window):
         data = corpus.read(start, how.window)
-        whole = np.pad(data, (0, -len(data) % c.align_bytes))  # what a last unit takes beyond the end is counted too
+        whole = np.pad(data, (0, -len(data) % c.align_bytes))  # the padding of the last unit counts too
         window_BT = torch.from_numpy(bytes_to_bits(whole, parity=c.parity).copy())[None]
-        estimator: Estimator = "discrete" if c.noise == "hidden" else "continuous"  # which through flips is far faster
+        estimator: Estimator = "discrete" if c.noise == "hidden" else "continuous"  # far faster for flips
         found = likelihood_bound(model, window_BT, samples=how.samples, estimator=estimator, seed=start ^ len(corpus))
         bits, variance, done = bits + found.bits, variance + found.standard_error**2, done + len(data)
-        scored(Score(bits, done, how, math.sqrt(variance)))
-    return Score(bits, done, how, math.sqrt(variance))
-
-
-def _check_filled(corpus: Corpus) -> None:
-    if not len(corpus):
-        raise BitStreamError("got no bytes to score; at least one is needed. Try another file, or a larger holdout")
+        yield Score(bits, done, how, math.sqrt(variance))

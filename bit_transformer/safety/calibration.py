@@ -105,6 +105,12 @@ class Calibration:
         if not (self.lengths[0] >= 1 and bool((np.diff(self.lengths) > 0).all())):
             raise ConfigError(f"got lengths {self.lengths.tolist()}; they must ascend. Try calibrating again")
 
+    def __repr__(self) -> str:
+        """One line, without the tables."""
+        lengths = f"{len(self.lengths)} lengths from {self.shortest} to {self.longest:,} bytes"
+        shape = f"patch_bits={self.patch_bits}, byte_bits={self.byte_bits}, unit_bits={self.unit_bits}"
+        return f"Calibration(alpha={self.alpha}, {lengths}, {shape})"
+
     @property
     def shortest(self) -> int:
         """Bytes of the shortest window that can be judged."""

@@ -124,6 +124,11 @@ class SafetyGate:
         """The gate that a calibration is for: every window by itself, against limits for its length."""
         return cls(decay=0.0, burn_in=0, calibration=calibration)
 
+    def __repr__(self) -> str:
+        floors = f"c_floor={self.limits.c_floor}, s_floor={self.limits.s_floor}, most_copied={self.limits.most_copied}"
+        limits = floors if self.calibration is None else f"calibration={self.calibration!r}"
+        return f"SafetyGate({limits}, decay={self.decay}, burn_in={self.burn_in})"
+
     def update(self, vitals: Vitals | None, stream: int = 0, *, failure: str = "nothing was measured") -> Decision:
         """Take the next window of a stream.
 

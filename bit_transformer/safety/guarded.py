@@ -15,7 +15,7 @@ from itertools import chain, count, islice
 import torch
 from torch import Tensor
 
-from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.bit_io import Bits, bytes_to_bits
 from bit_transformer.config import Sampling
 from bit_transformer.decoding.generation import infer_long, stream_bytes
 from bit_transformer.errors import ConfigError, SafetyRejection
@@ -232,7 +232,7 @@ def safe_sample_with_retry(
 
 def hil_safe_inference(
     model: BitTransformerLM,
-    prompt_BT: Tensor,
+    prompt_BT: Tensor | Bits,
     max_new_bits: int,
     guard: Guard,
     sampling: Sampling | None = None,
@@ -251,11 +251,11 @@ def hil_safe_inference(
         SafetyRejection: a blocked window that was not let through; it carries the decision.
         ConfigError: fewer bytes than the gate can judge.
     """
-    width = guard.reference.byte_bits
-    inside = prompt_BT.shape[1] % (guard.reference.align_bytes * width)  # windows begin where units do
+    known_BT, width = torch.as_tensor(prompt_BT), guard.reference.byte_bits
+    inside = known_BT.shape[1] % (guard.reference.align_bytes * width)  # windows begin where units do
     spans = list(guard.spans((inside + max_new_bits) // width))
-    bits_BT = infer_long(model, prompt_BT, max_new_bits, sampling)
-    judged_BT = torch.cat((prompt_BT[:, prompt_BT.shape[1] - inside :].to(bits_BT), bits_BT), dim=1)
+    bits_BT = infer_long(model, known_BT, max_new_bits, sampling)
+    judged_BT = torch.cat((known_BT[:, known_BT.shape[1] - inside :].to(bits_BT), bits_BT), dim=1)
     decisions = []
     for stream, row in enumerate(judged_BT):
         for index, (begin, end) in enumerate(spans):

@@ -62,6 +62,10 @@ class Reference:
         self.bank, self.byte_bits = bank, byte_bits
         self.repetition = Repetition(byte_bits, bank.unit_bits)
 
+    def __repr__(self) -> str:
+        read = f"{self.bank.count:,} units of {self.bank.unit_bits} bits read"
+        return f"Reference({read}, {self.bank.experts} contexts, byte_bits={self.byte_bits})"
+
     @property
     def align_bytes(self) -> int:
         """Windows must begin at multiples of this many bytes, where units begin."""

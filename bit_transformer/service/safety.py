@@ -78,9 +78,10 @@ def calibrate_run(request: CalibrateRequest, workspace: Workspace, job: Job) -> 
     Raises:
         BitStreamError: too few bytes; says how many are needed.
         CheckpointError: no such run.
-        ConfigError: an invalid alpha.
+        ConfigError: an invalid alpha, or a run and files that are swapped.
     """
     run, names, alpha = request.run, list(request.names), request.alpha
+    workspace.check_order("calibrate", run, names)
     model = workspace.model(run)
     checkpoint = workspace.model_path(run)
     corpus = whole_files(find_files(names)) if names else held_out_part(checkpoint.parent, workspace)

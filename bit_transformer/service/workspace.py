@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from bit_transformer.errors import Ask, CheckpointError, ConfigError
+from bit_transformer.errors import Ask, CheckpointError, ConfigError, Give
 from bit_transformer.service import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -97,6 +98,34 @@ class Workspace:
                 tries=(Ask("resume", run),),
             )
         return path
+
+    def check_order(self, operation: str, run: str, names: Sequence[str]) -> None:
+        """Refuse a run and files that were given the other way round.
+
+        Raises:
+            ConfigError: the run names data, and one of the files names a run.
+        """
+        from bit_transformer.data.sources import REGISTRY
+
+        is_data = Path(run).exists() or run in ("-", "stdlib", *REGISTRY)
+        if not is_data or self._names_a_run(run):
+            return
+        swapped = next((name for name in names if self._names_a_run(name)), None)
+        if swapped is not None:
+            rest = [name for name in names if name != swapped]
+            raise ConfigError(
+                f"got {run!r} as the run and {swapped!r} as a file; they look swapped",
+                field="run",
+                tries=(Ask(operation, swapped, (Give("names", (run, *rest)),)),),
+            )
+
+    def _names_a_run(self, text: str) -> bool:
+        from bit_transformer.checkpoint import MODEL_FILE
+
+        path = Path(text)
+        if path.exists():
+            return (path / MODEL_FILE).is_file() or (path.is_file() and path.suffix == ".safetensors")
+        return any(run.id == text for run in self.store.list_runs())
 
     def model(self, run: str) -> BitTransformerLM:
         """The model of a run, in evaluation mode, on the workspace's device. It is shared: who changes it takes a copy.

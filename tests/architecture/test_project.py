@@ -40,8 +40,9 @@ def test_public_names_load_and_no_other_is_offered():
         assert "nothing" in str(error)
 
 
-def test_help_and_records_load_without_torch():
-    code = "import sys, bit_transformer.cli.main, bit_transformer.runs.store, bit_transformer.config; sys.exit('torch' in sys.modules)"
+def test_help_records_configs_and_bits_load_without_torch():
+    modules = ["cli.main", "runs.store", "config", "bit_io", "data.sources"]
+    code = f"import sys, {', '.join(f'bit_transformer.{name}' for name in modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,9 @@ def test_standard_input_is_a_corpus_and_a_file_to_score(btlm, trained):
 
 BAD = [
     (["train", "nowhere.txt"], "corpus 'nowhere.txt'"),
+    (["train", "stdlb"], "Did you mean 'stdlib'?"),
+    (["generate", "RUN", "--temperature", "-1"], "got temperature=-1.0; float >= 0 is needed. Try temperature=0"),
+    (["score", "stdlib", "RUN"], "they look swapped. Try btlm score"),
     (["train", "EMPTY"], "empty file"),
     (["train", "TINY"], "at least one window"),
     (["train"], "Try btlm train stdlib"),
@@ -139,7 +143,7 @@ BAD = [
     (["train", "TEXT", "--diffusion", "--noise", "rain"], "noise='rain'"),
     (["train", "TEXT", "--set", "train.curriculum=0.5"], "widens the noise of a diffusion"),
     (["train", "TEXT", "--diffusion", "--set", "model.schedule=sometimes"], "schedule='sometimes'"),
-    (["train", "TEXT", "--progressive", "--set", "train.compile_model=true"], "a model that grows is not compiled"),
+    (["train", "TEXT", "--progressive", "--set", "train.compile_model=true"], "a growing model cannot be compiled"),
     (["infill", "RUN", "--text", "a_b"], "is an autoregressive model"),
     (["infill", "RUN"], "Try --text"),
     (["infill", "RUN", "TEXT", "--hide", "5"], "got the range '5'"),
@@ -152,7 +156,7 @@ BAD = [
     (["protect", "TEXT", "--out", "TEXT"], "is the file itself"),
     (["protect", "EMPTY", "--out", "x"], "is empty"),
     (["train", "TEXT", "--out", ""], "--out got an empty name"),
-    (["collapse", "RUN", "--out", "", "--d-model", "8"], "--out got an empty name"),
+    (["distill", "RUN", "--out", "", "--d-model", "8"], "--out got an empty name"),
     (["repair", "RUN", "TEXT", "--out", ""], "it must be a file in a folder"),
     (["protect", "TEXT", "--out", ""], "it must be a file in a folder"),
     (["infill", "RUN", "--text", "a_b", "--out", ""], "it must be a file in a folder"),
@@ -160,13 +164,13 @@ BAD = [
     (["score", "RUN", "TEXT", "--plot", "/proc/self/x.png"], "plot='/proc/self/x.png'"),
     (["train", "TEXT", "--out", "/proc/self/x"], "out='/proc/self/x'"),
     (["runs", "rm", "ghost"], "btlm runs list"),
-    (["collapse", "RUN", "--out", "x", "--num-layers", "9", "--d-model", "64"], "the teacher has"),
-    (["collapse", "RUN", "--out", "x", "--d-model", "8", "--set", "model.experts=false"], "is not the teacher's"),
-    (["collapse", "RUN", "--out", "RUN", "--d-model", "8", "--overwrite"], "is the teacher's own folder"),
-    (["collapse", "RUN", "--out", "x", "--d-model", "8", "--set", "data.bogus=1"], "unknown key 'bogus'"),
-    (["collapse", "RUN", "--out", "x", "--d-model", "8", "--set", "train.optim=3"], "optim"),
+    (["distill", "RUN", "--out", "x", "--num-layers", "9", "--d-model", "64"], "the teacher has"),
+    (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "model.experts=false"], "is not the teacher's"),
+    (["distill", "RUN", "--out", "RUN", "--d-model", "8", "--overwrite"], "is the teacher's own folder"),
+    (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "data.bogus=1"], "unknown key 'bogus'"),
+    (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "train.optim=3"], "optim"),
     (["infill", "RUN", "--text", "a_b", "--out", "nodir/x"], "in a folder that is there"),
-    (["collapse", "nowhere", "--out", "x"], "run folder"),
+    (["distill", "nowhere", "--out", "x"], "run folder"),
     (["train", "TEXT", "--set", "model.lambda_S=0.1", "--no-experts"], "Try experts=True"),
     (["train", "TEXT", "--set", "train.telemetry=2"], "telemetry=2"),
     (["calibrate", "nowhere"], "run folder"),
@@ -346,7 +350,7 @@ def test_a_diffusion_model_trains_is_scored_by_a_bound_fills_in_and_repairs(btlm
     flags = ["--diffusion-steps", 8, "--diffusion-curriculum", "--set", "train.telemetry=1"]
     done = btlm("train", text_file, *DIFFUSION, *flags, "--out", "runs/two-way")
     assert done.returncode == 0, done.stderr
-    assert "an upper bound from 8 draws for each" in done.stdout and "±" in done.stdout
+    assert "an upper bound from 8 samples per window" in done.stdout and "±" in done.stdout
     config = json.loads((tmp_path / "runs/two-way/config.json").read_text())
     assert config["model"]["diffusion_steps"] == 8 and config["train"]["curriculum"] == 0.5
     assert {"K", "C"} <= csv_rows(tmp_path / "runs/two-way/metrics.csv")[0].keys()
@@ -413,10 +417,10 @@ def test_a_training_grows_and_its_record_says_how(btlm, text_file, tmp_path):
 
 
 def test_a_large_model_is_taught_to_a_small_one(btlm, trained, tmp_path):
-    made = btlm("collapse", trained, "--out", "runs/small", "--d-model", 8, "--steps", 15)
+    made = btlm("distill", trained, "--out", "runs/small", "--d-model", 8, "--steps", 15)
     assert made.returncode == 0, made.stderr
     assert "lost: " in made.stdout and "of the active parameters" in made.stdout
-    found = json.loads(btlm("collapse", trained, "--out", "small2", "--d-model", 8, "--steps", 5, "--json").stdout)
+    found = json.loads(btlm("distill", trained, "--out", "small2", "--d-model", 8, "--steps", 5, "--json").stdout)
     assert found["parameters"] < 1 and found["flops"] < 1 and found["teacher_bpb"] > 0
     config = json.loads((tmp_path / "runs/small/config.json").read_text())
     assert config["teacher"] == str(trained / "model.safetensors") and config["model"]["d_model"] == 8
@@ -445,6 +449,34 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(btlm, trained, te
         assert len(lines) == 1 and lines[0].startswith("btlm: ") and text in lines[0], (args, done.stderr)
         assert done.stdout == "", args
         assert sorted(tmp_path.rglob("*")) == before, args
+
+
+def test_a_run_and_files_that_are_swapped_come_back_in_order(btlm, trained, tmp_path):
+    for name in ("a text", "other"):
+        (tmp_path / name).write_bytes(TEXT[:5000])
+    for args in (
+        ["score", "a text", trained],
+        ["score", "a text", "one"],
+        ["score", "a text", trained / "model.safetensors"],
+        ["evaluate", "a text", "other", trained],
+        ["evaluate", "a text", trained, "other"],
+        ["calibrate", "other", trained],
+    ):
+        done = btlm(*args)
+        said = f"btlm: got {args[1]!r} as the run and {str(args[-1 if args[-1] != 'other' else 2])!r} as a file; they look swapped. Try "
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith(said), done.stderr
+        program, *right = shlex.split(done.stderr.removeprefix(said))
+        assert program == "btlm" and sorted(right) == sorted(map(str, args)) and right[0] == args[0]
+        assert btlm(*right).returncode == 0
+    # A run that is not there is no file, and a file that is there is scored whatever it is.
+    assert "run folder" in btlm("score", "nowhere", trained).stderr
+    assert btlm("score", trained, trained / "model.safetensors").returncode == 0
+
+
+def test_the_earlier_name_of_distill_still_does_the_same(btlm, trained):
+    made = json.loads(btlm("collapse", trained, "--out", "small", "--d-model", 8, "--steps", 3, "--json").stdout)
+    assert made["training"]["steps"] == 3 and made["parameters"] < 1
+    assert "collapse" not in btlm("--help").stdout
 
 
 def test_experts_learn_what_they_are_told_to(btlm, trained, text_file, tmp_path):
@@ -726,7 +758,7 @@ def test_help_names_every_verb_and_the_exit_codes(btlm):
         "infill",
         "repair",
         "protect",
-        "collapse",
+        "distill",
         "evaluate",
         "score",
         "telemetry",

@@ -28,8 +28,9 @@ def test_bits_are_those_written_by_hand_and_go_back(data, parity):
 @given(st.text(max_size=100), st.booleans())
 def test_text_goes_there_and_back(text, parity):
     bits = bit_io.text_to_bits(text, parity=parity)
-    assert isinstance(bits, torch.Tensor)
-    assert bit_io.bits_to_text(bits, parity=parity) == text
+    assert bits.dtype == np.uint8 and bits.tolist() == bit_io.bytes_to_bits(text.encode(), parity=parity).tolist()
+    for form in (bits, bits.tolist(), torch.from_numpy(bits), torch.from_numpy(bits).bool()):
+        assert bit_io.bits_to_text(form, parity=parity) == text
 
 
 def test_rows_of_bytes_become_rows_of_bits():

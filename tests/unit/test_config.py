@@ -1,8 +1,23 @@
 from __future__ import annotations
 
-import pytest
+import copy
+import pickle
+import pydoc
 
-from bit_transformer.config import DataConfig, ModelConfig, TrainConfig
+import pytest
+from pydantic import BaseModel
+
+from bit_transformer import config as configs
+from bit_transformer.config import (
+    Config,
+    DataConfig,
+    ExpertConfig,
+    GrowthConfig,
+    ModelConfig,
+    OptimConfig,
+    Sampling,
+    TrainConfig,
+)
 from bit_transformer.errors import ConfigError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import NAMED, of_depth, optim_for, preset
@@ -96,3 +111,128 @@ def test_presets_by_name_by_depth_and_with_overrides():
 def test_where_patches_and_bytes_meet(patch_bits, parity, phases, align):
     config = ModelConfig(patch_bits=patch_bits, parity=parity, max_seq_len=patch_bits * 72)
     assert (config.phases, config.align_bytes) == (phases, align)
+
+
+# ---- made directly, shown, explained ----
+
+KINDS = (DataConfig, ExpertConfig, GrowthConfig, ModelConfig, OptimConfig, Sampling, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Sampling(temprature=0.7), "unknown key 'temprature' in Sampling. Did you mean 'temperature'?"),
+        (lambda: Sampling(temperature=-1), "got temperature=-1; float >= 0 is needed. Try temperature=0.0"),
+        (lambda: Sampling(top_p=0), "got top_p=0; float in (0, 1] is needed. Try top_p=1.0"),
+        (lambda: Sampling(learn="x"), "got learn='x'; 'nothing', 'prompt' or 'all' is needed. Try learn='nothing'"),
+        (lambda: Sampling(seed=-1), "got seed=-1; int >= 0 or None is needed. Try seed=0"),
+        (lambda: ModelConfig(patch_bits=13), "got patch_bits=13; int in [1, 12] is needed. Try patch_bits=12"),
+        (lambda: ModelConfig(d_model="wide"), "got d_model='wide'; int > 0 is needed. Try d_model=128"),
+        (lambda: ModelConfig(num_layers=0), "got num_layers=0; int > 0 is needed. Try num_layers=1"),
+        (lambda: ModelConfig(hidden_size=64), "unknown key 'hidden_size' in ModelConfig. Did you mean 'd_model'?"),
+        (lambda: ModelConfig(ngram_orders=(2, "x")), "got ngram_orders[1]='x'; int > 0 is needed. Try ngram_orders=()"),
+        (lambda: ModelConfig(experts=3), "got experts=3; ExpertConfig, a mapping of its fields or None is needed. Try "
+                                         "leaving it out"),
+        (lambda: ModelConfig(experts={"buckets": 1000}), "experts.buckets=1000 must be a power of two, 1,024 or more. "
+                                                         "Try 1024"),
+        (lambda: ModelConfig(experts={"order": 1}), "unknown key 'experts.order' in ExpertConfig. Did you mean 'orders'?"),
+        (lambda: ExpertConfig(sparse=((1, -2),)), "got sparse[0][1]=-2; int > 0 is needed. Try sparse[0][1]=1"),
+        (lambda: OptimConfig(betas=[0.1]), "got betas=[0.1]; (float in [0, 1), float in [0, 1)) is needed. Try "
+                                           "betas=(0.9, 0.95)"),
+        (lambda: OptimConfig(betas=(0.1, 1)), "got betas[1]=1; float in [0, 1) is needed. Try betas=(0.9, 0.95)"),
+        (lambda: TrainConfig(steps=1, lr=1), "unknown key 'lr' in TrainConfig. Did you mean 'optim.lr'?"),
+        (lambda: TrainConfig(steps=1, learning_rate=1), "unknown key 'learning_rate' in TrainConfig. Did you mean "
+                                                        "'optim.lr'?"),
+        (lambda: TrainConfig(steps=1, optim=3), "got optim=3; OptimConfig or a mapping of its fields is needed. Try "
+                                                "optim=OptimConfig()"),
+        (lambda: TrainConfig(steps=1, seed=1 << 32), "got seed=4294967296; int in [0, 2,147,483,648) is needed. Try seed=0"),
+        (lambda: DataConfig(corpora="a"), "got corpora='a'; tuple of str is needed. Try corpora=('stdlib',)"),
+        (lambda: Sampling(0.7), "got 1 value without a name; Sampling takes its fields by name. Try "
+                                "Sampling(temperature=...), or Sampling.of(mapping)"),
+    ],
+)  # fmt: skip
+def test_a_config_made_directly_fails_in_one_line(make, text):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_refuses_another_type_by_its_name_and_keeps_the_line_short(kind):
+    class Unfit:
+        def __repr__(self) -> str:
+            return "many\nlines " * 100
+
+    for name in kind.model_fields:
+        for make in (lambda fields: kind(**fields), kind.of):
+            with pytest.raises(ConfigError) as caught:
+                make({name: Unfit()})
+            text = str(caught.value)
+            assert text.startswith(f"got {name}=many lines") and " is needed. Try " in text
+            assert len(text.splitlines()) == 1 and len(text) < 300
+
+
+def test_keys_that_are_no_names_are_unknown_keys():
+    with pytest.raises(ConfigError, match="unknown key '1' in Sampling"):
+        Sampling.of({1: 2})
+
+
+def test_a_config_cannot_be_changed_and_says_how_to_make_another():
+    sampling = Sampling(seed=1)
+    with pytest.raises(ConfigError, match=r"Try Sampling\.of\(config\.model_dump\(\) \| {'seed': 2}\)"):
+        sampling.seed = 2
+    assert Sampling.of(sampling.model_dump() | {"seed": 2}).seed == 2 and sampling.seed == 1
+
+
+CHANGED = [
+    (Sampling(), "Sampling()"),
+    (Sampling(temperature=0.7, seed=1), "Sampling(temperature=0.7, seed=1)"),
+    (ModelConfig(d_model=64, nhead=2, experts=True), "ModelConfig(d_model=64, nhead=2, experts=ExpertConfig())"),
+    (
+        TrainConfig(steps=3, optim={"lr": 0.1}, progressive={"rate": 0.5}),
+        "TrainConfig(steps=3, progressive=GrowthConfig(rate=0.5), optim=OptimConfig(lr=0.1))",
+    ),
+    (DataConfig(corpora=("a", "b")), "DataConfig(corpora=('a', 'b'))"),
+]
+
+
+@pytest.mark.parametrize(("config", "text"), CHANGED)
+def test_a_repr_shows_what_is_not_the_default_and_is_python(config, text):
+    assert repr(config) == str(config) == f"{config}" == text
+    assert eval(text, vars(configs)) == config
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_repr_of_a_preset_makes_it_again(name):
+    for config in (preset(name), preset(name, causal=False), preset(name, parity=True, patch_bits=9)):
+        assert eval(repr(config), vars(configs)) == config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_lists_the_fields_and_nothing_of_pydantic(kind):
+    text = pydoc.plain(pydoc.render_doc(kind))
+    fields = " ".join(text.split("Method resolution order")[0].replace("|", " ").split())
+    for name, field in kind.model_fields.items():
+        assert field.description
+        assert f"default {field.default!r}): {' '.join(field.description.replace('|', ' ').split())}" in fields
+        assert f" {name} (" in fields
+    inherited = [name for name in vars(BaseModel) if name not in vars(kind) and name not in vars(Config)]
+    assert len(inherited) > 30 and not [name for name in inherited if f"\n |  {name}" in text]
+    assert "\n |  of(values" in text
+
+
+def test_what_help_hides_still_works():
+    config = ModelConfig(d_model=64, nhead=2, experts=True)
+    assert ModelConfig.model_validate(config.model_dump()) == config
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == copy.copy(config) == config
+    assert config.model_copy(update={"num_layers": 7}).num_layers == 7
+    assert ModelConfig.model_json_schema()["properties"]["patch_bits"]["maximum"] == 12
+    assert hash(config) == hash(ModelConfig.of(config.model_dump()))
+
+
+def test_every_alias_leads_to_a_field():
+    for kind in KINDS:
+        for name, meant in kind.aliases.items():
+            holder, _, field = meant.rpartition(".")
+            assert name not in kind.model_fields
+            assert field in (OptimConfig if holder == "optim" else kind).model_fields

@@ -42,6 +42,66 @@ def test_spans_read_like_one_array(tmp_path):
             assert corpus.read(offset, length).tobytes() == whole[offset : offset + length]
 
 
+def on_disk(tmp_path, data: bytes) -> Corpus:
+    path = tmp_path / "data"
+    path.write_bytes(data)
+    return whole_files([path])
+
+
+def read_all(corpus: Corpus) -> bytes:
+    return corpus.read(0, len(corpus)).tobytes()
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_bytes_in_memory_are_a_corpus_like_the_same_bytes_on_disk(tmp_path, size):
+    data = np.random.default_rng(size).bytes(size)
+    disk, memory = on_disk(tmp_path, data), bytes_corpus(data)
+    assert len(memory) == size and read_all(memory) == data and memory.spans_at() == [(0, size)]
+    for change in (
+        lambda c: c.aligned(3),
+        lambda c: c.part(size // 3, size // 2 + 1),
+        lambda c: c.thinned(size // 2, 5),
+        lambda c: c.without(c.thinned(size // 2, 5)),
+        lambda c: c.part(1, size).aligned(4),
+        lambda c: split(c, "position", 0.3, 2)[0],
+        lambda c: split(c, "auto", 0.3)[1],
+    ):
+        mine, theirs = change(memory), change(disk)
+        assert read_all(mine) == read_all(theirs)
+        assert [(s.start, s.stop) for s in mine.spans] == [(s.start, s.stop) for s in theirs.spans]
+        for offset in range(0, len(mine), 13):
+            assert mine.read(offset, 9).tobytes() == theirs.read(offset, 9).tobytes()
+
+
+def test_a_corpus_in_memory_makes_no_file_and_keeps_what_it_was_given(monkeypatch):
+    monkeypatch.delattr(sources.tempfile, "NamedTemporaryFile")
+    data = bytearray(b"as it was")
+    corpus = bytes_corpus(data)
+    data[:] = b"otherwise"
+    assert read_all(corpus) == b"as it was"
+    assert read_all(bytes_corpus(memoryview(b"view"))) == b"view"
+    assert read_all(bytes_corpus(np.frombuffer(b"array", dtype=np.uint8))) == b"array"
+    assert len(bytes_corpus(b"")) == 0 and not bytes_corpus(b"").spans
+    with pytest.raises(ValueError, match="read-only"):
+        corpus.read(0, 3)[0] = 1
+
+
+def test_a_digest_of_bytes_in_memory_is_of_what_they_are():
+    one = bytes_corpus(TEXT)
+    assert one.digest() == bytes_corpus(bytearray(TEXT)).digest()
+    others = [one.part(0, 10), one.part(1, 11), bytes_corpus(TEXT[:-1]), bytes_corpus(TEXT[:-1] + b"!")]
+    assert len({c.digest() for c in (one, *others)}) == 5
+
+
+def test_corpora_of_files_and_of_memory_join(tmp_path):
+    disk, memory = on_disk(tmp_path, b"on disk, "), bytes_corpus(b"in memory")
+    both = Corpus([*disk.spans, *memory.spans])
+    assert read_all(both) == b"on disk, in memory" and both.read(7, 5).tobytes() == b", in "
+    assert read_all(both.without(memory)) == b"on disk, "
+    train, held = split(both, "file", 0.5)
+    assert sorted([read_all(train), read_all(held)]) == [b"in memory", b"on disk, "]
+
+
 def test_thinned_pieces_start_where_patches_and_bytes_meet():
     thin = bytes_corpus(bytes(3000)).thinned(400, 100, align=3)
     assert len(thin.spans) >= 8 and len(thin) <= 400
@@ -153,6 +213,46 @@ def test_files_folders_globs_and_standard_input(tmp_path):
 def test_a_corpus_that_is_not_there_is_named(name):
     with pytest.raises(BitStreamError, match="stdlib, tinyshakespeare"):
         find_files([name])
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("stdlb", "stdlib"),
+        ("tinyshakespear", "tinyshakespeare"),
+        ("Dickens", "dickens"),
+        ("txet.txt", "text.txt"),
+        ("TEXT.TXT", "text.txt"),
+        ("dta/sub/a.bin", "data/sub/a.bin"),
+        ("data/sbu/a.bin", "data/sub/a.bin"),
+        ("data/sub/b.bin", "data/sub/a.bin"),
+        ("dat", "data"),
+    ],
+)
+def test_a_name_that_is_nearly_one_that_is_there_is_answered_with_it(tmp_path, monkeypatch, name, meant):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    for file in ("text.txt", "data/sub/a.bin"):
+        (tmp_path / file).write_bytes(b"x")
+    assert find_error(name).endswith(f"Did you mean {meant!r}?")
+    if (tmp_path / meant).exists():
+        assert find_error(str(tmp_path / name)).endswith(f"Did you mean {str(tmp_path / meant)!r}?")
+    else:  # a corpus by name, which stands in no folder
+        assert "Did you mean" not in find_error(str(tmp_path / name))
+
+
+def find_error(name: str) -> str:
+    with pytest.raises(BitStreamError) as caught:
+        find_files([name])
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_path_below_one_that_is_nearly_right_is_only_offered_where_it_is_there(tmp_path):
+    (tmp_path / "data").mkdir()
+    assert "Did you mean" not in find_error(str(tmp_path / "dta" / "a.bin"))
+    assert "Did you mean" not in find_error(str(tmp_path / "*.bim"))
+    assert "Did you mean" not in find_error(str(tmp_path / "data"))
 
 
 def test_an_empty_file_is_refused(tmp_path):

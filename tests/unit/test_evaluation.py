@@ -60,6 +60,13 @@ def test_parity_is_paid_for_but_not_counted_as_data():
     assert bits_per_byte(model, bytes_corpus(b"abc")).bytes == 3
 
 
+def test_bytes_are_scored_as_they_are():
+    model = random_model(max_seq_len=128)
+    assert bits_per_byte(model, TEXT[:50]) == bits_per_byte(model, bytes_corpus(TEXT[:50]))
+    with pytest.raises(BitStreamError, match="no bytes"):
+        bits_per_byte(model, b"")
+
+
 def test_the_protocol_says_what_was_done():
     text = str(Protocol(256, 64))
     assert "256" in text and "192" in text and "once" in text
@@ -76,8 +83,9 @@ def test_nothing_to_score_is_refused():
         bits_per_byte(random_model(max_seq_len=64), Corpus([]))
 
 
-def test_compressors_give_what_they_give_in_one_call():
-    got = compressors_bpb(bytes_corpus(TEXT), piece=1000)
+def test_compressors_give_what_they_give_in_one_call(monkeypatch):
+    monkeypatch.setattr("bit_transformer.evaluation.baselines.PIECE", 1000)
+    got = compressors_bpb(bytes_corpus(TEXT))
     for name, size in (
         ("zlib -9", len(zlib.compress(TEXT, 9))),
         ("bz2 -9", len(bz2.compress(TEXT))),

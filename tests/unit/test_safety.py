@@ -67,6 +67,20 @@ def calibrated(corpus: Corpus, eight: ModelConfig) -> tuple[Calibration, Referen
     return found, reference
 
 
+# ---- shown ----
+
+
+def test_gates_references_and_calibrations_are_shown_in_one_line(calibrated):
+    found, reference = calibrated
+    assert repr(SafetyGate()) == "SafetyGate(c_floor=0.3, s_floor=0.5, most_copied=64.0, decay=0.9, burn_in=10)"
+    shape = "alpha=0.02, 3 lengths from 32 to 256 bytes, patch_bits=8, byte_bits=8, unit_bits=8"
+    assert repr(found) == f"Calibration({shape})"
+    assert repr(SafetyGate.calibrated(found)) == f"SafetyGate(calibration=Calibration({shape}), decay=0.0, burn_in=0)"
+    assert repr(reference) == "Reference(100,000 units of 8 bits read, 4 contexts, byte_bits=8)"
+    shown = repr(Guard(SafetyGate.calibrated(found), reference))
+    assert shown.endswith(f"reference={reference!r}, window=256)") and "\n" not in shown
+
+
 # ---- the gate ----
 
 

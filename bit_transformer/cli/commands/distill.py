@@ -1,4 +1,4 @@
-"""`btlm collapse`: teach a large model to a small one."""
+"""`btlm distill`: train a small model on what a large one predicts."""
 
 from __future__ import annotations
 

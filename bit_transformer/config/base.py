@@ -1,0 +1,210 @@
+"""Base class of all configs: frozen, no unknown keys, one-line errors, a `repr` without defaults, fields in `help()`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from typing_extensions import Self
+
+from bit_transformer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+_Path = tuple[int | str, ...]
+
+
+class _ConfigType(ModelMetaclass):
+    """Gives one-line errors when a config is made, and keeps pydantic's methods out of its `dir` and `help`."""
+
+    def __call__(cls, *values: Any, **fields: Any) -> Any:
+        kind: type[Config] = cls  # type: ignore[assignment] - it makes only configs
+        if values:
+            name = next(iter(kind.model_fields))
+            raise ConfigError(
+                f"got {len(values)} value{'s'[: len(values) - 1]} without a name; {cls.__name__} takes its fields by name. "
+                f"Try {cls.__name__}({name}=...), or {cls.__name__}.of(mapping)"
+            )
+        try:
+            return super().__call__(**fields)
+        except ValidationError as invalid:
+            raise ConfigError(_one_line(invalid, kind)) from None
+
+    def __dir__(cls) -> list[str]:
+        own = {name for base in cls.__mro__[: cls.__mro__.index(BaseModel)] for name in vars(base)}
+        return sorted(name for name in own - {"aliases", "model_config"} if not name.startswith("_"))
+
+
+class Config(BaseModel, metaclass=_ConfigType):
+    """Base class of all configs.
+
+    Raises:
+        ConfigError: one line that names the field and says what was given, what is needed and what to try.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    aliases: ClassVar[Mapping[str, str]] = {}  # names that people may expect here -> the field they mean
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Validate a mapping.
+
+        Raises:
+            ConfigError: one line that names the field and says what was given, what is needed and what to try.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as invalid:
+            raise ConfigError(_one_line(invalid, cls)) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Add the fields to the docstring, and leave the annotations out of the signature, where they would fill a page."""
+        super().__pydantic_init_subclass__(**kwargs)
+        lines = (_documented(name, field) for name, field in cls.model_fields.items())
+        cls.__doc__ = "\n\n".join((inspect.cleandoc(cls.__doc__ or ""), "Args:\n" + "\n".join(lines)))
+        by_name = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter(n, by_name, default=field.default) for n, field in cls.model_fields.items()]
+        cls.__signature__ = inspect.Signature(parameters)
+
+    def __repr_args__(self) -> Iterable[tuple[str, Any]]:
+        """The fields that differ from their defaults: for `repr`, `str` and Rich."""
+        for name, field in type(self).model_fields.items():
+            if (value := getattr(self, name)) != field.default:
+                yield name, value
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        kind = type(self).__name__
+        raise ConfigError(
+            f"got {name}={value!r} for a {kind}, which cannot be changed. "
+            f"Try {kind}.of(config.model_dump() | {{{name!r}: {value!r}}})"
+        )
+
+
+def switch(value: Any) -> Any:
+    """Lets true and false stand for a group of settings and for none, because TOML has no null."""
+    return {} if value is True else None if value is False else value
+
+
+# ---- errors ----
+
+
+def _one_line(invalid: ValidationError, cls: type[Config]) -> str:
+    error = invalid.errors(include_url=False)[0]
+    path = error["loc"]
+    if error["type"] in ("extra_forbidden", "invalid_key"):
+        return _unknown(path, cls)
+    if error["type"] == "missing":  # a tuple is too short; the error contains all of it
+        path = path[:-1]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    if error["type"] == "value_error":  # from our own validators, whose message is complete
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{key}.{message}" if key else message
+    names, indices = _divided(path)
+    field = _holder(cls, names[:-1]).model_fields[names[-1]]
+    got, needed = _shown(error["input"]), _type(*_part(field, indices))
+    return f"got {key}={got}; {needed} is needed. Try {_advice(key, error.get('ctx', {}), error['input'], field)}"
+
+
+def _unknown(path: _Path, cls: type[Config]) -> str:
+    cls = _holder(cls, path[:-1])
+    name = str(path[-1])
+    known = dict(zip(cls.model_fields, cls.model_fields, strict=True)) | dict(cls.aliases)
+    near = [name] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {known[near[0]]!r}?" if near else f"Known: {', '.join(cls.model_fields)}."
+    return f"unknown key {'.'.join(map(str, path))!r} in {cls.__name__}. {hint}"
+
+
+def _advice(key: str, bounds: Mapping[str, Any], value: Any, field: FieldInfo) -> str:
+    """The closest allowed value if it is known, else the default."""
+    if (near := bounds.get("ge", bounds.get("le"))) is not None:
+        return f"{key}={near!r}"
+    if isinstance(value, int) and (above := bounds.get("gt")) is not None:
+        return f"{key}={above + 1!r}"
+    return "leaving it out" if field.default is None else f"{key.partition('[')[0]}={field.default!r}"
+
+
+def _divided(path: _Path) -> tuple[list[str], list[int]]:
+    """The names in a path, and the tuple indices after them."""
+    names = [part for part in path if isinstance(part, str)]
+    return names, [part for part in path if isinstance(part, int)]
+
+
+def _holder(cls: type[Config], path: Sequence[int | str]) -> type[Config]:
+    """The config class that a path leads to."""
+    for name in path:
+        if name in cls.model_fields:
+            annotation = cls.model_fields[str(name)].annotation
+            choices = get_args(annotation) or (annotation,)
+            cls = next((c for c in choices if isinstance(c, type) and issubclass(c, Config)), cls)
+    return cls
+
+
+def _part(field: FieldInfo, indices: Sequence[int]) -> tuple[Any, list[Any]]:
+    """Type and bounds of a field, or of an element of a tuple."""
+    annotation, metadata = field.annotation, field.metadata
+    for index in indices:
+        args = get_args(annotation)
+        annotation, metadata = args[0] if args[-1] is Ellipsis else args[index], []
+    return annotation, metadata
+
+
+def _shown(value: Any) -> str:
+    """A value on one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# ---- fields in words ----
+
+
+def _documented(name: str, field: FieldInfo) -> str:
+    text = f"{name} ({_type(field.annotation, field.metadata)}, default {field.default!r}): {field.description}"
+    return textwrap.fill(text, 112, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
+
+
+def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """A type and its bounds, as `int in [1, 12]`."""
+    *others, last = _choices(annotation, metadata)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _choices(annotation: Any, metadata: Iterable[Any]) -> list[str]:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _choices(args[0], args[1:])
+    if origin in (Union, UnionType):
+        return [text for arg in args for text in _choices(arg, metadata)]
+    if origin is Literal:
+        return [repr(value) for value in args]
+    if origin is tuple:
+        return [f"tuple of {_type(args[0])}" if args[-1] is Ellipsis else f"({', '.join(map(_type, args))})"]
+    if annotation is type(None):
+        return ["None"]
+    if issubclass(annotation, Config):
+        return [annotation.__name__, "a mapping of its fields"]
+    return [f"{annotation.__name__}{_bounds(metadata)}"]
+
+
+def _bounds(metadata: Iterable[Any]) -> str:
+    flat = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    found = {name: getattr(part, name) for part in flat for name in ("ge", "gt", "le", "lt") if hasattr(part, name)}
+    if not found:
+        return ""
+    (below, low), *rest = found.items()
+    if not rest:
+        return f" {dict(ge='>=', gt='>', le='<=', lt='<')[below]} {low:,}"
+    above, high = rest[0]
+    return f" in {'[' if below == 'ge' else '('}{low:,}, {high:,}{']' if above == 'le' else ')'}"

@@ -1,0 +1,27 @@
+"""Which data to train on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from bit_transformer.config.base import Config
+
+
+class DataConfig(Config):
+    """Which data to train on and which to hold out."""
+
+    corpora: tuple[str, ...] = Field(
+        ("stdlib",), description="Names, files, folders, globs, or '-' for standard input."
+    )
+    split: Literal["auto", "position", "file"] = Field(
+        "auto",
+        description="Hold out the end of each file (position) or whole files (file); auto: whole files if there are ten or more.",
+    )
+    holdout: float = Field(0.1, ge=0, lt=1, description="Fraction held out, for the last evaluation.")
+    validation: Literal["own", "held-out"] = Field(
+        "own",
+        description="Data for validations, which select the best weights. own: bytes set aside from the training part, so the held-out "
+        "part selects nothing; held-out: a sample of the held-out part.",
+    )

@@ -1,0 +1,68 @@
+"""The experts: adaptive bit predictors beside the trunk."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt, model_validator
+from typing_extensions import Self
+
+from bit_transformer.config.base import Config
+
+
+class ExpertConfig(Config):
+    """The experts' contexts and the size of their memory.
+
+    Each context below is one expert. Experts see zeros before the start of a stream, so a stream may be shorter than the
+    longest context.
+    """
+
+    orders: tuple[PositiveInt, ...] = Field(
+        (1, 2, 3, 4, 5, 6, 8),
+        description="Contexts of the last n units (bytes, or words of unit_bits bits); ascending.",
+    )
+    words: bool | None = Field(None, description="Three contexts of the words of a text. Default: if a unit is a byte.")
+    bit_orders: tuple[PositiveInt, ...] = Field(
+        (), description="Contexts of the last n bits before the unit; n up to 63."
+    )
+    sparse: tuple[tuple[PositiveInt, ...], ...] = Field(
+        (), description="Contexts of up to four single units, given by their distances back: ((2,), (2, 3))."
+    )
+    columns: tuple[PositiveInt, ...] = Field(
+        (),
+        description="Row widths of tables and images, in units. Contexts: the unit above, alone and with the previous unit.",
+    )
+
+    @model_validator(mode="after")
+    def _contexts_fit(self) -> Self:
+        if list(self.orders) != sorted(set(self.orders)) or max(self.orders, default=1) > 32:
+            tidy = tuple(sorted({order for order in self.orders if order <= 32}))
+            raise ValueError(f"orders={self.orders} must ascend without repeats, up to 32. Try {tidy}")
+        if max(self.bit_orders, default=1) > 63:
+            raise ValueError(f"bit_orders={self.bit_orders} must not exceed 63. Try (12, 16, 24)")
+        if any(not 1 <= len(ages) <= 4 or max(ages) > 65_536 for ages in self.sparse):
+            raise ValueError(
+                f"sparse={self.sparse} must contain groups of one to four distances up to 65536. Try ((2,), (2, 3))"
+            )
+        if max(self.columns, default=1) > 65_536:
+            raise ValueError(f"columns={self.columns} must not exceed 65536. Try (512,)")
+        if not (self.orders or self.bit_orders or self.sparse or self.columns):
+            raise ValueError("orders=() leaves no contexts; at least one is needed. Try orders=(1, 2, 3)")
+        return self
+
+    match_order: PositiveInt = Field(7, description="Length of the shortest match, in units; up to 31.")
+    buckets: PositiveInt = Field(1 << 18, description="Memory of each context, in buckets of 16 bytes; a power of two.")
+    history: PositiveInt = Field(1 << 22, description="How many units back matches are searched; a power of two.")
+
+    @model_validator(mode="after")
+    def _memory_fits(self) -> Self:
+        for name in ("buckets", "history"):
+            size = getattr(self, name)
+            if size & (size - 1) or size < 1024:
+                near = max(1024, 1 << (size.bit_length() - 1))
+                raise ValueError(f"{name}={size} must be a power of two, 1,024 or more. Try {near}")
+        if self.match_order > 31:
+            raise ValueError(f"match_order={self.match_order} must not exceed 31. Try 7")
+        return self
+
+    unit_bits: int | None = Field(
+        None, ge=1, le=12, description="Bits of a unit. Default: a byte if patches divide it, else a patch."
+    )
