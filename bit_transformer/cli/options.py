@@ -20,6 +20,10 @@ else:
     pass
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", envvar="BTLM_DEVICE", help="auto, cpu, cuda, cuda:N or mps. auto: a GPU if there is one."),
+]
 Store = Annotated[Path, typer.Option("--store", envvar="BTLM_STORE", help="The SQLite file of run records.")]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint file, or a run's name in the store.")
@@ -46,8 +50,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as model.d_model=256.")
 ]
 
-SECTIONS = ("model", "train", "data")
-SECONDS_DEFAULT = 60.0
+SECONDS_DEFAULT = 60.0  # as in service.settings, which would load pydantic before `--help`
 
 
 def parse_size(text: str) -> int:

@@ -18,7 +18,8 @@ else:
 
 SECTIONS = ("model", "train", "data")
 SECONDS_DEFAULT = 60.0
-RECIPES = Path(__file__).parents[1] / "recipes"
+# In an installed package; in a source checkout.
+RECIPES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
 
 Settings = dict[str, dict[str, Any]]
 
@@ -31,13 +32,20 @@ def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, 
     """
     settings: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     if recipe:
+        recipe = recipe_file(recipe)
         try:
             stored = tomllib.loads(recipe.read_text())
         except OSError as unreadable:
-            raise ConfigError(f"{recipe}: cannot be read ({unreadable.strerror}). Try one of recipes/*.toml") from None
+            there = sorted({path.stem for folder in RECIPES for path in folder.glob("*.toml")})
+            raise ConfigError(
+                f"{recipe}: cannot be read ({unreadable.strerror})",
+                field="recipe",
+                tries=(f"a file, or one of {', '.join(there)}",),
+            ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as invalid:
             raise ConfigError(
-                f"{recipe}: is not TOML ({invalid}). Try recipes/tinyshakespeare-cpu.toml as a model"
+                f"{recipe}: is not TOML ({invalid}). Try the recipe tinyshakespeare-cpu as a model",
+                field="recipe",
             ) from None
         for section, values in stored.items():
             if not isinstance(values, dict):
@@ -47,14 +55,17 @@ def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, 
         path, equals, text = assignment.partition("=")
         section, _, key = path.strip().partition(".")
         if not equals or not key:
-            raise ConfigError(f"--set {assignment!r}; it must be section.key=value. Try --set model.d_model=256")
+            raise ConfigError(
+                f"got the setting {assignment!r}; it must be section.key=value", tries=(Give("model.d_model", 256),)
+            )
         place = settings[_section(section)]
         *groups, last = key.split(".")
         for group in groups:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
                 raise ConfigError(
-                    f"--set {assignment!r}; {group} is no group of settings. Try --set train.optim.lr=0.001"
+                    f"got the setting {assignment!r}; {group} is no group of settings",
+                    tries=(Give("train.optim.lr", 0.001),),
                 )
         place[last] = parse_value(text)
     return settings
@@ -62,7 +73,9 @@ def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, 
 
 def _section(name: str) -> str:
     if name not in SECTIONS:
-        raise ConfigError(f"got section {name!r}; it must be one of {', '.join(SECTIONS)}. Try --set model.d_model=256")
+        raise ConfigError(
+            f"got section {name!r}; it must be one of {', '.join(SECTIONS)}", tries=(Give("model.d_model", 256),)
+        )
     return name
 
 
@@ -95,6 +108,29 @@ def training_of(settings: Settings, model: ModelConfig, flags: dict[str, Any]) -
     return TrainConfig.of(train)
 
 
+def data_of(settings: Settings) -> DataConfig:
+    """The data that settings describe.
+
+    Raises:
+        ConfigError: no corpus, or invalid fields.
+    """
+    if not settings["data"].get("corpora"):
+        raise ConfigError(
+            "got no corpus; at least one name, file or folder is needed",
+            field="data.corpora",
+            tries=(Ask("train", "stdlib"),),
+        )
+    return DataConfig.of(settings["data"])
+
+
+def recipe_file(recipe: Path) -> Path:
+    """A recipe's file: the path that is given, or one of the recipes that come with the package, by its name."""
+    if recipe.exists():
+        return recipe
+    name = recipe.name if recipe.suffix == ".toml" else f"{recipe.name}.toml"
+    return next((folder / name for folder in RECIPES if (folder / name).is_file()), recipe)
+
+
 def with_budget(train: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     """Settings of a training with the flags over them, and with a budget."""
     if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's
@@ -109,14 +145,18 @@ def set_diffusion(settings: Settings, diffusion: bool, noise: str | None, steps:
     """Write what the flags of a diffusion say into settings.
 
     Raises:
-        ConfigError: one of them without `--diffusion`, for a model that is none.
+        ConfigError: one of them without `diffusion`, for a model that is none.
     """
     if diffusion:
         settings["model"]["causal"] = False
-    given = {"--noise": noise, "--diffusion-steps": steps, "--diffusion-curriculum": curriculum or None}
-    flag = next((flag for flag, value in given.items() if value is not None), None)
-    if flag and settings["model"].get("causal", True):
-        raise ConfigError(f"{flag} goes with --diffusion; got it alone. Try --diffusion {flag}")
+    given = {"noise": noise, "diffusion_steps": steps, "diffusion_curriculum": curriculum or None}
+    name = next((name for name, value in given.items() if value is not None), None)
+    if name and settings["model"].get("causal", True):
+        raise ConfigError(
+            f"got {name}={given[name]!r} without diffusion, with which it goes",
+            field=name,
+            tries=(Give("diffusion", True),),
+        )
     settings["model"] |= {
         key: value for key, value in (("noise", noise), ("diffusion_steps", steps)) if value is not None
     }
