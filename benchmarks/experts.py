@@ -22,8 +22,7 @@ import numpy as np
 import torch
 
 from bit_transformer.checkpoint import load_checkpoint
-from bit_transformer.cli.options import read_settings
-from bit_transformer.config import DataConfig, ExpertConfig, ModelConfig, TrainConfig
+from bit_transformer.config import ExpertConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, named_file, split
 from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.errors import BitTransformerError
@@ -32,7 +31,9 @@ from bit_transformer.experts.bank import ExpertBank
 from bit_transformer.experts.feature_cache import CACHE_VARIABLE
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import preset
-from bit_transformer.service.training import TrainRequest, train
+from bit_transformer.service.operations import call
+from bit_transformer.service.settings import read_settings
+from bit_transformer.service.workspace import Workspace
 from bit_transformer.training import Trainer, build_windows
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -199,15 +200,15 @@ def worse_with_more(report: harness.Report, folder: Path, bpb: float) -> float:
 
 def _train(settings: dict[str, dict[str, Any]], out: Path, quick: bool) -> Any:
     torch.manual_seed(0)
-    request = TrainRequest(
-        out,
-        out.parent / "runs.sqlite",
-        preset("small", **settings["model"]),
-        TrainConfig.of(settings["train"]),
-        DataConfig.of(settings["data"]),
-        eval_bytes=4096 if quick else 1 << 30,
-    )
-    return train(request, overwrite=True)
+    asked = {
+        "out": out,
+        "model": preset("small", **settings["model"]),
+        "train": settings["train"],
+        "data": settings["data"],
+        "eval_bytes": 4096 if quick else 1 << 30,
+        "overwrite": True,
+    }
+    return call("train", asked, Workspace(out.parent / "runs.sqlite"))
 
 
 # ---- compressors, primed ----

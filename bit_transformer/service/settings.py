@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bit_transformer.config import BUDGETS, ModelConfig, TrainConfig
-from bit_transformer.errors import ConfigError
+from bit_transformer.config import BUDGETS, DataConfig, ModelConfig, TrainConfig
+from bit_transformer.errors import Ask, ConfigError, Give
 from bit_transformer.presets import optim_for, preset
 
 if sys.version_info >= (3, 11):

@@ -15,7 +15,7 @@ from bit_transformer.cli import training_output
 from bit_transformer.cli.training_output import live_progress
 from bit_transformer.restoration.streams import repair_pieces
 from bit_transformer.service import restoration
-from bit_transformer.service.observers import Reading
+from bit_transformer.service.jobs import Reading
 from tests.conftest import TEXT
 from tests.interfaces.test_cli import SMALL, start
 

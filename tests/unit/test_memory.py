@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from benchmarks.footprint import saved_for_backward
-from bit_transformer.cli.options import read_settings
 from bit_transformer.config import ModelConfig, TrainConfig
 from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.decoding.session import Session
@@ -20,6 +19,7 @@ from bit_transformer.experts.bank import ExpertBank
 from bit_transformer.machine import free_memory
 from bit_transformer.memory import estimate_memory, largest_batch, savings
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.service.settings import read_settings
 from bit_transformer.training import Trainer
 from bit_transformer.training.objectives import losses
 from bit_transformer.training.out_of_memory import is_out_of_memory

@@ -21,7 +21,6 @@ from bit_transformer.cli.options import (
     Set,
     Store,
     run_folder,
-    with_budget,
 )
 from bit_transformer.cli.output import EXIT_INTERRUPTED, errors_in_one_line, show_json
 from bit_transformer.cli.training_output import live_progress, show_training
@@ -95,6 +94,7 @@ def run(
             read_settings,
             set_diffusion,
             training_of,
+            with_budget,
         )
         from bit_transformer.service.workspace import Workspace
 
