@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -64,3 +65,11 @@ def test_the_readme_explains_the_exit_codes_as_the_help_text_does(btlm):
     text = " ".join((ROOT / "README.md").read_text().split())
     for code in codes:
         assert code in text or code.startswith("1 "), code  # a fault of this program: the guide has it
+
+
+@pytest.mark.parametrize("bench", ["tinyshakespeare", "experts"])
+def test_the_results_are_the_committed_figures(bench):
+    figures = json.loads((ROOT / "docs" / "results" / f"{bench}.json").read_text())["figures"]
+    text = (ROOT / "docs" / "results.md").read_text()
+    printed = [f"{value:.3f}" for name, value in figures.items() if name.endswith("_bpb")]
+    assert printed and all(value in text for value in printed), printed
