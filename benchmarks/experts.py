@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from bit_transformer.training import Trainer, build_windows
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = ("ooffice", "mr", "xml")
+ZPAQ = "zpaq -m5"
 # What is known of a file's form: mr is images of 512 pixels a row, two bytes each.
 FORM: dict[str, dict[str, Any]] = {
     "mr": {
@@ -214,13 +216,11 @@ def _train(settings: dict[str, dict[str, Any]], out: Path, quick: bool) -> Any:
 # ---- compressors, primed ----
 
 
-def primed(name: str) -> dict[str, float]:
-    """Bits per held-out byte of compressors that were given the training bytes first."""
-    training, held_out = split(find_files([name]), "position", 0.1)
-    before, after = _all(training), _all(held_out)
-    rows = {
-        "xz -9e, primed": lambda data: len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
-        "bzip2 -9, primed": lambda data: len(bz2.compress(data)),
+def compressors() -> dict[str, Callable[[bytes], int]]:
+    """Compressed size under each compressor that is installed."""
+    found: dict[str, Callable[[bytes], int]] = {
+        "xz -9e": lambda data: len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+        "bzip2 -9": lambda data: len(bz2.compress(data)),
     }
     try:
         import pyppmd
@@ -228,16 +228,31 @@ def primed(name: str) -> dict[str, float]:
         print("pyppmd is not installed (pip install '.[bench]'): no row for PPMd")
     else:
         for order in (6, 8):
-            rows[f"PPMd order {order}, primed"] = lambda data, o=order: len(
+            found[f"PPMd order {order}"] = lambda data, o=order: len(
                 pyppmd.compress(data, max_order=o, mem_size=1 << 28)
             )
-    found = {row: 8 * (size(before + after) - size(before)) / len(after) for row, size in rows.items()}
     if shutil.which("zpaq"):
-        pad = _padding(len(before), len(after))
-        found["zpaq -m5, primed"] = 8 * (_zpaq(pad + before + after) - _zpaq(pad + before)) / len(after)
+        found[ZPAQ] = _zpaq
     else:
         print("zpaq is not installed: no row for it")
     return found
+
+
+def primed(name: str) -> dict[str, float]:
+    """Bits per held-out byte of compressors that were given the training bytes first."""
+    before, after = training_and_held_out(name)
+    pads = {ZPAQ: _padding(len(before), len(after))}
+    found = {}
+    for row, size in compressors().items():
+        start = pads.get(row, b"") + before
+        found[f"{row}, primed"] = 8 * (size(start + after) - size(start)) / len(after)
+    return found
+
+
+def training_and_held_out(name: str) -> tuple[bytes, bytes]:
+    """The first 90 % of a corpus, and the rest."""
+    training, held_out = split(find_files([name]), "position", 0.1)
+    return _all(training), _all(held_out)
 
 
 def _all(corpus: Corpus) -> bytes:

@@ -65,6 +65,7 @@ class Report:
         line = {
             "bench": self.bench,
             "figures": self.figures,
+            "rows": self.rows,
             "goals": self.goals,
             "met": self.met(),
             "protocol": self.protocol,
