@@ -53,7 +53,9 @@ def stream(request: GenerateRequest, workspace: Workspace) -> Iterator[bytes]:
     """
     _check(request.max_bytes, request.stop)
     model = _autoregressive(request.run, request.sampling, workspace)
-    return stream_bytes(model, request.prompts[0], request.max_bytes, request.sampling, stop=request.stop)
+    return stream_bytes(
+        model, request.prompts[0], request.max_bytes, request.sampling, stop=request.stop, engine=request.engine
+    )
 
 
 def stream_gated(request: GateRequest, workspace: Workspace) -> Iterator[GatedWindow]:
@@ -85,7 +87,9 @@ def generate(request: GenerateRequest, workspace: Workspace, job: Job) -> Contin
     """
     _check(request.max_bytes, request.stop)
     model = _autoregressive(request.run, request.sampling, workspace)
-    made = generate_bytes(model, request.prompts, request.max_bytes, request.sampling, stop=request.stop)
+    made = generate_bytes(
+        model, request.prompts, request.max_bytes, request.sampling, stop=request.stop, engine=request.engine
+    )
     return Continuations(request.run, made)
 
 

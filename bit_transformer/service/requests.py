@@ -86,6 +86,7 @@ class GenerateRequest(Request):
     max_bytes: int = 256
     sampling: Sampling = Sampling()
     stop: tuple[bytes, ...] = Field((), description="A stream ends before the first of these.")
+    engine: str = Field("auto", description="What computes the steps: auto, torch, or single-stream (one stream, CPU).")
 
 
 class GateRequest(Request):

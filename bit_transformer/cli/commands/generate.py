@@ -34,6 +34,9 @@ def run(
         str, typer.Option(help="What experts learn from: nothing, the prompt, or all (what is generated, too).")
     ] = "nothing",
     seed: Annotated[int | None, typer.Option(help="Of the draws; none: another each time.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="What computes the steps: auto, torch, or single-stream (one continuation, on a CPU).")
+    ] = "auto",
     gate: Annotated[
         bool, typer.Option("--gate", help="Stop at the first window that the run's calibrated gate blocks.")
     ] = False,
@@ -77,7 +80,7 @@ def run(
             _show_gated(start, inference.stream_gated(gated, workspace), as_json)
             return
         asked = GenerateRequest(
-            run=model, prompts=(start,) * samples, max_bytes=bytes_, sampling=sampling, stop=tuple(ends)
+            run=model, prompts=(start,) * samples, max_bytes=bytes_, sampling=sampling, stop=tuple(ends), engine=engine
         )
         if as_json or samples > 1:
             made = inference.generate(asked, workspace, Job()).data
