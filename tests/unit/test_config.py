@@ -91,7 +91,7 @@ def test_presets_by_name_by_depth_and_with_overrides():
     assert preset("tiny", patch_bits=1).ngram_orders == ()
     assert preset("tiny", ngram_orders=(2, 3)).ngram_dropout == ()
     for name in ("huge", "0", "65"):
-        with pytest.raises(ConfigError, match="preset="):
+        with pytest.raises(ConfigError, match="got preset="):
             preset(name)
 
 
