@@ -1,4 +1,4 @@
-"""Options that several verbs share, and `--set key=value`."""
+"""Options of several commands, and `--set key=value`."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ else:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 Store = Annotated[Path, typer.Option("--store", envvar="BTLM_STORE", help="The SQLite file of run records.")]
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint file, or a run's name in the store.")
+    str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint file, or the name of a run in the store.")
 ]
-Overlap = Annotated[float, typer.Option("--overlap", help="Share of a window that is only context, in [0, 1).")]
+Overlap = Annotated[float, typer.Option("--overlap", help="Fraction of a window that is only context, in [0, 1).")]
 Protocol = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="What learns from the file while it is scored: static, online (experts), online+mixer. Default: online where there are experts.",
+        help="What learns from the file while it is scored: static (nothing), online (experts), online+mixer. Default: online if the model has experts.",
     ),
 ]
 
-Recipe = Annotated[Path | None, typer.Option(help="TOML file with tables model, train and data.")]
+Recipe = Annotated[Path | None, typer.Option(help="TOML file with the tables model, train and data.")]
 Preset = Annotated[str | None, typer.Option(help="tiny, small, medium, large, or a depth such as 6. Default: small.")]
-PatchBits = Annotated[int | None, typer.Option(help="Bits the trunk sees as one position, 1 to 12. Default: 8.")]
-Parity = Annotated[bool, typer.Option("--parity", help="Bytes carry an even-parity ninth bit.")]
+PatchBits = Annotated[int | None, typer.Option(help="Bits per position of the trunk, 1 to 12. Default: 8.")]
+Parity = Annotated[bool, typer.Option("--parity", help="Add a ninth bit to each byte, for even parity.")]
 Experts = Annotated[
     bool | None,
-    typer.Option("--experts/--no-experts", help="Adaptive bit predictors beside the trunk. Default: on."),
+    typer.Option("--experts/--no-experts", help="Adaptive bit predictors that the trunk mixes. Default: on."),
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Windows of an update.")]
+BatchSize = Annotated[int | None, typer.Option(help="Windows per update.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as model.d_model=256.")
 ]
@@ -52,51 +52,49 @@ SECONDS_DEFAULT = 60.0
 
 
 def parse_size(text: str) -> int:
-    """Bytes, as `8GB`, `8G`, `500 MB` or `1.5GiB`.
+    """A number of bytes from `8GB`, `8G`, `500 MB` or `1.5GiB`.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: another format.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?)b?\s*", text.lower())
     if not found:
-        raise ConfigError(
-            f"got size {text!r}; it must be a positive number and kB, MB, GB, TB or KiB, MiB, GiB, TiB. Try 8GB"
-        )
+        raise ConfigError(f"got size {text!r}; a number with kB, MB, GB, TB or KiB, MiB, GiB, TiB is needed. Try 8GB")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "kmgt".index(found[2])))
 
 
 def run_folder(text: str) -> Path:
-    """What `--out` names.
+    """The folder that `--out` names.
 
     Raises:
-        ConfigError: nothing, which would be the current folder.
+        ConfigError: an empty name, which would be the current folder.
     """
     if not text.strip():
         raise ConfigError(
-            "--out got an empty name; it must name a folder. Try --out runs/NAME, or --out . for this one"
+            "--out got an empty name; the name of a folder is needed. Try --out runs/NAME, or --out . for this folder"
         )
     return Path(text)
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """`FROM:TO`.
+    """Two numbers from `FROM:TO`.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: another format.
     """
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if not found:
-        raise ConfigError(f"got the range {text!r}; it must be FROM:TO, two numbers. Try 10:20")
+        raise ConfigError(f"got the range {text!r}; two numbers FROM:TO are needed. Try 10:20")
     return int(found[1]), int(found[2])
 
 
 def set_diffusion(
     settings: dict[str, dict[str, Any]], diffusion: bool, noise: str | None, steps: int | None, curriculum: bool
 ) -> None:
-    """Write what the flags of a diffusion say into settings.
+    """Write the flags for diffusion models into settings.
 
     Raises:
-        ConfigError: one of them without `--diffusion`, for a model that is none.
+        ConfigError: one of the flags for another model, without `--diffusion`.
     """
     if diffusion:
         settings["model"]["causal"] = False
@@ -114,7 +112,7 @@ def set_diffusion(
 def model_of(
     settings: dict[str, dict[str, Any]], preset: str | None, patch_bits: int | None, parity: bool, experts: bool | None
 ) -> ModelConfig:
-    """The model that settings and flags describe; flags win."""
+    """The model from settings and flags; flags override settings."""
     from bit_transformer.presets import preset as model_preset
 
     if patch_bits is not None:
@@ -127,18 +125,18 @@ def model_of(
 
 
 def training_of(settings: dict[str, dict[str, Any]], model: ModelConfig, flags: dict[str, Any]) -> TrainConfig:
-    """The training that settings and flags describe; flags win, and rates follow the model's width."""
+    """The training from settings and flags; flags override settings, and learning rates follow the model's width."""
     from bit_transformer.config import TrainConfig
     from bit_transformer.presets import optim_for
 
     train = with_budget(settings["train"], flags)
-    if isinstance(optim := train.get("optim", {}), dict):  # else its error comes from TrainConfig
+    if isinstance(optim := train.get("optim", {}), dict):  # else TrainConfig raises the error
         train["optim"] = optim_for(model).model_dump() | optim
     return TrainConfig.of(train)
 
 
 def with_budget(train: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a training with the flags over them, and with a budget."""
+    """Settings of a training, overridden by flags, with a default budget."""
     from bit_transformer.config import BUDGETS
 
     if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's
@@ -150,7 +148,7 @@ def with_budget(train: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as TOML writes it; what is no TOML is a string."""
+    """A TOML value; text that is not TOML is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -158,10 +156,10 @@ def parse_value(text: str) -> Any:
 
 
 def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A recipe file, overlaid by assignments such as `model.d_model=256` or `train.optim.lr=0.001`.
+    """Settings from a recipe file, overridden by assignments such as `model.d_model=256` or `train.optim.lr=0.001`.
 
     Raises:
-        ConfigError: no such file, no TOML, or an assignment of another form.
+        ConfigError: no such file, invalid TOML, or an invalid assignment.
     """
     settings: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     if recipe:
@@ -171,24 +169,24 @@ def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, 
             raise ConfigError(f"{recipe}: cannot be read ({unreadable.strerror}). Try one of recipes/*.toml") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as invalid:
             raise ConfigError(
-                f"{recipe}: is not TOML ({invalid}). Try recipes/tinyshakespeare-cpu.toml as a model"
+                f"{recipe}: is not valid TOML ({invalid}). Try recipes/tinyshakespeare-cpu.toml as an example"
             ) from None
         for section, values in stored.items():
             if not isinstance(values, dict):
-                raise ConfigError(f"{recipe}: {section}={values!r}; it must be a table. Try [{section}]")
+                raise ConfigError(f"{recipe}: got {section}={values!r}; a table is needed. Try [{section}]")
             settings[_section(section)] |= values
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         section, _, key = path.strip().partition(".")
         if not equals or not key:
-            raise ConfigError(f"--set {assignment!r}; it must be section.key=value. Try --set model.d_model=256")
+            raise ConfigError(f"got --set {assignment!r}; section.key=value is needed. Try --set model.d_model=256")
         place = settings[_section(section)]
         *groups, last = key.split(".")
         for group in groups:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
                 raise ConfigError(
-                    f"--set {assignment!r}; {group} is no group of settings. Try --set train.optim.lr=0.001"
+                    f"got --set {assignment!r}; {group} is not a group of settings. Try --set train.optim.lr=0.001"
                 )
         place[last] = parse_value(text)
     return settings
@@ -196,5 +194,5 @@ def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, 
 
 def _section(name: str) -> str:
     if name not in SECTIONS:
-        raise ConfigError(f"got section {name!r}; it must be one of {', '.join(SECTIONS)}. Try --set model.d_model=256")
+        raise ConfigError(f"got section {name!r}; one of {', '.join(SECTIONS)} is needed. Try --set model.d_model=256")
     return name

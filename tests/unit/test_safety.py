@@ -208,7 +208,10 @@ def test_explanations_name_window_metric_and_remedy(calibrated):
     )
     gate = SafetyGate.calibrated(calibrated[0])
     gate.update(FOREIGN)
-    assert "unlike the reference" in gate.explain() and "Reference windows of this length with a lower value" in gate.explain()
+    assert (
+        "unlike the reference" in gate.explain()
+        and "Reference windows of this length with a lower value" in gate.explain()
+    )
 
 
 @pytest.mark.parametrize(
