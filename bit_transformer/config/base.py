@@ -31,7 +31,7 @@ class _ConfigType(ModelMetaclass):
         if values:
             name = next(iter(kind.model_fields))
             raise ConfigError(
-                f"got {len(values)} value{'s'[: len(values) - 1]} without a name; {cls.__name__} takes its fields by name. "
+                f"got {_shown(values[0])} without a name; {cls.__name__} takes its fields by name. "
                 f"Try {cls.__name__}({name}=...), or {cls.__name__}.of(mapping)"
             )
         try:

@@ -147,7 +147,7 @@ KINDS = (DataConfig, ExpertConfig, GrowthConfig, ModelConfig, OptimConfig, Sampl
                                                 "optim=OptimConfig()"),
         (lambda: TrainConfig(steps=1, seed=1 << 32), "got seed=4294967296; int in [0, 2,147,483,648) is needed. Try seed=0"),
         (lambda: DataConfig(corpora="a"), "got corpora='a'; tuple of str is needed. Try corpora=('stdlib',)"),
-        (lambda: Sampling(0.7), "got 1 value without a name; Sampling takes its fields by name. Try "
+        (lambda: Sampling(0.7), "got 0.7 without a name; Sampling takes its fields by name. Try "
                                 "Sampling(temperature=...), or Sampling.of(mapping)"),
     ],
 )  # fmt: skip
