@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from bit_transformer.cli.options import set_diffusion
-from bit_transformer.cli.output import EXIT_INTERRUPTED, console, errors_in_one_line
-from bit_transformer.cli.training_output import live_progress, show_training
-from bit_transformer.config import DataConfig, Sampling, TrainConfig
-from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.config import Sampling
+from bit_transformer.errors import BitStreamError, BitTransformerError, ConfigError
 from bit_transformer.presets import optim_for, preset
+from bit_transformer.service import inference
+from bit_transformer.service.jobs import Job, Message, Reading, Update
+from bit_transformer.service.operations import call
+from bit_transformer.service.requests import GateRequest, GenerateRequest
+from bit_transformer.service.settings import set_diffusion
+from bit_transformer.service.workspace import Workspace
+
+EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
 
 # Flags of phases that this version does not have: asking for one is an error, not a silent no-op.
 LATER = {
@@ -44,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--diffusion-steps", type=int, help="of --diffusion: network calls of a sample, at most")
     parser.add_argument("--diffusion-curriculum", action="store_true", help="of --diffusion: noise widens over time")
     parser.add_argument("--progressive", action="store_true", help="begin with a smaller model, and grow it")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     for flag, what in LATER.items():
         parser.add_argument(f"--{flag}", help=f"{what}: not in this version", action="store_true")
     return parser.parse_args()
@@ -52,56 +59,90 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Run every phase."""
     flags = parse()
-    with errors_in_one_line():
-        for flag, what in LATER.items():
-            if getattr(flags, flag):
-                raise ConfigError(f"--{flag} was given; {what} is not in this version. Try without --{flag}")
-        from bit_transformer.service import training
+    try:
+        return run(flags)
+    except BitTransformerError as error:
+        print(f"unified_workflow: {error}", file=sys.stderr)
+        return EXIT_INPUT
 
-        settings: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
-        set_diffusion(settings, flags.diffusion, None, flags.diffusion_steps, flags.diffusion_curriculum)
-        model = preset(flags.preset, **settings["model"])
-        budget = {"bytes": round(flags.epochs * flags.dataset_size)} if flags.dataset_size else {"epochs": flags.epochs}
-        config = TrainConfig.of(
-            {
-                **budget,
-                **settings["train"],
-                "batch_size": flags.batch_size,
-                "amp": flags.amp,
-                "progressive": flags.progressive,
-                "optim": optim_for(model).model_dump(),
-            }
-        )
-        store = flags.out.parent / "runs.sqlite"
-        request = training.TrainRequest(flags.out, store, model, config, DataConfig(corpora=(flags.corpus,)))
-        with live_progress() as report:
-            result = training.train(request, overwrite=True, report=report)
-        show_training(result)
-        if result.status == "stopped":
-            return EXIT_INTERRUPTED
-        show_sample(result.folder, store, flags.diffusion)
+
+def run(flags: argparse.Namespace) -> int:
+    """Train, evaluate, calibrate, generate."""
+    for flag, what in LATER.items():
+        if getattr(flags, flag):
+            raise ConfigError(f"--{flag} was given; {what} is not in this version. Try without --{flag}")
+    settings: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "data": {}}
+    set_diffusion(settings, flags.diffusion, None, flags.diffusion_steps, flags.diffusion_curriculum)
+    model = preset(flags.preset, **settings["model"])
+    budget = {"bytes": round(flags.epochs * flags.dataset_size)} if flags.dataset_size else {"epochs": flags.epochs}
+    train = {
+        **budget,
+        **settings["train"],
+        "batch_size": flags.batch_size,
+        "amp": flags.amp,
+        "progressive": flags.progressive,
+        "optim": optim_for(model).model_dump(),
+    }
+    workspace, job = Workspace(flags.out.parent / "runs.sqlite", flags.device), Job(Lines())
+    asked = {"out": flags.out, "model": model, "train": train, "data": {"corpora": (flags.corpus,)}, "overwrite": True}
+    result = call("train", asked, workspace, job)
+    print(
+        f"\n{result.status} ({result.note}): {result.steps:,} updates, {result.bytes_seen / 1e6:.2f} MB in {result.seconds:.0f} s; "
+        f"run folder: {result.folder}"
+    )
+    if result.status == "stopped":
+        return EXIT_INTERRUPTED
+    if result.comparison:
+        coders = {"this model": result.comparison.bpb, **result.comparison.compressors}
+        print(f"\nbits per byte of {result.comparison.bytes:,} held-out bytes ({result.comparison.protocol}):")
+        for name, bpb in sorted(coders.items(), key=lambda row: row[1]):
+            print(f"  {bpb:.3f}  {name}")
+    show_sample(result.folder, workspace, job, flags.diffusion)
     return 0
 
 
-def show_sample(run: str, store: Path, diffusion: bool) -> None:
-    """A sample, behind a gate that is calibrated on what was held out, where that is enough."""
-    from bit_transformer.service import inference, restoration, safety
+class Lines:
+    """Progress as lines on standard error, one every ten seconds."""
 
+    def __init__(self, every: float = 10.0) -> None:
+        self.every, self.last = every, 0.0
+
+    def __call__(self, message: Message) -> None:
+        """Print it, if it is time."""
+        if isinstance(message, Update | Reading):
+            now = time.monotonic()
+            if now - self.last < self.every:
+                return
+            self.last = now
+        if isinstance(message, Update):
+            val = "" if message.val_bpb is None else f", val {message.val_bpb:.3f}"
+            text = f"{message.share:4.0%}  step {message.step:,}, train {message.bpb:.3f} bpb{val}, {message.eta:.0f} s left"
+        elif isinstance(message, Reading):
+            text = f"{message.doing} {message.done:,} of {message.total:,} {message.unit}"
+        else:
+            text = f"note: {message.text}"
+        print(text, file=sys.stderr)
+
+
+def show_sample(run: str, workspace: Workspace, job: Job, diffusion: bool) -> None:
+    """A sample, behind a gate that is calibrated on what was held out, where that is enough."""
     sampling = Sampling(temperature=0.7, seed=1)
     try:
-        with live_progress() as report:
-            floors = safety.calibrate_run(run, [], store=store, report=report)
-        console.print(f"\nsample, gated at {floors.alpha:.0%} of false alarms:")
-        windows = inference.stream_gated(run, PROMPT, 256, sampling, window=128, retries=3, store=store)
+        floors = call("calibrate", {"run": run}, workspace, job)
+        print(f"\nsample, gated at {floors.alpha:.0%} of false alarms:")
+        gated = GateRequest(run=run, prompt=PROMPT, max_bytes=256, sampling=sampling, window=128, retries=3)
+        windows = inference.stream_gated(gated, workspace)
         pieces = (window.data if window.allow else f"\n{window.why}".encode() for window in windows)
     except BitStreamError as too_small:
-        console.print(f"\nsample, not gated: {too_small}", soft_wrap=True)
+        print(f"\nsample, not gated: {too_small}")
         if diffusion:
             open_end = PROMPT + bytes(256)
-            filled = restoration.infill(run, open_end, holes=[(len(PROMPT), len(open_end))], seed=1, store=store)
-            pieces = iter([filled.data[0][len(PROMPT) :]])
+            asked = {"run": run, "data": open_end, "holes": [(len(PROMPT), len(open_end))], "seed": 1}
+            pieces = iter([call("infill", asked, workspace, job).data[0][len(PROMPT) :]])
         else:
-            pieces = inference.stream(run, PROMPT, 256, sampling, store=store)
+            pieces = inference.stream(
+                GenerateRequest(run=run, prompts=(PROMPT,), max_bytes=256, sampling=sampling), workspace
+            )
     sys.stdout.flush()
     sys.stdout.buffer.write(PROMPT)
     for piece in pieces:

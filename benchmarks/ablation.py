@@ -15,13 +15,13 @@ from typing import Any
 import harness
 import torch
 
-from bit_transformer.cli.options import read_settings
 from bit_transformer.config import TrainConfig
-from bit_transformer.data.features import CACHE_VARIABLE
 from bit_transformer.data.sources import Corpus, Span
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
+from bit_transformer.experts.feature_cache import CACHE_VARIABLE
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import preset
+from bit_transformer.service.settings import read_settings
 from bit_transformer.training import Trainer, build_windows
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tinyshakespeare-experts-cpu.toml"

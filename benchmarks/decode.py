@@ -7,7 +7,7 @@ import torch
 from peers import gpt2_over_bytes
 
 from bit_transformer.config import Sampling
-from bit_transformer.generation import generate_bytes
+from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.model import BitTransformerLM
 
 WIDTH, HEADS, LAYERS, CONTEXT = 128, 4, 4, 512

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.config import TrainConfig
 from bit_transformer.data.sources import Corpus
-from bit_transformer.diffusion import Estimator, likelihood_bound
+from bit_transformer.diffusion.bound import Estimator, likelihood_bound
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import optim_for, preset
-from bit_transformer.restoration import repair_bits
+from bit_transformer.restoration.streams import repair_bits
 from bit_transformer.training import train_loop
 
 WINDOW = 64  # bits of the sources

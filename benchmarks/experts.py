@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,23 @@ import numpy as np
 import torch
 
 from bit_transformer.checkpoint import load_checkpoint
-from bit_transformer.cli.options import read_settings
-from bit_transformer.config import DataConfig, ExpertConfig, ModelConfig, TrainConfig
-from bit_transformer.data.features import CACHE_VARIABLE
+from bit_transformer.config import ExpertConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, named_file, split
+from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.errors import BitTransformerError
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.experts.bank import ExpertBank
-from bit_transformer.generation import generate_bytes
+from bit_transformer.experts.feature_cache import CACHE_VARIABLE
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import preset
-from bit_transformer.service.training import TrainRequest, train
+from bit_transformer.service.operations import call
+from bit_transformer.service.settings import read_settings
+from bit_transformer.service.workspace import Workspace
 from bit_transformer.training import Trainer, build_windows
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = ("ooffice", "mr", "xml")
+ZPAQ = "zpaq -m5"
 # What is known of a file's form: mr is images of 512 pixels a row, two bytes each.
 FORM: dict[str, dict[str, Any]] = {
     "mr": {
@@ -199,27 +202,25 @@ def worse_with_more(report: harness.Report, folder: Path, bpb: float) -> float:
 
 def _train(settings: dict[str, dict[str, Any]], out: Path, quick: bool) -> Any:
     torch.manual_seed(0)
-    request = TrainRequest(
-        out,
-        out.parent / "runs.sqlite",
-        preset("small", **settings["model"]),
-        TrainConfig.of(settings["train"]),
-        DataConfig.of(settings["data"]),
-        eval_bytes=4096 if quick else 1 << 30,
-    )
-    return train(request, overwrite=True)
+    asked = {
+        "out": out,
+        "model": preset("small", **settings["model"]),
+        "train": settings["train"],
+        "data": settings["data"],
+        "eval_bytes": 4096 if quick else 1 << 30,
+        "overwrite": True,
+    }
+    return call("train", asked, Workspace(out.parent / "runs.sqlite"))
 
 
 # ---- compressors, primed ----
 
 
-def primed(name: str) -> dict[str, float]:
-    """Bits per held-out byte of compressors that were given the training bytes first."""
-    training, held_out = split(find_files([name]), "position", 0.1)
-    before, after = _all(training), _all(held_out)
-    rows = {
-        "xz -9e, primed": lambda data: len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
-        "bzip2 -9, primed": lambda data: len(bz2.compress(data)),
+def compressors() -> dict[str, Callable[[bytes], int]]:
+    """Compressed size under each compressor that is installed."""
+    found: dict[str, Callable[[bytes], int]] = {
+        "xz -9e": lambda data: len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+        "bzip2 -9": lambda data: len(bz2.compress(data)),
     }
     try:
         import pyppmd
@@ -227,16 +228,31 @@ def primed(name: str) -> dict[str, float]:
         print("pyppmd is not installed (pip install '.[bench]'): no row for PPMd")
     else:
         for order in (6, 8):
-            rows[f"PPMd order {order}, primed"] = lambda data, o=order: len(
+            found[f"PPMd order {order}"] = lambda data, o=order: len(
                 pyppmd.compress(data, max_order=o, mem_size=1 << 28)
             )
-    found = {row: 8 * (size(before + after) - size(before)) / len(after) for row, size in rows.items()}
     if shutil.which("zpaq"):
-        pad = _padding(len(before), len(after))
-        found["zpaq -m5, primed"] = 8 * (_zpaq(pad + before + after) - _zpaq(pad + before)) / len(after)
+        found[ZPAQ] = _zpaq
     else:
         print("zpaq is not installed: no row for it")
     return found
+
+
+def primed(name: str) -> dict[str, float]:
+    """Bits per held-out byte of compressors that were given the training bytes first."""
+    before, after = training_and_held_out(name)
+    pads = {ZPAQ: _padding(len(before), len(after))}
+    found = {}
+    for row, size in compressors().items():
+        start = pads.get(row, b"") + before
+        found[f"{row}, primed"] = 8 * (size(start + after) - size(start)) / len(after)
+    return found
+
+
+def training_and_held_out(name: str) -> tuple[bytes, bytes]:
+    """The first 90 % of a corpus, and the rest."""
+    training, held_out = split(find_files([name]), "position", 0.1)
+    return _all(training), _all(held_out)
 
 
 def _all(corpus: Corpus) -> bytes:

@@ -19,6 +19,7 @@ import torch
 
 from bit_transformer.config import ModelConfig, TrainConfig
 from bit_transformer.data.windows import BitWindows
+from bit_transformer.decoding.session import Session
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.patching import pack_patches
 from bit_transformer.training import Trainer, autocast
@@ -102,9 +103,9 @@ def measure(model: ModelConfig, train: TrainConfig, *, training: bool = True, up
         built = BitTransformerLM(model).eval()
         with torch.inference_mode(), autocast(torch.device("cpu"), train.amp):
             built.nll(bits_BT)
-            cache = built.new_cache(len(bits_BT))
-            built.advance(pack_patches(bits_BT, model.patch_bits)[:, 1:], cache)
-            built.advance(pack_patches(bits_BT, model.patch_bits)[:, :1], cache)
+            session = Session(built, len(bits_BT))
+            session.advance(pack_patches(bits_BT, model.patch_bits)[:, 1:])
+            session.advance(pack_patches(bits_BT, model.patch_bits)[:, :1])
         return {"peak": resident("VmHWM") - base, "saved": 0}
     trainer = trained(model, train, updates)
     peak = resident("VmHWM") - base

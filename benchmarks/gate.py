@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.config import ModelConfig, Sampling
 from bit_transformer.data.sources import Corpus, Span, bytes_corpus, named_file, split, stdlib_files
+from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.errors import BitTransformerError
-from bit_transformer.generation import generate_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.presets import preset
 from bit_transformer.safety import Guard, Reference, SafetyGate, calibrate

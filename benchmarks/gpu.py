@@ -6,6 +6,7 @@ Forward and backward of one batch in bfloat16 autocast, interleaved. The use of 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from bit_transformer.errors import ConfigError
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.training.objectives import NextBit
 
 WIDTH, HEADS, LAYERS, CONTEXT, BATCH = 768, 12, 12, 1024, 16
 
@@ -78,7 +80,7 @@ def measure(device: torch.device, quick: bool, shape: tuple[int, int, int, int, 
 
     def our_nats(model: nn.Module) -> Tensor:
         assert isinstance(model, BitTransformerLM)
-        return model.losses(bits_BT)[0]
+        return NextBit()(model, bits_BT).loss
 
     def their_nats(model: nn.Module) -> Tensor:
         return model(byte_BL, labels=byte_BL).loss
@@ -92,12 +94,13 @@ def measure(device: torch.device, quick: bool, shape: tuple[int, int, int, int, 
     peak = product_rate(device, 256 if device.type == "cpu" else 8192)
     need = ours.flops_per_byte() * byte_BL.numel()
     seconds: dict[str, list[float]] = {}
+    kept_open = contextlib.ExitStack()  # for the rest of this process
     for how in ("eager", "compiled"):
         calls: dict[str, Callable[[], object]] = {}
         for kind, (model, nats) in contenders.items():
             run = model
             if how == "compiled" and isinstance(model, BitTransformerLM):
-                model.compiled_trunk().__enter__()  # for the rest of this process
+                kept_open.enter_context(model.trunk.compiled())
             elif how == "compiled":
                 run = torch.compile(model)
             calls[f"{kind}, {how}"] = lambda run=run, nats=nats: step(run, nats, device)  # type: ignore[misc]

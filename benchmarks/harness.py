@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from bit_transformer.cli.output import EXIT_GOAL_MISSED, EXIT_INPUT
 from bit_transformer.data.sources import Corpus, Span, named_file, split, stdlib_files
 from bit_transformer.errors import BitTransformerError
 from bit_transformer.service.provenance import machine
 
+EXIT_INPUT, EXIT_GOAL_MISSED = 2, 3  # `btlm bench` passes them on
 T_95 = 2.571  # the 97.5 % quantile of Student's t with 5 degrees of freedom
 
 
@@ -65,6 +65,7 @@ class Report:
         line = {
             "bench": self.bench,
             "figures": self.figures,
+            "rows": self.rows,
             "goals": self.goals,
             "met": self.met(),
             "protocol": self.protocol,

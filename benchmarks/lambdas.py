@@ -14,8 +14,8 @@ from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.config import Sampling, TrainConfig
 from bit_transformer.data.sources import Corpus
 from bit_transformer.data.windows import CorpusWindows
+from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
-from bit_transformer.generation import generate_bytes
 from bit_transformer.model import BitTransformerLM, as_pair
 from bit_transformer.telemetry import lz_complexity, negentropy, symbiosis
 from bit_transformer.training import train_loop
@@ -41,7 +41,7 @@ def measured(train: Corpus, held: Corpus, seed: int, steps: int, **lambdas: floa
     return {
         "K": negentropy(as_pair(z_BT)).mean().item(),
         "C": lz_complexity(bits).mean().item(),
-        "S": symbiosis(torch.sigmoid(z_BT.double()), model.experts_chances(said_BTF).double()).mean().item(),
+        "S": symbiosis(torch.sigmoid(z_BT.double()), model.experts_probability(said_BTF).double()).mean().item(),
         "bpb": bits_per_byte(model, held.thinned(1 << 15, 1 << 12), default_protocol(model, learning="static")).bpb,
     }
 

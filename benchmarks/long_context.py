@@ -11,6 +11,7 @@ import harness
 import torch
 from footprint import saved_for_backward
 
+from bit_transformer.decoding.session import Session
 from bit_transformer.model import BitTransformerLM
 
 LENGTHS = (8192, 16_384, 32_768, 65_536)
@@ -46,7 +47,7 @@ def main(quick: bool) -> int:
 
         seconds = harness.interleaved({str(n): lambda n=n: step(n) for n in LENGTHS}, rounds)
         saved = [saved_for_backward(lambda n=n: nets[n].nll(bits[n]).mean()) for n in LENGTHS]  # noqa: B023
-        caches = [sum(layer.key_BHSK.nbytes * 2 for layer in nets[n].new_cache().layers) for n in LENGTHS]
+        caches = [sum(layer.key_BHSK.nbytes * 2 for layer in nets[n].trunk.new_cache(1).layers) for n in LENGTHS]
         name = "whole window" if chunk is None else f"chunks of {chunk // PATCH} patches"
         times = [sorted(seconds[str(n)])[rounds // 2] for n in LENGTHS]
         for length, took, size, cache in zip(LENGTHS, times, saved, caches, strict=True):
@@ -63,12 +64,12 @@ def main(quick: bool) -> int:
     length = LENGTHS[0] if quick else LENGTHS[-1]
     for chunk in CHUNKS:
         net = model(length, chunk).eval()
-        cache = net.new_cache()
+        session = Session(net)
         with torch.inference_mode():
-            net.advance(torch.randint(0, 256, (1, length // PATCH - 300)), cache)
+            session.advance(torch.randint(0, 256, (1, length // PATCH - 300)))
             began = time.perf_counter()
             for _ in range(200):
-                net.advance(torch.randint(0, 256, (1, 1)), cache)
+                session.advance(torch.randint(0, 256, (1, 1)))
         spent = (time.perf_counter() - began) / 200
         report.row(
             f"a cached step {length - 2400:,} bits in, chunks of {chunk // PATCH} patches", f"{spent * 1e3:.2f} ms"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import harness
 
-from bit_transformer.cli.options import read_settings
-from bit_transformer.config import DataConfig, TrainConfig
 from bit_transformer.presets import preset
-from bit_transformer.service.training import TrainRequest, TrainResult, train
+from bit_transformer.service.operations import call
+from bit_transformer.service.settings import read_settings
+from bit_transformer.service.training import TrainResult
+from bit_transformer.service.workspace import Workspace
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tinyshakespeare-cpu.toml"
 SECONDS = {"half": 90.0, "recipe": 180.0, "twice": 360.0}
@@ -23,15 +24,15 @@ def trained(seconds: float, quick: bool) -> TrainResult:
     """One training, scored."""
     settings = read_settings(RECIPE, [f"train.seconds={seconds}"])
     with tempfile.TemporaryDirectory() as folder:
-        request = TrainRequest(
-            Path(folder) / "run",
-            Path(folder) / "runs.sqlite",
-            preset("small", **settings["model"]),
-            TrainConfig.of(settings["train"]),
-            DataConfig.of(settings["data"]),
-            eval_bytes=8_192 if quick else 1 << 30,
-        )
-        return train(request)
+        asked = {
+            "out": Path(folder) / "run",
+            "model": preset("small", **settings["model"]),
+            "train": settings["train"],
+            "data": settings["data"],
+            "eval_bytes": 8_192 if quick else 1 << 30,
+        }
+        found: TrainResult = call("train", asked, Workspace(Path(folder) / "runs.sqlite"))
+        return found
 
 
 def main(quick: bool) -> int:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from bit_transformer.bit_io import bits_to_bytes, bits_to_text, bytes_to_bits, text_to_bits
     from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
     from bit_transformer.config import DataConfig, ModelConfig, OptimConfig, Sampling, TrainConfig
+    from bit_transformer.decoding import Session, generate, generate_bytes, infer_long, stream_bytes
     from bit_transformer.diffusion import diffusion_inference, likelihood_bound, repair
-    from bit_transformer.evaluation.metrics import bits_per_byte
-    from bit_transformer.generation import generate, generate_bytes, infer_long, stream_bytes
+    from bit_transformer.evaluation.metrics import bits_per_byte, surprise
     from bit_transformer.growth import expand_model
     from bit_transformer.memory import estimate_memory
-    from bit_transformer.model import BitTransformerLM, set_dropout
+    from bit_transformer.model import BitTransformerLM, set_dropout, set_sparse
     from bit_transformer.presets import preset
     from bit_transformer.safety import SafetyGate, hil_safe_inference, safe_sample_with_retry
     from bit_transformer.telemetry import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         negentropy,
         symbiosis,
     )
-    from bit_transformer.training import cpu_autocast, train_loop
+    from bit_transformer.training import cpu_autocast, losses, train_loop
 
 # Names load on first use, so that `btlm --help` need not wait for torch.
 _HOME = {
@@ -42,6 +42,7 @@ _HOME = {
     "OptimConfig": "config",
     "SafetyGate": "safety",
     "Sampling": "config",
+    "Session": "decoding",
     "TelemetrySynthesizer": "telemetry",
     "TrainConfig": "config",
     "bit_negentropy": "telemetry",
@@ -54,12 +55,13 @@ _HOME = {
     "diffusion_inference": "diffusion",
     "estimate_memory": "memory",
     "expand_model": "growth",
-    "generate": "generation",
-    "generate_bytes": "generation",
+    "generate": "decoding",
+    "generate_bytes": "decoding",
     "hil_safe_inference": "safety",
-    "infer_long": "generation",
+    "infer_long": "decoding",
     "likelihood_bound": "diffusion",
     "load_checkpoint": "checkpoint",
+    "losses": "training",
     "lz_complexity": "telemetry",
     "negentropy": "telemetry",
     "preset": "presets",
@@ -67,7 +69,9 @@ _HOME = {
     "safe_sample_with_retry": "safety",
     "save_checkpoint": "checkpoint",
     "set_dropout": "model",
-    "stream_bytes": "generation",
+    "set_sparse": "model",
+    "stream_bytes": "decoding",
+    "surprise": "evaluation.metrics",
     "symbiosis": "telemetry",
     "text_to_bits": "bit_io",
     "train_loop": "training",
@@ -80,6 +84,7 @@ __all__ = [
     "OptimConfig",
     "SafetyGate",
     "Sampling",
+    "Session",
     "TelemetrySynthesizer",
     "TrainConfig",
     "bit_negentropy",
@@ -98,6 +103,7 @@ __all__ = [
     "infer_long",
     "likelihood_bound",
     "load_checkpoint",
+    "losses",
     "lz_complexity",
     "negentropy",
     "preset",
@@ -105,7 +111,9 @@ __all__ = [
     "safe_sample_with_retry",
     "save_checkpoint",
     "set_dropout",
+    "set_sparse",
     "stream_bytes",
+    "surprise",
     "symbiosis",
     "text_to_bits",
     "train_loop",

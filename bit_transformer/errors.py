@@ -1,13 +1,18 @@
 """All errors that a user can meet. Every message is one line: what was given, what is needed, what to try.
 
+An error knows which field was wrong, where there is one, and what to try in terms of operations and their fields. Each door says that in its own
+words: the command line as flags, an HTTP server as fields of a request.
+
 BitTransformerError
 ├── ConfigError (ValueError)        an invalid setting
+│   └── NoExperts (AttributeError)  a model without experts was asked for its bank
 ├── BitStreamError (ValueError)     bits, bytes or files that cannot be used
 │   └── ParityError                 bytes with wrong parity; has their offsets
 ├── CheckpointError                 a checkpoint that is missing, damaged or has another shape
 ├── StoreError                      a run store that cannot be used
 │   ├── RunNotFound                 no run of that name
-│   └── RunBusy                     another training uses the run folder
+│   ├── RunBusy                     another training uses the run folder
+│   └── RunNotRunning               a run was asked to stop and is not being trained
 ├── TrainingError                   a training that cannot continue
 │   ├── NonFiniteLoss               the loss or the gradient became NaN or infinite; has the step
 │   ├── StreamOverflow              values of a reversible trunk are too large to be recomputed exactly
@@ -21,15 +26,65 @@ These are for wrong input and failing disks. `assert` is for what only a bug can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Give:
+    """Advice: give a field of the request, another value where none is named."""
+
+    field: str
+    value: Any = None
+
+    def __str__(self) -> str:
+        return f"another {self.field}" if self.value is None else f"{self.field}={self.value!r}"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Advice: ask for another operation first, of a run where one is named."""
+
+    operation: str
+    run: str = ""
+    more: tuple[Give, ...] = ()
+
+    def __str__(self) -> str:
+        given = ", ".join([*([f"run={self.run!r}"] if self.run else []), *map(str, self.more)])
+        return f"{self.operation}({given})"
+
+
+Advice = str | Give | Ask
 
 
 class BitTransformerError(Exception):
-    """Base class of all errors of this package."""
+    """Base class of all errors of this package.
+
+    Args:
+        what: was wrong; where `tries` are not given, what to try too.
+        field: of the request or config that was wrong, if it is one.
+        tries: what would help, the likeliest first.
+    """
+
+    def __init__(self, what: str, *, field: str | None = None, tries: Sequence[Advice] = ()) -> None:
+        super().__init__(what)
+        self.what, self.field, self.tries = what, field, tuple(tries)
+
+    def said(self, say: Callable[[Advice], str] = str) -> str:
+        """The whole message, with advice in a door's words."""
+        return f"{self.what}. Try {', or '.join(map(say, self.tries))}" if self.tries else self.what
+
+    def __str__(self) -> str:
+        return self.said()
 
 
 class ConfigError(BitTransformerError, ValueError):
     """An invalid setting, or settings that do not fit together."""
+
+
+class NoExperts(ConfigError, AttributeError):
+    """A model without experts was asked for its bank; `hasattr` takes it for no."""
 
 
 class BitStreamError(BitTransformerError, ValueError):
@@ -43,8 +98,8 @@ class ParityError(BitStreamError):
         offsets: byte offsets of the bytes with odd parity.
     """
 
-    def __init__(self, message: str, offsets: Sequence[int]) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, offsets: Sequence[int], *, tries: Sequence[Advice] = ()) -> None:
+        super().__init__(message, tries=tries)
         self.offsets = tuple(offsets)
 
 
@@ -62,6 +117,10 @@ class RunNotFound(StoreError):
 
 class RunBusy(StoreError):
     """A run folder that another training uses."""
+
+
+class RunNotRunning(StoreError):
+    """A run that was asked to stop, and is not being trained."""
 
 
 class TrainingError(BitTransformerError):

@@ -12,21 +12,17 @@ Du et al. 2024, arXiv:2405.15319 (new layers as copies of the stack below).
 # Shapes: R rows and C columns of a parameter.
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from bit_transformer.config import ModelConfig, OptimConfig
-from bit_transformer.errors import ConfigError
+from bit_transformer.config import ModelConfig
+from bit_transformer.errors import Ask, ConfigError, Give
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.optim import Optimizers
 
 GROWS = ("d_model", "num_layers", "nhead", "dim_feedforward", "max_seq_len")
-# If a weight is scaled by s, each moment of its gradient is scaled by s to this power.
-POWERS = {"momentum": -1, "exp_avg": -1, "exp_avg_sq": -2}
 
 
 def expand_model(
@@ -71,11 +67,11 @@ def expand_to(model: BitTransformerLM, grown: ModelConfig) -> BitTransformerLM:
     state = larger.weights()
     with torch.no_grad():
         for name, tensor in model.weights().items():
-            state[name].copy_(_place(name, tensor, state[name], model.config, grown, 1))
+            state[name].copy_(place(name, tensor, state[name], model.config, grown, 1))
         for index in range(model.config.num_layers, grown.num_layers):
             for part in ("attend.query_key_value", "feed_forward.expand"):
-                below = state[f"blocks.{index - model.config.num_layers}.{part}.weight"]
-                state[f"blocks.{index}.{part}.weight"].copy_(below)
+                below = state[f"trunk.blocks.{index - model.config.num_layers}.{part}.weight"]
+                state[f"trunk.blocks.{index}.{part}.weight"].copy_(below)
     if model.has_bank:
         larger.bank = model.bank
     return larger.train(model.training)
@@ -103,7 +99,9 @@ def grown_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig:
         )
         if after < before:
             raise ConfigError(
-                f"{name}={after} is less than the model's {before}; expand_model only grows. Try {name}={before}, or btlm distill"
+                f"{name}={after} is less than the model's {before}; expand_model only grows",
+                field=name,
+                tries=(Give(name, before), Ask("distill")),
             )
     return grown
 
@@ -130,40 +128,17 @@ def smaller_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig
     return ModelConfig.of({**config.model_dump(), **fields, **sizes})
 
 
-def expand_optimizers(
-    before: Optimizers, model: BitTransformerLM, larger: BitTransformerLM, config: OptimConfig
-) -> Optimizers:
-    """Optimizers of a grown model, with the state of the smaller model's optimizers.
-
-    If a weight was scaled, its gradients and their moments are scaled inversely. New weights have no state.
-    """
-    after = Optimizers(larger, config)
-    names = {id(p): name for name, p in model.named_parameters()}
-    grown = dict(larger.named_parameters())
-    for part, optimizer in before.parts.items():
-        for p, state in optimizer.state.items():
-            name = names[id(p)]
-            new = grown[name]
-            after.parts[part].state[new] = {
-                key: _place(name, value, torch.zeros_like(new), model.config, larger.config, POWERS[key])
-                if key in POWERS
-                else copy.deepcopy(value)
-                for key, value in state.items()
-            }
-    return after
-
-
-def _place(name: str, old: Tensor, fresh: Tensor, before: ModelConfig, after: ModelConfig, power: int) -> Tensor:
+def place(name: str, old: Tensor, fresh: Tensor, before: ModelConfig, after: ModelConfig, power: int) -> Tensor:
     """A parameter of the larger model: the smaller model's values in their place, fresh values elsewhere.
 
     Args:
-        power: 1 for weights; for moments see `POWERS`.
+        power: 1 for weights; for moments see `training/growing.py`.
     """
     D, wider = before.d_model, after.d_model
     made = fresh.clone()
     if name in ("head.bias", "mixer.by_node"):
         return old.clone()
-    if name.startswith(("embed.", "phase.", "level.", "ngrams.")):
+    if name.startswith(("trunk.embed.", "trunk.phase.", "trunk.level.", "trunk.ngrams.")):
         made[:, D:] = 0.0
         made[:, :D] = old
         return made

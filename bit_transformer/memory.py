@@ -13,11 +13,9 @@ from typing import Any
 
 from bit_transformer.config import FLIP_LEVELS, ModelConfig, TrainConfig
 from bit_transformer.errors import ConfigError
+from bit_transformer.pieces import BOUND_SAMPLES, MUON_PIECE, VALIDATION_ROWS
 
 FLOAT, HALF, INDEX = 4, 2, 8
-MUON_PIECE = 1 << 22  # elements that the optimizer orthogonalises at once, at least one matrix
-BOUND_SAMPLES = 8  # per window of a diffusion model, scored at once
-VALIDATION_ROWS = 32  # windows that a validation scores at once, or those of a micro-batch, if these are fewer
 
 
 @dataclass(frozen=True)

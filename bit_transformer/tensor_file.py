@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bit_transformer.errors import CheckpointError
+from bit_transformer.errors import Ask, CheckpointError
 
 SEALED = "bit-transformer, sealed"  # the header's one entry: the digest, a space, the document
 OLDER = {"format", "sha256", "document"}  # entries of "bit-transformer/1", whose digest does not cover the document
@@ -67,7 +67,7 @@ def read_tensors(path: Path, *, device: torch.device | str = "cpu") -> tuple[dic
     """
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: got no such file; a checkpoint is needed. Try a run folder, or `btlm runs list`"
+            f"{path}: got no such file; a checkpoint is needed", tries=("a run folder", Ask("runs.list"))
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -30,7 +30,7 @@ BFLOAT16 = os.environ.get("BTLM_TEST_AMP") == "1"
 
 @pytest.fixture(autouse=True)
 def same_settings_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("bit_transformer.training.cpu_has_bfloat16", lambda: BFLOAT16)
+    monkeypatch.setattr("bit_transformer.training.precision.cpu_has_bfloat16", lambda: BFLOAT16)
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from bit_transformer.errors import BitTransformerError
+from bit_transformer.errors import Advice, Ask, BitTransformerError, Give
 
 if TYPE_CHECKING:
     from bit_transformer.service.evaluation import Comparison
 
 EXIT_INPUT, EXIT_GOAL_MISSED, EXIT_BLOCKED, EXIT_INTERRUPTED = 2, 3, 4, 130
+COMMANDS = {  # operations that are verbs of other names here
+    "train_further": "train --init RUN",
+    "resume": "train --resume",
+    "runs.list": "runs list",
+    "runs.show": "runs show",
+    "runs.remove": "runs rm",
+    "runs.stop": "runs stop",
+    "telemetry_of_run": "telemetry",
+}
+ARGUMENTS = ("names", "path", "name")  # fields that are arguments, and have no flag
 SPARK = "▁▂▃▄▅▆▇█"
 
 
@@ -45,7 +56,7 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
     try:
         yield
     except BitTransformerError as error:
-        _refuse(type(error).__name__, str(error), as_json)
+        _refuse(type(error).__name__, error.said(as_flags), as_json, error.field)
     except KeyboardInterrupt:
         print("btlm: interrupted; nothing was saved after the last checkpoint", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -57,9 +68,34 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
         _refuse(type(error).__name__, text, as_json)
 
 
-def _refuse(kind: str, text: str, as_json: bool) -> NoReturn:
+def as_flags(advice: Advice) -> str:
+    """Advice in the words of the command line."""
+    if isinstance(advice, Ask):
+        words = [
+            "btlm",
+            *COMMANDS.get(advice.operation, advice.operation).split(),
+            *([advice.run] if advice.run else []),
+        ]
+        for more in advice.more:
+            flag = as_flags(more)
+            words += [flag] if flag.startswith("--") else flag.split(" ")
+        return f"`{' '.join(words)}`"
+    if not isinstance(advice, Give):
+        return advice
+    flag = advice.field if advice.field.startswith("-") else f"--{advice.field.replace('_', '-')}"
+    if advice.field in ARGUMENTS:
+        values = advice.value if isinstance(advice.value, tuple) else (advice.value,)
+        return shlex.join(map(str, values))
+    if "." in advice.field:
+        return f"--set {advice.field}={advice.value}"
+    if advice.value is None:
+        return f"another {flag}"
+    return flag if advice.value is True else f"{flag} {shlex.quote(str(advice.value))}"
+
+
+def _refuse(kind: str, text: str, as_json: bool, field: str | None = None) -> NoReturn:
     if as_json:
-        print(json.dumps({"error": kind, "message": text}))
+        print(json.dumps({"error": kind, "message": text} | ({"field": field} if field else {})))
     print(f"btlm: {text}", file=sys.stderr)
     raise SystemExit(EXIT_INPUT) from None
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from bit_transformer.cli.output import bpb, console, progress_console, show_comparison
+from bit_transformer.service.jobs import Job, Message, Notice, Reading, Report, Update
 
 if TYPE_CHECKING:
-    from bit_transformer.service.observers import Notice, Reading, Report, Update
     from bit_transformer.service.training import TrainResult
 
 
 @contextmanager
-def live_progress() -> Iterator[Report]:
-    """A progress bar on a terminal, else a line every ten seconds."""
+def live_progress() -> Iterator[Job]:
+    """A job that shows a progress bar on a terminal, else a line every ten seconds."""
     if not progress_console.is_terminal:
-        yield _plain_lines()
+        yield Job(_plain_lines())
         return
     bar = Progress(
         BarColumn(bar_width=24),
@@ -32,45 +32,33 @@ def live_progress() -> Iterator[Report]:
     with bar:
         task, left = bar.add_task("starting", total=1.0), _TimeLeft()
 
-        def report(update: Update | Reading | Notice) -> None:
-            if _is_update(update):
+        def report(update: Message) -> None:
+            if isinstance(update, Update):
                 bar.update(task, completed=update.share, description=_line(update))
-            elif _is_reading(update):
+            elif isinstance(update, Reading):
                 bar.update(task, completed=update.done / update.total, description=_reading(update, left(update)))
-            elif _is_notice(update):
+            else:
                 progress_console.print(f"note: {update.text}", soft_wrap=True)
 
-        yield report
+        yield Job(report)
 
 
 def _plain_lines(every: float = 10.0) -> Report:
     last, left = [time.monotonic() - every], _TimeLeft()
 
-    def report(update: Update | Reading | Notice) -> None:
-        if _is_reading(update):
+    def report(update: Message) -> None:
+        if isinstance(update, Reading):
             seconds = left(update)
             if update.done == update.total or time.monotonic() - max(last[0], left.began) >= every:
                 last[0] = time.monotonic()
                 progress_console.print(_reading(update, seconds), soft_wrap=True)
-        elif _is_notice(update):
+        elif isinstance(update, Notice):
             progress_console.print(f"note: {update.text}", soft_wrap=True)
-        elif _is_update(update) and (time.monotonic() - last[0] >= every or update.share >= 1):
+        elif time.monotonic() - last[0] >= every or update.share >= 1:
             last[0] = time.monotonic()
             progress_console.print(f"{update.share:4.0%}  {_line(update)}", soft_wrap=True)
 
     return report
-
-
-def _is_update(update: Update | Reading | Notice) -> TypeGuard[Update]:
-    return hasattr(update, "share")  # isinstance would need to import torch
-
-
-def _is_notice(update: Update | Reading | Notice) -> TypeGuard[Notice]:
-    return hasattr(update, "text")
-
-
-def _is_reading(update: Update | Reading | Notice) -> TypeGuard[Reading]:
-    return hasattr(update, "total")
 
 
 class _TimeLeft:

@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from bit_transformer.bit_io import bytes_to_bits
-from bit_transformer.data.features import FeatureReader
 from bit_transformer.data.sources import Corpus, bytes_corpus
-from bit_transformer.diffusion import Estimator, likelihood_bound
+from bit_transformer.diffusion.bound import Estimator, likelihood_bound
 from bit_transformer.errors import ConfigError
 from bit_transformer.evaluation.scorer import Score, check_filled, cost_of
-from bit_transformer.memory import BOUND_SAMPLES
+from bit_transformer.experts.passes import FeatureReader
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.pieces import BOUND_SAMPLES
 
 Learning = Literal["static", "online", "online+mixer"]
 ADAPT_RATE, ADAPT_WINDOWS = 1e-4, 8  # of online+mixer: AdamW's learning rate, and windows per step
@@ -209,6 +209,23 @@ class ModelScorer:
             bits, done = bits + float(cost.sum()), done + len(cost)
             if done:
                 yield Score(bits, done, self.protocol)
+
+
+def surprise(
+    model: BitTransformerLM, data: bytes | Corpus, protocol: Protocol | None = None, *, batch: int = 32
+) -> NDArray[np.float64]:
+    """What each byte of some data costs under a model, in bits: (bytes,). Their mean is `bits_per_byte`.
+
+    Args:
+        protocol: as of `bits_per_byte`.
+
+    Raises:
+        BitStreamError: no bytes.
+        ConfigError: a diffusion model, which bounds the cost of windows, and of no single byte.
+    """
+    model.check_causal()
+    corpus = bytes_corpus(data) if isinstance(data, bytes) else data
+    return np.concatenate(list(byte_costs(model, corpus, protocol or default_protocol(model), batch=batch)))
 
 
 def bits_per_byte(

@@ -113,8 +113,13 @@ class ExpertBank:
             (N, U, F), in 1 / FEATURE_ONE: the logit of P(bit = 1) as each expert sees it.
         """
         made = np.empty((len(units) if wanted else 0, self.unit_bits, self.features), dtype=np.int8)
-        kernels.read(self._shape, self.tables, stream, _curves(), units.astype(np.uint16), learn, 0, made)
+        kernels.read(self._shape, self.tables, stream, _curves(), units.astype(np.uint16), learn, made)
         return made
+
+    def peek(self, bits_BT: NDArray[Any]) -> Features:
+        """Features of rows of bits, each from a blank context; nothing is learned: features_BTF. A last unit may be partial."""
+        made = [self.read(unit_N, self.stream(), learn=False) for unit_N in pack_units(bits_BT, self.unit_bits)]
+        return np.stack(made).reshape(len(made), -1, self.features)[:, : bits_BT.shape[1]]
 
     def note(self, data: NDArray[np.uint8]) -> None:
         """Remember by its sketch that these bytes were learned from."""
@@ -127,9 +132,12 @@ class ExpertBank:
             node: `(1 << j) | prefix`, the j bits of the unit that came before the patch; 1 at a unit's start.
         """
         made = np.zeros((1, 1 << patch_bits, self.features), dtype=np.int8)
-        start = np.array([node], dtype=np.uint16)
-        kernels.read(self._shape, self.tables, stream, _curves(), start, False, patch_bits, made)
+        kernels.nodes(self._shape, self.tables, stream, _curves(), node, patch_bits, made)
         return made[0]
+
+    def open_unit(self, stream: Stream, *, learn: bool) -> OpenUnit:
+        """The next unit of a stream, bit by bit: for a decoder, which knows a bit only after it was predicted."""
+        return OpenUnit(self, stream, learn)
 
     # ---- state ----
 
@@ -194,6 +202,33 @@ class ExpertBank:
         mine.learned[0] += first
         units = theirs.history[np.arange(first, other.count) % ring]
         kernels.remember(self._shape, mine, units)
+
+
+class OpenUnit:
+    """A unit of which some bits are known. Predict each, say what it was, and close the unit after the last: what `ExpertBank.read` does.
+
+    Args:
+        learn: whether the bank learns each bit.
+    """
+
+    def __init__(self, bank: ExpertBank, stream: Stream, learn: bool) -> None:
+        self.bank, self.stream, self.learn = bank, stream, learn
+        self._state = np.zeros(kernels.STATE, dtype=np.int64)
+        kernels.begin_unit(bank._shape, bank.tables, stream, self._state, learn)
+
+    def predict_bit(self) -> Features:
+        """Features of the next bit: (F,)."""
+        made = np.empty((1, 1, self.bank.features), dtype=np.int8)
+        kernels.predict_bit(self.bank._shape, self.bank.tables, self.stream, _curves(), self._state, self.learn, made)
+        return made[0, 0]
+
+    def learn_bit(self, bit: int) -> None:
+        """What the bit was that was predicted last."""
+        kernels.learn_bit(self.bank._shape, self.bank.tables, self.stream, _curves(), self._state, bit, self.learn)
+
+    def close(self) -> None:
+        """After the last bit: the stream moves past the unit."""
+        kernels.end_unit(self.bank._shape, self.bank.tables, self.stream, self._state, self.learn)
 
 
 def feature_count(model: ModelConfig) -> int:

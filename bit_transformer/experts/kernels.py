@@ -304,145 +304,228 @@ def _feature(logit):
     return np.int8((logit * 3 + 32) >> 6)
 
 
-@_compiled
-def read(shape, tables, stream, curves, units, learn, tree, features):
-    """Features of the bits of some units, or of all nodes of a patch that may come next.
+@_inline
+def _about_unit(shape, tables, stream):
+    """What the bits of a unit share: the unit that the match expects under a leading one, or -1; the unit before; a hash of the two before;
+    a row of mixer weights."""
+    place, U = stream.place, shape.unit_bits
+    symbol = np.int64(-1)
+    if place[LENGTH]:
+        symbol = np.int64(tables.history[place[MATCH] & (len(tables.history) - 1)]) | (1 << U)
+    before = np.int64(_age(stream, 1))  # 0 .. 2^U
+    two = np.int64(_mixed(before * 4099 + np.int64(_age(stream, 2))) >> np.uint64(30))
+    row1 = (1 << U) + ((before >> max(0, U - 8)) & 255)
+    return symbol, before, two, row1
+
+
+@_inline
+def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, features, i, j, wanted):
+    """Fill in the features of the bit at a node; what comes back is what `_learn_bit` needs.
 
     Args:
-        units: (N): to move past, bit by bit.
-        learn: whether the tables learn each bit after it was predicted.
-        tree: 0; or the bits of a patch: then `units` holds one element, the node to start from, nothing moves and
-            nothing is learned.
-        features: int8, (N, U, K + 2), or (1, 2^tree, K + 2) with node numbers relative to the start, 0 unused: K
-            experts, the match, the bank's own mixture. Of length 0: not wanted.
+        about: of `_about_unit`.
+        ahead: whether the buckets of the next bits are asked for early.
+        features: row (i, j) is filled in, if wanted.
     """
-    # Arrays by their own names: looked up in a tuple, they would be reference-counted in the innermost loop.
     slots, chance, first, match, weights = tables.slots, tables.chance, tables.first, tables.match, tables.weights
-    last, maps, history = tables.last, tables.maps, tables.history
-    place, buckets, inputs, known = stream.place, stream.buckets, stream.inputs, stream.known
-    stretch, squash, after, share = curves.stretch, curves.squash, curves.after, curves.share
+    last, maps = tables.last, tables.maps
+    buckets, inputs, known = stream.buckets, stream.inputs, stream.known
+    stretch, squash = curves.stretch, curves.squash
     K, U, M = len(shape.spec), shape.unit_bits, len(inputs)
     map_rows, flat_maps = maps.shape[1] - 1, maps.reshape(-1)
-    wanted = len(features) > 0
-    visits = (1 << tree) - 1 if tree else U
+    symbol, before, two, row1 = about
+    inside = depth & 3
+    m0 = (before << U | node) & map_rows
+    m1 = (two ^ node * 40503) & map_rows
+    _fetch(flat_maps, m0 * MAP_KNOTS)
+    _fetch(flat_maps, (map_rows + 1 + m1) * MAP_KNOTS)
+    if inside == 3 and ahead:
+        _fetch_buckets(shape, tables, stream, node)
+    slot = (1 << inside) | (node & ((1 << inside) - 1))
+    informed = 0
+    for k in range(K):
+        s = np.int64(slots[buckets[k] + slot])
+        known[k] = s
+        inputs[k] = stretch[chance[k, s] >> 20]
+        informed += s != 0
+    expected, length = -1, np.int64(0)
+    inputs[K] = 0
+    if symbol >> (U - depth) == node:
+        expected = (symbol >> (U - 1 - depth)) & 1
+        length = min(stream.place[LENGTH], MATCH_MAX)
+        z = stretch[match[length] >> 4]
+        inputs[K] = z if expected else -z
+    inputs[K + 1] = stretch[first[node] >> 4]
+    inputs[K + 2] = LOGIT_ONE
+    row2 = (1 << U) + 256 + min(length, 15) * 16 + min(informed, 15)
+    a0, a1, a2 = np.int64(0), np.int64(0), np.int64(0)
+    for m in range(M):
+        z = np.int64(inputs[m])
+        a0 += np.int64(weights[node, m]) * z
+        a1 += np.int64(weights[row1, m]) * z
+        a2 += np.int64(weights[row2, m]) * z
+    a0 = min(max(a0 >> 16, -LOGIT_MAX), LOGIT_MAX)
+    a1 = min(max(a1 >> 16, -LOGIT_MAX), LOGIT_MAX)
+    a2 = min(max(a2 >> 16, -LOGIT_MAX), LOGIT_MAX)
+    mixed = (last[node, 0] * a0 + last[node, 1] * a1 + last[node, 2] * a2) >> 16
+    mixed = min(max(mixed, -LOGIT_MAX), LOGIT_MAX)
+    p = np.int64(squash[mixed + LOGIT_MAX + 1])
+    cut = min(max(mixed, -MAP_REACH), MAP_REACH - 1) + MAP_REACH
+    low, part = cut >> 7, cut & (MAP_STEP - 1)
+    p0 = maps[0, m0, low] * (MAP_STEP - part) + maps[0, m0, low + 1] * part
+    p1 = maps[1, m1, low] * (MAP_STEP - part) + maps[1, m1, low + 1] * part
+    if wanted:
+        for k in range(K + 1):
+            features[i, j, k] = _feature(inputs[k])
+        features[i, j, K + 1] = _feature(stretch[(2 * p + ((p0 + p1) >> 7)) >> 6])
+    return a0, a1, a2, p, m0, m1, low, part, expected, length, row2
+
+
+@_inline
+def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
+    """Let every table learn the bit that came at a node, after `_predict_bit` of it."""
+    slots, chance, first, match, weights = tables.slots, tables.chance, tables.first, tables.match, tables.weights
+    last, maps = tables.last, tables.maps
+    buckets, inputs, known = stream.buckets, stream.inputs, stream.known
+    squash, after, share = curves.squash, curves.after, curves.share
+    K, M = len(shape.spec), len(inputs)
+    row1 = about[3]
+    a0, a1, a2, p, m0, m1, low, part, expected, length, row2 = predicted
+    slot = (1 << (depth & 3)) | (node & ((1 << (depth & 3)) - 1))
+    goal = y << 16
+    e0 = np.int64(np.int32(goal - squash[a0 + LOGIT_MAX + 1]))
+    e1 = np.int64(np.int32(goal - squash[a1 + LOGIT_MAX + 1]))
+    e2 = np.int64(np.int32(goal - squash[a2 + LOGIT_MAX + 1]))
+    for m in range(M):
+        weights[node, m] += (np.int64(inputs[m]) * e0 + 32768) >> 16
+    for m in range(M):
+        weights[row1, m] += (np.int64(inputs[m]) * e1 + 32768) >> 16
+    for m in range(M):
+        weights[row2, m] += (np.int64(inputs[m]) * e2 + 32768) >> 16
+    e3 = goal - p
+    last[node, 0] += (a0 * e3 + 65536) >> 17
+    last[node, 1] += (a1 * e3 + 65536) >> 17
+    last[node, 2] += (a2 * e3 + 65536) >> 17
+    aim = y * 65535
+    old = np.int64(maps[0, m0, low])
+    maps[0, m0, low] = old + (((aim - old) * (MAP_STEP - part)) >> 13)
+    old = np.int64(maps[0, m0, low + 1])
+    maps[0, m0, low + 1] = old + (((aim - old) * part) >> 13)
+    old = np.int64(maps[1, m1, low])
+    maps[1, m1, low] = old + (((aim - old) * (MAP_STEP - part)) >> 13)
+    old = np.int64(maps[1, m1, low + 1])
+    maps[1, m1, low + 1] = old + (((aim - old) * part) >> 13)
+    old = np.int64(first[node])
+    first[node] = old + ((aim - old) >> 7)
+    if expected >= 0:
+        old = np.int64(match[length])
+        match[length] = old + (((65535 if expected == y else 0) - old) >> 8)
+    for k in range(K):
+        s = known[k]
+        entry = np.int64(chance[k, s])
+        p22, n = entry >> 10, entry & 1023
+        p22 += ((((y << 22) - y - p22) * share[n]) >> 16) * np.int64(s != 0)  # nothing seen says nothing
+        chance[k, s] = p22 << 10 | min(n + 1, 1023)
+        slots[buckets[k] + slot] = after[s, y]
+
+
+@_compiled
+def read(shape, tables, stream, curves, units, learn, features):
+    """Move a stream past units, bit by bit; the tables learn each bit after it was predicted, if told to.
+
+    Args:
+        units: (N).
+        features: int8, (N, U, K + 2): K experts, the match, the bank's own mixture. Of length 0: not wanted.
+    """
+    U, wanted = shape.unit_bits, len(features) > 0
     for i in range(len(units)):
         unit = np.int64(units[i])
-        node, depth = 1, 0
-        if tree:
-            node = unit
-            while node >> (depth + 1):
-                depth += 1
-        _begin_unit(shape, tables, stream, learn and not tree)
-        symbol = np.int64(-1)
-        if place[LENGTH]:
-            symbol = np.int64(history[place[MATCH] & (len(history) - 1)]) | (1 << U)
-        before = np.int64(_age(stream, 1))  # 0 .. 2^U
-        two = np.int64(_mixed(before * 4099 + np.int64(_age(stream, 2))) >> np.uint64(30))
-        row1 = (1 << U) + ((before >> max(0, U - 8)) & 255)
-        root = np.int64(0)
-        for visit in range(visits):
-            if tree:  # level by level
-                level = 0
-                while (visit + 1) >> (level + 1):
-                    level += 1
-                node = (unit << level) | (visit + 1 - (1 << level))
-                depth = 0
-                while node >> (depth + 1):
-                    depth += 1
-            inside = depth & 3
-            if node >> inside != root:
-                root = node >> inside
+        _begin_unit(shape, tables, stream, learn)
+        about = _about_unit(shape, tables, stream)
+        node, root = 1, np.int64(0)
+        for depth in range(U):
+            if node >> (depth & 3) != root:
+                root = node >> (depth & 3)
                 _find_buckets(shape, tables, stream, root, learn)
-
-            # Predict.
-            m0 = (before << U | node) & map_rows
-            m1 = (two ^ node * 40503) & map_rows
-            _fetch(flat_maps, m0 * MAP_KNOTS)
-            _fetch(flat_maps, (map_rows + 1 + m1) * MAP_KNOTS)
-            if inside == 3 and not tree:
-                _fetch_buckets(shape, tables, stream, node)
-            slot = (1 << inside) | (node & ((1 << inside) - 1))
-            informed = 0
-            for k in range(K):
-                s = np.int64(slots[buckets[k] + slot])
-                known[k] = s
-                inputs[k] = stretch[chance[k, s] >> 20]
-                informed += s != 0
-            expected, length = -1, np.int64(0)
-            inputs[K] = 0
-            if symbol >> (U - depth) == node:
-                expected = (symbol >> (U - 1 - depth)) & 1
-                length = min(place[LENGTH], MATCH_MAX)
-                z = stretch[match[length] >> 4]
-                inputs[K] = z if expected else -z
-            inputs[K + 1] = stretch[first[node] >> 4]
-            inputs[K + 2] = LOGIT_ONE
-            row2 = (1 << U) + 256 + min(length, 15) * 16 + min(informed, 15)
-            a0, a1, a2 = np.int64(0), np.int64(0), np.int64(0)
-            for m in range(M):
-                z = np.int64(inputs[m])
-                a0 += np.int64(weights[node, m]) * z
-                a1 += np.int64(weights[row1, m]) * z
-                a2 += np.int64(weights[row2, m]) * z
-            a0 = min(max(a0 >> 16, -LOGIT_MAX), LOGIT_MAX)
-            a1 = min(max(a1 >> 16, -LOGIT_MAX), LOGIT_MAX)
-            a2 = min(max(a2 >> 16, -LOGIT_MAX), LOGIT_MAX)
-            mixed = (last[node, 0] * a0 + last[node, 1] * a1 + last[node, 2] * a2) >> 16
-            mixed = min(max(mixed, -LOGIT_MAX), LOGIT_MAX)
-            p = np.int64(squash[mixed + LOGIT_MAX + 1])
-            cut = min(max(mixed, -MAP_REACH), MAP_REACH - 1) + MAP_REACH
-            low, part = cut >> 7, cut & (MAP_STEP - 1)
-            p0 = maps[0, m0, low] * (MAP_STEP - part) + maps[0, m0, low + 1] * part
-            p1 = maps[1, m1, low] * (MAP_STEP - part) + maps[1, m1, low + 1] * part
-            if wanted:
-                for k in range(K + 1):
-                    features[i, visit + (tree > 0), k] = _feature(inputs[k])
-                features[i, visit + (tree > 0), K + 1] = _feature(stretch[(2 * p + ((p0 + p1) >> 7)) >> 6])
-            if tree:
-                continue
-
-            # Learn.
+            predicted = _predict_bit(
+                shape, tables, stream, curves, about, node, depth, True, features, i, depth, wanted
+            )
             y = (unit >> (U - 1 - depth)) & 1
             if learn:
-                goal = y << 16
-                e0 = np.int64(np.int32(goal - squash[a0 + LOGIT_MAX + 1]))
-                e1 = np.int64(np.int32(goal - squash[a1 + LOGIT_MAX + 1]))
-                e2 = np.int64(np.int32(goal - squash[a2 + LOGIT_MAX + 1]))
-                for m in range(M):
-                    weights[node, m] += (np.int64(inputs[m]) * e0 + 32768) >> 16
-                for m in range(M):
-                    weights[row1, m] += (np.int64(inputs[m]) * e1 + 32768) >> 16
-                for m in range(M):
-                    weights[row2, m] += (np.int64(inputs[m]) * e2 + 32768) >> 16
-                e3 = goal - p
-                last[node, 0] += (a0 * e3 + 65536) >> 17
-                last[node, 1] += (a1 * e3 + 65536) >> 17
-                last[node, 2] += (a2 * e3 + 65536) >> 17
-                aim = y * 65535
-                old = np.int64(maps[0, m0, low])
-                maps[0, m0, low] = old + (((aim - old) * (MAP_STEP - part)) >> 13)
-                old = np.int64(maps[0, m0, low + 1])
-                maps[0, m0, low + 1] = old + (((aim - old) * part) >> 13)
-                old = np.int64(maps[1, m1, low])
-                maps[1, m1, low] = old + (((aim - old) * (MAP_STEP - part)) >> 13)
-                old = np.int64(maps[1, m1, low + 1])
-                maps[1, m1, low + 1] = old + (((aim - old) * part) >> 13)
-                old = np.int64(first[node])
-                first[node] = old + ((aim - old) >> 7)
-                if expected >= 0:
-                    old = np.int64(match[length])
-                    match[length] = old + (((65535 if expected == y else 0) - old) >> 8)
-                for k in range(K):
-                    s = known[k]
-                    entry = np.int64(chance[k, s])
-                    p22, n = entry >> 10, entry & 1023
-                    p22 += ((((y << 22) - y - p22) * share[n]) >> 16) * np.int64(s != 0)  # nothing seen says nothing
-                    chance[k, s] = p22 << 10 | min(n + 1, 1023)
-                    slots[buckets[k] + slot] = after[s, y]
+                _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y)
             node = node << 1 | y
+        _end_unit(shape, tables, stream, unit, learn)
+
+
+@_compiled
+def nodes(shape, tables, stream, curves, start, patch_bits, features):
+    """Features at all nodes of a patch that may come next; nothing moves and nothing is learned.
+
+    Args:
+        start: the node where the patch begins.
+        features: int8, (1, 2^patch_bits, K + 2), by node numbers relative to the start; 0 unused.
+    """
+    _begin_unit(shape, tables, stream, False)
+    about = _about_unit(shape, tables, stream)
+    root = np.int64(0)
+    for visit in range(1, 1 << patch_bits):  # level by level
+        level = 0
+        while visit >> (level + 1):
+            level += 1
+        node = (np.int64(start) << level) | (visit - (1 << level))
+        depth = 0
+        while node >> (depth + 1):
             depth += 1
-        if not tree:
-            _end_unit(shape, tables, stream, unit, learn)
+        if node >> (depth & 3) != root:
+            root = node >> (depth & 3)
+            _find_buckets(shape, tables, stream, root, False)
+        _predict_bit(shape, tables, stream, curves, about, node, depth, False, features, 0, visit, True)
+
+
+# ---- the same, bit by bit: for a decoder, which knows a bit only after it was predicted ----
+
+# Rows of `state`: of the unit as a whole, where it stands, and what `_learn_bit` needs.
+ABOUT, NODE, DEPTH, ROOT, PREDICTED, STATE = 0, 4, 5, 6, 7, 18
+
+
+@_compiled
+def begin_unit(shape, tables, stream, state, learn):
+    """Before the first bit of the next unit."""
+    _begin_unit(shape, tables, stream, learn)
+    state[0], state[1], state[2], state[3] = _about_unit(shape, tables, stream)
+    state[NODE], state[DEPTH], state[ROOT] = 1, 0, 0
+
+
+@_compiled
+def predict_bit(shape, tables, stream, curves, state, learn, features):
+    """Features of the next bit, into a (1, 1, K + 2) array."""
+    node, depth = state[NODE], state[DEPTH]
+    if node >> (depth & 3) != state[ROOT]:
+        state[ROOT] = node >> (depth & 3)
+        _find_buckets(shape, tables, stream, state[ROOT], learn)
+    about = state[0], state[1], state[2], state[3]
+    made = _predict_bit(shape, tables, stream, curves, about, node, depth, True, features, 0, 0, True)
+    for k in range(STATE - PREDICTED):
+        state[PREDICTED + k] = made[k]
+
+
+@_compiled
+def learn_bit(shape, tables, stream, curves, state, y, learn):
+    """What the bit was; the tables learn it, if told to."""
+    node, depth = state[NODE], state[DEPTH]
+    if learn:
+        about = state[0], state[1], state[2], state[3]
+        t = state[PREDICTED:]
+        made = t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10]
+        _learn_bit(shape, tables, stream, curves, about, made, node, depth, y)
+    state[NODE] = node << 1 | y
+    state[DEPTH] = depth + 1
+
+
+@_compiled
+def end_unit(shape, tables, stream, state, learn):
+    """After its last bit: the stream moves past the unit."""
+    _end_unit(shape, tables, stream, state[NODE] & ((1 << shape.unit_bits) - 1), learn)
 
 
 @_compiled

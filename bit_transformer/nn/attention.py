@@ -35,19 +35,19 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_BND: Tensor, turn_NK2: Tensor, cache: LayerCache | None = None, maps: list[Tensor] | None = None
+        self, x_BND: Tensor, rotary_NK2: Tensor, cache: LayerCache | None = None, maps: list[Tensor] | None = None
     ) -> Tensor:
         """Attend.
 
         Args:
-            turn_NK2: rotary turns of the N positions of x.
+            rotary_NK2: rotary turns of the N positions of x.
             cache: keys and values of earlier positions; x is then their continuation, and is added to it.
             maps: the attention map is appended to it, if it is given; what comes back does not depend on that.
         """
         B, N, D = x_BND.shape
         # Queries and keys turn together, as twice as many heads.
         turning_BNE, value_BND = self.query_key_value(self.norm(x_BND)).split((2 * D, D), dim=-1)
-        turned_BNHK = rotate(turning_BNE.view(B, N, 2 * self.nhead, -1), turn_NK2)
+        turned_BNHK = rotate(turning_BNE.view(B, N, 2 * self.nhead, -1), rotary_NK2)
         query_BHNK, key_BHMK = turned_BNHK.transpose(1, 2).chunk(2, dim=1)
         # A copy: as a view it would keep the whole projection for the backward pass, queries and keys before their turn too.
         value_BHMK = value_BND.contiguous().view(B, N, self.nhead, -1).transpose(1, 2)

@@ -85,8 +85,8 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(d_model, dim_feedforward, dropout)
 
     def forward(
-        self, x_BND: Tensor, turn_NK2: Tensor, cache: LayerCache | None = None, maps: list[Tensor] | None = None
+        self, x_BND: Tensor, rotary_NK2: Tensor, cache: LayerCache | None = None, maps: list[Tensor] | None = None
     ) -> Tensor:
         """Same shape out as in; the arguments are those of `SelfAttention`."""
-        x_BND = x_BND + self.attend(x_BND, turn_NK2, cache, maps)
+        x_BND = x_BND + self.attend(x_BND, rotary_NK2, cache, maps)
         return x_BND + self.feed_forward(x_BND)

@@ -1,9 +1,7 @@
-"""What cached decoding keeps between steps: keys and values of every layer, in tensors that never move."""
+"""What cached decoding keeps of a trunk between steps: keys and values of every layer, in tensors that never move."""
 
 # Shapes: B batch, N positions, M keys, S slots, H heads, K head width.
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,10 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.nn.position import rotate
-
-if TYPE_CHECKING:
-    from bit_transformer.experts.streams import ExpertStreams
-    from bit_transformer.nn.single import SingleStream
 
 
 class LayerCache:
@@ -46,14 +40,14 @@ class LayerCache:
         self.length = end
         return self.key_BHSK[:, :, :end], self.value_BHSK[:, :, :end]
 
-    def forget(self, count: int, turn_back_K2: Tensor) -> None:
+    def forget(self, count: int, back_K2: Tensor) -> None:
         """Drop the `count` oldest positions after the first and move the rest down.
 
-        The first position (start of window) stays: attention leans on it. Keys are turned back by `count` positions,
+        The first position (start of window) stays: attention leans on it. Keys are rotated back by `count` positions,
         so that the rest stand as if the window had begun later; values carry no position.
         """
         kept = self.length - count
-        self.key_BHSK[:, :, 1:kept] = turned(self.key_BHSK[:, :, 1 + count : self.length], turn_back_K2)
+        self.key_BHSK[:, :, 1:kept] = _rotated(self.key_BHSK[:, :, 1 + count : self.length], back_K2)
         self.value_BHSK[:, :, 1:kept] = self.value_BHSK[:, :, 1 + count : self.length].clone()
         self.length = kept
 
@@ -101,44 +95,28 @@ class RollingCache(LayerCache):
         self.value_BHSK[:, :, latest] = value_BHNK[:, :, -kept:]
         return key_BHMK, value_BHMK
 
-    def forget(self, count: int, turn_back_K2: Tensor) -> None:
+    def forget(self, count: int, back_K2: Tensor) -> None:
         """Move the window's begin on; what was held is held, at positions lower by `count`."""
-        self.key_BHSK.copy_(turned(self.key_BHSK, turn_back_K2))
+        self.key_BHSK.copy_(_rotated(self.key_BHSK, back_K2))
         self.length -= count
 
 
-def turned(key_BHNK: Tensor, turn_K2: Tensor) -> Tensor:
-    """Keys turned on by as many positions as the turn stands for."""
-    return rotate(key_BHNK.transpose(1, 2), turn_K2[None]).transpose(1, 2)
+def _rotated(key_BHNK: Tensor, rotary_K2: Tensor) -> Tensor:
+    return rotate(key_BHNK.transpose(1, 2), rotary_K2[None]).transpose(1, 2)
 
 
-class DecodeCache:
-    """The state of B streams that are decoded together, all at the same position.
+class TrunkCache:
+    """What a trunk keeps of B streams that go on together, all at the same position.
 
     Attributes:
         layers: one `LayerCache` a layer.
-        recent_BN: the latest patches of each stream, oldest first: the contexts of the n-gram embeddings.
-        prefix_BR: the bits of the patch that is not complete yet, R < patch_bits of them.
-        state_BD: the trunk's state that predicts the patch that is not complete yet.
-        symbols_seen: symbols so far, the start symbol included, whatever the window has forgotten.
         capacity: positions of a window, the start symbol included.
-        single: the fast way on for a stream that is alone on a processor, if it is.
-        experts: where the bank of experts stands in each stream, if the model has one.
+        recent_BN: the latest symbols of each stream, oldest first: the contexts of the n-gram embeddings.
+        symbols_seen: symbols so far, the start symbol included, whatever the window has forgotten.
     """
 
-    def __init__(
-        self,
-        layers: list[LayerCache],
-        capacity: int,
-        recent_BN: Tensor,
-        state_BD: Tensor,
-        single: SingleStream | None = None,
-    ) -> None:
-        self.layers, self.capacity, self.single = layers, capacity, single
-        self.experts: ExpertStreams | None = None
-        self.recent_BN = recent_BN
-        self.prefix_BR = torch.zeros(len(recent_BN), 0, dtype=torch.uint8, device=recent_BN.device)
-        self.state_BD = state_BD
+    def __init__(self, layers: list[LayerCache], capacity: int, recent_BN: Tensor) -> None:
+        self.layers, self.capacity, self.recent_BN = layers, capacity, recent_BN
         self.symbols_seen = 0
 
     @property
@@ -149,18 +127,13 @@ class DecodeCache:
     def select(self, row_B: NDArray[np.int64]) -> None:
         """Let each stream stand where the given one stands: of several that go on from one, or in another order."""
         moved_B = np.flatnonzero(row_B != np.arange(len(row_B)))
-        if not len(moved_B):
-            return
         to, source = torch.from_numpy(moved_B), torch.from_numpy(row_B[moved_B])
         for layer in self.layers:
             for held_BHSK in (layer.key_BHSK[:, :, : layer.in_use], layer.value_BHSK[:, :, : layer.in_use]):
                 held_BHSK[to] = held_BHSK[source]
-        for name in ("recent_BN", "prefix_BR", "state_BD"):
-            setattr(self, name, getattr(self, name)[torch.from_numpy(row_B)])
-        if self.experts is not None:
-            self.experts.select(row_B)
+        self.recent_BN = self.recent_BN[torch.from_numpy(row_B)]
 
-    def forget(self, count: int, turn_back_K2: Tensor) -> None:
-        """Drop the `count` oldest patches of every layer; the start of the window stays."""
+    def forget(self, count: int, back_K2: Tensor) -> None:
+        """Drop the `count` oldest symbols of every layer; the start of the window stays."""
         for layer in self.layers:
-            layer.forget(count, turn_back_K2)
+            layer.forget(count, back_K2)

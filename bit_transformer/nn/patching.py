@@ -102,6 +102,12 @@ def bit_chances(node_logit_BNV: Tensor) -> Tensor:
     return torch.stack(chances, dim=-1)
 
 
+def patch_distances(patch_BN: Tensor, patch_bits: int) -> NDArray[np.int64]:
+    """In how many bits each of the V patches differs from the one that stands at a place: (B, N, V)."""
+    flips_BNV = patch_BN.long()[..., None] ^ torch.arange(1 << patch_bits)
+    return unpack_patches(flips_BNV, patch_bits).sum(-1).numpy()
+
+
 def draw_patches(score_BV: NDArray[np.float64], temperature: float, random: np.random.Generator) -> NDArray[np.int64]:
     """Draw a patch from each row of log-probabilities, in float64; temperature 0 takes the likeliest."""
     if temperature == 0:

@@ -16,7 +16,7 @@ def rotary_table(positions: int, head_width: int, theta: float = 10_000.0) -> Te
         theta: the longest wavelength is about 2 pi theta positions.
 
     Returns:
-        turn_NK2: float64, shape (positions, K / 2, 2).
+        rotary_NK2: float64, shape (positions, K / 2, 2).
 
     Source: Su et al. 2021, arXiv:2104.09864, eq. 15.
     """
@@ -25,13 +25,13 @@ def rotary_table(positions: int, head_width: int, theta: float = 10_000.0) -> Te
     return torch.stack((angle_NK.cos(), angle_NK.sin()), dim=-1)
 
 
-def rotate(x_BNHK: Tensor, turn_NK2: Tensor) -> Tensor:
+def rotate(x_BNHK: Tensor, rotary_NK2: Tensor) -> Tensor:
     """Turn each pair of neighbouring channels of every head by its position's angle; same shape and dtype out.
 
     Args:
-        turn_NK2: the rows of `rotary_table` for the positions of x.
+        rotary_NK2: the rows of `rotary_table` for the positions of x.
     """
     # One complex product is a single pass over memory; bfloat16 has no complex kind, so it goes through turn's dtype.
-    pair_BNHK = torch.view_as_complex(x_BNHK.to(turn_NK2.dtype).reshape(*x_BNHK.shape[:-1], -1, 2))
-    turned = torch.view_as_real(pair_BNHK * torch.view_as_complex(turn_NK2)[:, None])
+    pair_BNHK = torch.view_as_complex(x_BNHK.to(rotary_NK2.dtype).reshape(*x_BNHK.shape[:-1], -1, 2))
+    turned = torch.view_as_real(pair_BNHK * torch.view_as_complex(rotary_NK2)[:, None])
     return turned.flatten(-2).to(x_BNHK.dtype)

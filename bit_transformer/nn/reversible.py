@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bit_transformer.errors import ConfigError, NotRebuilt, StreamOverflow
-from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import LayerCache
 
+Branches = tuple[Callable[..., Tensor], Callable[..., Tensor]]  # attention and feed-forward of a block, as modules
 FRACTION_BITS = 18  # of a stream's 32
 
 
@@ -44,6 +44,8 @@ class Coupling:
     Attributes:
         reach: the largest value of the streams and of updates so far, in size; not a number where one of them was not.
         limit: below it no sum leaves the integers.
+        waits: whether what went wrong is raised at once. On an accelerator that would wait for the device at every pass: there the result is
+            NaN instead, which the training notices.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -52,6 +54,7 @@ class Coupling:
         self.integer = torch.int64 if double else torch.int32
         self.unit = 2.0**40 if double else 2.0**FRACTION_BITS
         self.reach = torch.zeros((), dtype=self.wide, device=like.device)
+        self.waits = like.device.type == "cpu"
         self.limit = (torch.iinfo(self.integer).max + 1) / self.unit / 2
 
     def enter(self, x_BND: Tensor) -> Tensor:
@@ -82,23 +85,29 @@ class Coupling:
         Raises:
             StreamOverflow: a value may have left the integers, and could not be rebuilt.
         """
+        y_BND = self.read(stream_1).add_(self.read(stream_2))
+        if not self.waits:
+            return y_BND.masked_fill_(~(self.reach < self.limit), math.nan)
         reach = self.reach.item()
         if math.isfinite(reach) and reach >= self.limit:
             raise overflow(reach, self.limit)
-        y_BND = self.read(stream_1).add_(self.read(stream_2))
         return y_BND if math.isfinite(reach) else y_BND.fill_(math.nan)
 
-    def check_begin(self, stream_1: Tensor, stream_2: Tensor) -> None:
-        """At the end of the way back: both streams began as one, so they are equal again, or something was not rebuilt.
+    def check_begin(self, stream_1: Tensor, stream_2: Tensor, grad_BND: Tensor) -> Tensor:
+        """At the end of the backward pass: both streams began as one, so they are equal again, or something was not rebuilt. The gradient
+        comes back.
 
         Raises:
             NotRebuilt: they are not.
         """
+        if not self.waits:
+            return grad_BND.masked_fill((stream_1 != stream_2).any(), math.nan)
         if math.isfinite(self.reach.item()) and not torch.equal(stream_1, stream_2):
             raise NotRebuilt(
                 "got other activations in the backward pass than in the forward; weights, dropout and training mode must be the "
                 "same in both. Try backward() before optimizer.step(), eval() and set_dropout"
             )
+        return grad_BND
 
 
 def overflow(reach: float, limit: float) -> StreamOverflow:
@@ -110,9 +119,9 @@ def overflow(reach: float, limit: float) -> StreamOverflow:
 
 
 def run(
-    blocks: Sequence[Block],
+    branches: Sequence[Branches],
     x_BND: Tensor,
-    turn_NK2: Tensor,
+    rotary_NK2: Tensor,
     layers: list[LayerCache] | None = None,
     maps: list[Tensor] | None = None,
 ) -> Tensor:
@@ -122,7 +131,7 @@ def run(
     `torch.autograd.grad` too, which does not return them.
 
     Args:
-        turn_NK2: rotary turns of the N positions.
+        rotary_NK2: rotary positions of the N symbols.
         layers: keys and values of earlier positions, for decoding.
         maps: attention maps are appended to it, if it is given.
 
@@ -134,14 +143,14 @@ def run(
     if layers is None and torch.is_grad_enabled():
         # Without an input that needs a gradient nothing would be recorded, and parameters silently get none.
         x_BND = x_BND if x_BND.requires_grad else x_BND.detach().requires_grad_()
-        y_BND: Tensor = _Stack.apply(x_BND, turn_NK2, blocks, maps)  # type: ignore[no-untyped-call]
+        y_BND: Tensor = _Stack.apply(x_BND, rotary_NK2, branches, maps)  # type: ignore[no-untyped-call]
         return y_BND
     coupling = Coupling(x_BND)
     stream_1 = stream_2 = coupling.enter(x_BND)
-    for index, block in enumerate(blocks):
+    for index, (attend, feed_forward) in enumerate(branches):
         cache = layers[index] if layers else None
-        stream_1 = coupling.add(stream_1, block.attend(coupling.read(stream_2), turn_NK2, cache, maps))
-        stream_2 = coupling.add(stream_2, block.feed_forward(coupling.read(stream_1)))
+        stream_1 = coupling.add(stream_1, attend(coupling.read(stream_2), rotary_NK2, cache, maps))
+        stream_2 = coupling.add(stream_2, feed_forward(coupling.read(stream_1)))
     return coupling.leave(stream_1, stream_2)
 
 
@@ -154,21 +163,21 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BND: Tensor, turn_NK2: Tensor, blocks: Sequence[Block], maps: list[Tensor] | None
+        ctx: Any, x_BND: Tensor, rotary_NK2: Tensor, branches: Sequence[Branches], maps: list[Tensor] | None
     ) -> Tensor:
-        random = _RandomStates(blocks, x_BND.device)
+        random = _RandomStates(branches, x_BND.device)
         ctx.autocast = _same_autocast(x_BND.device.type)
         ctx.coupling = coupling = Coupling(x_BND)
         stream_1 = stream_2 = coupling.enter(x_BND)
         with ctx.autocast(), torch.enable_grad():
-            for block in blocks:
+            for attend, feed_forward in branches:
                 random.keep()
-                update_BND = block.attend(coupling.read(stream_2).requires_grad_(), turn_NK2, None, maps)
+                update_BND = attend(coupling.read(stream_2).requires_grad_(), rotary_NK2, None, maps)
                 stream_1 = coupling.add(stream_1, update_BND)
                 random.keep()
-                update_BND = block.feed_forward(coupling.read(stream_1).requires_grad_())
+                update_BND = feed_forward(coupling.read(stream_1).requires_grad_())
                 stream_2 = coupling.add(stream_2, update_BND)
-        ctx.blocks, ctx.turn_NK2, ctx.random = blocks, turn_NK2, random
+        ctx.branches, ctx.rotary_NK2, ctx.random = branches, rotary_NK2, random
         ctx.save_for_backward(stream_1, stream_2)
         return coupling.leave(stream_1, stream_2)
 
@@ -179,29 +188,29 @@ class _Stack(torch.autograd.Function):
         stream_1, stream_2 = ctx.saved_tensors
         grad_1 = grad_2 = grad_BND
         with random.replayed(), ctx.autocast(), torch.enable_grad():
-            for index in reversed(range(len(ctx.blocks))):
-                block = ctx.blocks[index]
+            for index in reversed(range(len(ctx.branches))):
+                attend, feed_forward = ctx.branches[index]
                 read_BND = coupling.read(stream_1).requires_grad_()
                 random.back_to(2 * index + 1)
-                update_BND = block.feed_forward(read_BND)
+                update_BND = feed_forward(read_BND)
                 stream_2 = coupling.take_off(stream_2, update_BND)
                 torch.autograd.backward(update_BND, grad_2.to(update_BND.dtype))
                 grad_1 = grad_1 + read_BND.grad
                 read_BND = coupling.read(stream_2).requires_grad_()
                 random.back_to(2 * index)
-                update_BND = block.attend(read_BND, ctx.turn_NK2)
+                update_BND = attend(read_BND, ctx.rotary_NK2)
                 stream_1 = coupling.take_off(stream_1, update_BND)
                 torch.autograd.backward(update_BND, grad_1.to(update_BND.dtype))
                 grad_2 = grad_2 + read_BND.grad
-        coupling.check_begin(stream_1, stream_2)
-        return grad_1 + grad_2, None, None, None
+        return coupling.check_begin(stream_1, stream_2, grad_1 + grad_2), None, None, None
 
 
 class _RandomStates:
     """The state of a device's random generator before each branch, so that a branch drops the same values again."""
 
-    def __init__(self, blocks: Sequence[Block], device: torch.device) -> None:
-        drops = [m.p for block in blocks for m in block.modules() if isinstance(m, nn.Dropout) and m.training and m.p]
+    def __init__(self, branches: Sequence[Branches], device: torch.device) -> None:
+        modules = (m for pair in branches for branch in pair if isinstance(branch, nn.Module) for m in branch.modules())
+        drops = [m.p for m in modules if isinstance(m, nn.Dropout) and m.training and m.p]
         self.generator = _generator_of(device, drops[0]) if drops else None
         self.device = () if device.type == "cpu" else (device,)
         self.states: list[Tensor] = []
@@ -254,16 +263,16 @@ def _same_autocast(device_type: str) -> Callable[[], AbstractContextManager[Any]
 # ---- the same network with everything kept, to prove the other by ----
 
 
-def run_stored(blocks: Sequence[Block], x_BND: Tensor, turn_NK2: Tensor) -> Tensor:
+def run_stored(branches: Sequence[Branches], x_BND: Tensor, rotary_NK2: Tensor) -> Tensor:
     """What `run` computes, its output and its gradients, by PyTorch's own way back through stored activations."""
     coupling = Coupling(x_BND)
     x1_BND, x2_BND, stream_1 = _Enter.apply(x_BND, coupling)  # type: ignore[no-untyped-call]
     stream_2 = stream_1
-    for block in blocks:
+    for attend, feed_forward in branches:
         # A view, so that gradients inside the branch are added up before they meet the stream's, as they are on the way back.
-        update_BND = block.attend(x2_BND.view_as(x2_BND), turn_NK2)
+        update_BND = attend(x2_BND.view_as(x2_BND), rotary_NK2)
         x1_BND, stream_1 = _Add.apply(x1_BND, update_BND, stream_1, coupling)  # type: ignore[no-untyped-call]
-        update_BND = block.feed_forward(x1_BND.view_as(x1_BND))
+        update_BND = feed_forward(x1_BND.view_as(x1_BND))
         x2_BND, stream_2 = _Add.apply(x2_BND, update_BND, stream_2, coupling)  # type: ignore[no-untyped-call]
     return x1_BND + x2_BND
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from bit_transformer.errors import ConfigError, RunBusy
+from bit_transformer.errors import ConfigError, Give, RunBusy
 
 LOCK_FILE = ".lock"
 TRIES, PAUSE = 10, 0.02  # checking whether a folder is locked locks it for a moment
@@ -72,8 +72,9 @@ def check_free(folder: Path) -> None:
     found = holder(folder)
     if found:
         raise RunBusy(
-            f"{folder}: process {found.pid} on {found.host} is training there; a run folder takes one training at a time. Try "
-            f"another --out, or wait for it"
+            f"{folder}: process {found.pid} on {found.host} is training there; a run folder takes one training at a time",
+            field="out",
+            tries=(Give("out"), "again when it has ended"),
         )
 
 
@@ -95,7 +96,7 @@ def _taken(path: Path) -> IO[str]:
             f"out={str(path.parent)!r}: cannot be written ({refused.strerror}). Try another folder"
         ) from None
     check_free(path.parent)
-    raise RunBusy(f"{path.parent}: another training is about to start there. Try again, or another --out")
+    raise RunBusy(f"{path.parent}: another training is about to start there", field="out", tries=("again", Give("out")))
 
 
 def _lock(file: IO[str], *, shared: bool = False) -> bool:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from bit_transformer.errors import RunNotFound, StoreError
+from bit_transformer.errors import Ask, Give, RunNotFound, StoreError
 
 Status: TypeAlias = Literal["running", "finished", "stopped", "failed"]
 
@@ -60,7 +60,9 @@ class RunStore:
             finally:
                 db.close()
         except (sqlite3.Error, OSError) as failed:
-            raise StoreError(f"{self.path}: the run store cannot be used ({failed}). Try another --store") from failed
+            raise StoreError(
+                f"{self.path}: the run store cannot be used ({failed})", field="store", tries=(Give("store"),)
+            ) from failed
 
     def check_name(self, run: str, folder: Path) -> None:
         """Refuse a name that is in use.
@@ -70,7 +72,11 @@ class RunStore:
         """
         taken = next((r.folder for r in self.list_runs() if r.id == run), None)
         if taken not in (None, str(folder.resolve())):
-            raise StoreError(f"got run name {run!r}; {taken} has it in {self.path}. Try another --out or --store")
+            raise StoreError(
+                f"got run name {run!r}; {taken} has it in {self.path}",
+                field="out",
+                tries=(Give("out"), Give("store")),
+            )
 
     def remove(self, run: str) -> None:
         """Remove the record of a run.
@@ -157,7 +163,9 @@ class RunStore:
             if row:
                 return _run(row)
         known = ", ".join(r.id for r in self.list_runs()[:5]) or "none yet"
-        raise RunNotFound(f"got run {run!r}; a run in {self.path} is needed ({known}). Try `btlm runs list`")
+        raise RunNotFound(
+            f"got run {run!r}; a run in {self.path} is needed ({known})", field="run", tries=(Ask("runs.list"),)
+        )
 
     def last(self, run: str, key: str) -> tuple[int, float] | None:
         """(step, value) of the last row of a metric, if any."""

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.data.sources import Corpus
-from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
+from bit_transformer.errors import Ask, BitStreamError, CheckpointError, ConfigError, Give
 from bit_transformer.experts.bank import ExpertBank
 from bit_transformer.safety.reference import ROWS, Reference, Vitals, as_array
 from bit_transformer.telemetry import METRICS
@@ -175,8 +175,8 @@ class Calibration:
         for name in ("patch_bits", "byte_bits", "unit_bits"):
             if getattr(self, name) != getattr(model, name):
                 raise CheckpointError(
-                    f"{source}: was calibrated for {name}={getattr(self, name)}; the model has {getattr(model, name)}. "
-                    f"Try `btlm calibrate` for this model"
+                    f"{source}: was calibrated for {name}={getattr(self, name)}; the model has {getattr(model, name)}",
+                    tries=(Ask("calibrate"),),
                 )
 
 
@@ -213,7 +213,8 @@ def calibrate(
         size = _aligned(lengths[0], model)
         raise BitStreamError(
             f"got {len(corpus):,} reference bytes; alpha={alpha} needs {needed} windows, {needed * size:,} bytes for the "
-            f"shortest length of {size}. Try more files, or a larger --alpha"
+            f"shortest length of {size}",
+            tries=("more files", Give("alpha")),
         )
     random = np.random.default_rng(seed)
     sizes = np.array([_aligned(size, model) for size in kept], dtype=np.float64)
@@ -369,7 +370,7 @@ def load_calibration(path: str | Path, model: ModelConfig, bank: ExpertBank | No
         calibration = Calibration(**parts, **{name: document[name] for name in _FACTS})
         experts, known = document["experts"], document["reference"]
     except (KeyError, IndexError, TypeError, ConfigError):
-        raise CheckpointError(f"{path}: contains no valid calibration. Try `btlm calibrate`") from None
+        raise CheckpointError(f"{path}: contains no valid calibration", tries=(Ask("calibrate"),)) from None
     calibration.check_fits(model, path)
     if experts is not None:
         config = model.model_copy(update={"experts": ExpertConfig.of(experts)})
@@ -377,6 +378,6 @@ def load_calibration(path: str | Path, model: ModelConfig, bank: ExpertBank | No
         bank.load_state_dict({name: table.numpy() for name, table in under("bank.", tensors).items()})
     if bank is None or bank.digest() != known:
         raise CheckpointError(
-            f"{path}: was calibrated for another state of this model's experts. Try `btlm calibrate` again"
+            f"{path}: was calibrated for another state of this model's experts", tries=(Ask("calibrate"),)
         )
     return calibration, Reference(bank, model.byte_bits)

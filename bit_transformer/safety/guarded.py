@@ -17,10 +17,10 @@ from torch import Tensor
 
 from bit_transformer.bit_io import Bits, bytes_to_bits
 from bit_transformer.config import Sampling
+from bit_transformer.decoding.generation import infer_long, stream_bytes
 from bit_transformer.errors import ConfigError, SafetyRejection
-from bit_transformer.generation import infer_long, stream_bytes
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.restoration import continued
+from bit_transformer.restoration.streams import continued
 from bit_transformer.safety.gate import Decision, SafetyGate
 from bit_transformer.safety.reference import Reference
 from bit_transformer.safety.repetition import MEMORY

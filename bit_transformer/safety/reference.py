@@ -17,11 +17,11 @@ from torch import Tensor
 
 from bit_transformer.bit_io import find_parity_errors
 from bit_transformer.config import ExpertConfig, ModelConfig
-from bit_transformer.data.features import corpus_units
 from bit_transformer.data.sources import Corpus
+from bit_transformer.decoding.expert_streams import ExpertStreams
 from bit_transformer.errors import BitStreamError
 from bit_transformer.experts.bank import FEATURE_ONE, ExpertBank
-from bit_transformer.experts.streams import ExpertStreams
+from bit_transformer.experts.passes import corpus_units
 from bit_transformer.safety.repetition import MEMORY, Repetition
 from bit_transformer.telemetry.measures import bit_negentropy, lz_complexity, symbiosis
 

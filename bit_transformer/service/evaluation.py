@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from bit_transformer.data.sources import Corpus, find_file, find_files, whole_files
 from bit_transformer.errors import ConfigError
@@ -12,10 +11,10 @@ from bit_transformer.evaluation.baselines import compressors
 from bit_transformer.evaluation.metrics import ModelScorer, byte_costs, default_protocol
 from bit_transformer.evaluation.scorer import Score, cost_of
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.service import DEFAULT_STORE
-from bit_transformer.service.models import check_order, load_model
-from bit_transformer.service.observers import Reading, Report, asked_to_stop
+from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.plots import check_plot, plot_windows
+from bit_transformer.service.requests import EvaluateRequest, ScoreRequest
+from bit_transformer.service.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,10 @@ class Scoring:
     stopped: bool = False
 
 
-def compare_on(
-    model: BitTransformerLM,
-    corpus: Corpus,
-    *,
-    overlap: float = 0.5,
-    learning: str | None = None,
-    report: Report | None = None,
-) -> Comparison:
+def compare_on(model: BitTransformerLM, corpus: Corpus, job: Job) -> Comparison:
     """A model beside zlib, bz2 and xz on the same bytes."""
-
-    def tell(so_far: Score) -> None:
-        if report:
-            report(Reading(so_far.bytes, len(corpus), "last evaluation: scored"))
-
-    ours = ModelScorer(model, default_protocol(model, overlap, learning))
+    ours = ModelScorer(model, default_protocol(model))
+    tell = lambda so_far: job.tell(Reading(so_far.bytes, len(corpus), "last evaluation: scored"))  # noqa: E731
     return _compared(cost_of(ours, corpus, tell), corpus)
 
 
@@ -104,41 +92,27 @@ def _compared(ours: Score, corpus: Corpus | None) -> Comparison:
     return Comparison(ours.bpb, ours.bytes, str(ours.protocol), rows, ours.standard_error / ours.bytes)
 
 
-def evaluate(
-    run: str,
-    names: list[str],
-    *,
-    overlap: float = 0.5,
-    learning: str | None = None,
-    store: Path = DEFAULT_STORE,
-    report: Report | None = None,
-) -> Evaluation:
-    """Bits per byte of files, folders or named corpora. Asked to stop by Ctrl-C or SIGTERM it gives what it has.
-
-    Args:
-        overlap: share of a window that is only context, in [0, 1).
-        learning: what may be learned from a file while it is scored: `static`, `online`, `online+mixer`; not given:
-            `online` for models with experts. Every file starts from the model as it is.
-        report: told how far it is.
+def evaluate(request: EvaluateRequest, workspace: Workspace, job: Job) -> Evaluation:
+    """Bits per byte of files, folders or named corpora; every file starts from the model as it is. Asked to stop, it gives what it has.
 
     Raises:
         BitStreamError: an empty or unreadable file.
         CheckpointError: no such run.
-        ConfigError: an overlap or a protocol that cannot be, or a run and files that are swapped.
+        ConfigError: an invalid overlap or protocol, or a run and files that are swapped.
     """
-    _check_overlap(overlap)
-    check_order("evaluate", run, names, store)
+    run, names = request.run, list(request.names)
+    _check_overlap(request.overlap)
+    workspace.check_order("evaluate", run, names)
     files = find_files(names)
-    model = load_model(run, store)
-    ours = ModelScorer(model, default_protocol(model, overlap, learning))
+    model = workspace.model(run)
+    ours = ModelScorer(model, default_protocol(model, request.overlap, request.learning))
     of_bytes, scores, stopped = len(whole_files(files)), dict[str, Score](), False
-    with asked_to_stop() as asked:
+    with job.stoppable() as asked:
         for path in files:
             before = sum(s.bytes for s in scores.values())
             for so_far in ours.scores(whole_files([path])):
                 scores[str(path)] = so_far
-                if report:
-                    report(Reading(before + so_far.bytes, of_bytes, "scored"))
+                job.tell(Reading(before + so_far.bytes, of_bytes, "scored"))
                 if stopped := asked() and before + so_far.bytes < of_bytes:
                     break
             if stopped:
@@ -149,42 +123,27 @@ def evaluate(
     return Evaluation(run, {name: score.bpb for name, score in scores.items()}, total, of_bytes, stopped)
 
 
-def score(
-    run: str,
-    name: str,
-    *,
-    window: int = 256,
-    overlap: float = 0.5,
-    learning: str | None = None,
-    store: Path = DEFAULT_STORE,
-    plot: Path | None = None,
-    report: Report | None = None,
-) -> Scoring:
-    """Where a file is surprising: bits per byte by window. Asked to stop by Ctrl-C or SIGTERM it gives what it has.
-
-    Args:
-        window: bytes of a stretch that is reported.
-        learning: as for `evaluate`.
-        plot: also draw them, as a PNG.
-        report: told how far it is.
+def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:
+    """Where a file is surprising: bits per byte by window. Asked to stop, it gives what it has.
 
     Raises:
         BitStreamError: an empty or unreadable file.
         CheckpointError: no such run.
-        ConfigError: a window or an overlap that cannot be, or a run and a file that are swapped.
+        ConfigError: an invalid window or overlap, or a run and a file that are swapped.
     """
-    _check_overlap(overlap)
+    run, window, plot = request.run, request.window, request.plot
+    _check_overlap(request.overlap)
     if window < 1:
-        raise ConfigError(f"window={window}; at least 1 byte is needed. Try 256")
+        raise ConfigError(f"window={window}; at least 1 byte is needed. Try 256", field="window")
     if plot:
         check_plot(plot)
-    check_order("score", run, [name], store)
-    path = find_file(name, "score", ", or btlm evaluate")
-    model = load_model(run, store)
-    protocol = default_protocol(model, overlap, learning)
+    workspace.check_order("score", run, [request.name])
+    path = find_file(request.name, "score", ", or evaluate")
+    model = workspace.model(run)
+    protocol = default_protocol(model, request.overlap, request.learning)
     corpus, windows, stopped = whole_files([path]), list[Surprise](), False
     bits, inside, offset, total = 0.0, 0, 0, 0.0
-    with asked_to_stop() as asked:
+    with job.stoppable() as asked:
         for cost in byte_costs(model, corpus, protocol):
             for value in cost.tolist():
                 bits, inside, total = bits + value, inside + 1, total + value
@@ -192,8 +151,7 @@ def score(
                     windows.append(Surprise(offset, inside, bits / inside))
                     offset, bits, inside = offset + inside, 0.0, 0
             done = offset + inside
-            if report:
-                report(Reading(done, len(corpus), "scored"))
+            job.tell(Reading(done, len(corpus), "scored"))
             if stopped := asked() and 0 < done < len(corpus):
                 break
     if inside:
@@ -205,4 +163,4 @@ def score(
 
 def _check_overlap(overlap: float) -> None:
     if not 0 <= overlap < 1:
-        raise ConfigError(f"overlap={overlap}; it must be in [0, 1). Try 0.5")
+        raise ConfigError(f"overlap={overlap}; it must be in [0, 1). Try 0.5", field="overlap")

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.errors import BitStreamError, ConfigError, Give
 
 
 def read_file(path: Path) -> bytes:
@@ -68,10 +68,12 @@ def check_run_folder(out: Path) -> None:
         ConfigError: a file, or below one.
     """
     if out.is_file():
-        raise ConfigError(f"{out} is a file; a run needs a folder of its own. Try --out runs/NAME")
+        raise ConfigError(
+            f"{out} is a file; a run needs a folder of its own", field="out", tries=(Give("out", "runs/NAME"),)
+        )
     there_already = next(path for path in out.absolute().parents if path.exists())
     if not there_already.is_dir():
-        raise ConfigError(f"{out}: {there_already} is a file; a folder is needed. Try another path for --out")
+        raise ConfigError(f"{out}: {there_already} is a file; a folder is needed", field="out", tries=(Give("out"),))
 
 
 def _beside(path: Path) -> Path:

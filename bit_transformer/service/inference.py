@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bit_transformer.config import Sampling
-from bit_transformer.errors import ConfigError
-from bit_transformer.generation import check_learning, generate_bytes, stream_bytes
+from bit_transformer.decoding.generation import check_learning, generate_bytes, stream_bytes
+from bit_transformer.errors import Ask, ConfigError, Give
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.safety import Vitals, stream_guarded
-from bit_transformer.service import DEFAULT_STORE
-from bit_transformer.service.models import load_guard, load_model
+from bit_transformer.service.jobs import Job
+from bit_transformer.service.requests import GateRequest, GenerateRequest
+from bit_transformer.service.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -36,51 +36,39 @@ class GatedWindow:
     vitals: Vitals | None
 
 
-def stream(
-    run: str,
-    prompt: bytes,
-    max_bytes: int,
-    sampling: Sampling,
-    *,
-    stop: Sequence[bytes] = (),
-    store: Path = DEFAULT_STORE,
-) -> Iterator[bytes]:
-    """Continue a prompt, byte by byte.
+@dataclass(frozen=True)
+class Continuations:
+    """What was generated, one for each prompt, without them."""
+
+    run: str
+    data: list[bytes]
+
+
+def stream(request: GenerateRequest, workspace: Workspace) -> Iterator[bytes]:
+    """Continue the first prompt, byte by byte.
 
     Raises:
         CheckpointError: no such run.
-        ConfigError: a length or a stop string that cannot be.
+        ConfigError: an invalid length or stop string.
     """
-    _check(max_bytes, stop)
-    return stream_bytes(_autoregressive(run, store, sampling), prompt, max_bytes, sampling, stop=stop)
+    _check(request.max_bytes, request.stop)
+    model = _autoregressive(request.run, request.sampling, workspace)
+    return stream_bytes(model, request.prompts[0], request.max_bytes, request.sampling, stop=request.stop)
 
 
-def stream_gated(
-    run: str,
-    prompt: bytes,
-    max_bytes: int,
-    sampling: Sampling,
-    *,
-    window: int = 0,
-    retries: int = 0,
-    store: Path = DEFAULT_STORE,
-) -> Iterator[GatedWindow]:
+def stream_gated(request: GateRequest, workspace: Workspace) -> Iterator[GatedWindow]:
     """Continue a prompt behind the run's calibrated gate, a window at a time; the first that is blocked for good is the last.
-
-    Args:
-        window: bytes that are judged at a time; 0: 256, or the longest that was calibrated.
-        retries: how often a blocked window is drawn again.
 
     Raises:
         CheckpointError: no such run, or not calibrated.
-        ConfigError: a length or a window that cannot be judged, or retries that cannot be.
+        ConfigError: an invalid length or number of retries, or a window that cannot be judged.
     """
-    _check(max_bytes, ())
-    if retries < 0:
-        raise ConfigError(f"retries={retries}; it must not be negative. Try 3")
-    model = _model(run, store, sampling)
-    guard = load_guard(model, run, store, window=window)
-    pieces = stream_guarded(model, prompt, max_bytes, guard, sampling, retries=retries)
+    _check(request.max_bytes, ())
+    if request.retries < 0:
+        raise ConfigError(f"retries={request.retries}; it must not be negative. Try 3", field="retries")
+    model = _model(request.run, request.sampling, workspace)
+    guard = workspace.guard(request.run, window=request.window)
+    pieces = stream_guarded(model, request.prompt, request.max_bytes, guard, request.sampling, retries=request.retries)
     return (
         GatedWindow(p.data, d.allow, d.margin, p.retries, guard.gate.explain(d), d.vitals)
         for p in pieces
@@ -88,40 +76,43 @@ def stream_gated(
     )
 
 
-def generate(
-    run: str,
-    prompts: Sequence[bytes],
-    max_bytes: int,
-    sampling: Sampling,
-    *,
-    stop: Sequence[bytes] = (),
-    store: Path = DEFAULT_STORE,
-) -> list[bytes]:
+def generate(request: GenerateRequest, workspace: Workspace, job: Job) -> Continuations:
     """Continue several prompts as one batch.
 
     Raises:
         CheckpointError: no such run.
-        ConfigError: a length or a stop string that cannot be.
+        ConfigError: an invalid length or stop string.
     """
-    _check(max_bytes, stop)
-    return generate_bytes(_autoregressive(run, store, sampling), prompts, max_bytes, sampling, stop=stop)
+    _check(request.max_bytes, request.stop)
+    model = _autoregressive(request.run, request.sampling, workspace)
+    made = generate_bytes(model, request.prompts, request.max_bytes, request.sampling, stop=request.stop)
+    return Continuations(request.run, made)
 
 
-def _model(run: str, store: Path, sampling: Sampling) -> BitTransformerLM:
-    model = load_model(run, store)
+def generate_gated(request: GateRequest, workspace: Workspace, job: Job) -> list[GatedWindow]:
+    """`stream_gated`, all of it at once."""
+    return list(stream_gated(request, workspace))
+
+
+def _model(run: str, sampling: Sampling, workspace: Workspace) -> BitTransformerLM:
+    model = workspace.model(run)
     check_learning(model, sampling)  # before the first byte goes out
     return model
 
 
-def _autoregressive(run: str, store: Path, sampling: Sampling) -> BitTransformerLM:
-    model = _model(run, store, sampling)
+def _autoregressive(run: str, sampling: Sampling, workspace: Workspace) -> BitTransformerLM:
+    model = _model(run, sampling, workspace)
     if not model.config.causal:
-        raise ConfigError(f"{run}: got a diffusion model, which has no next bit. Try btlm infill {run} --text 'a____b'")
+        raise ConfigError(
+            f"{run}: got a diffusion model, which has no next bit",
+            field="run",
+            tries=(Ask("infill", run, (Give("text", "a____b"),)),),
+        )
     return model
 
 
 def _check(max_bytes: int, stop: Sequence[bytes]) -> None:
     if b"" in stop:
-        raise ConfigError("stop=''; it must have at least one byte. Try without --stop")
+        raise ConfigError("stop=''; it must have at least one byte. Try without it", field="stop")
     if max_bytes < 1:
-        raise ConfigError(f"bytes={max_bytes}; at least 1 is needed. Try 256")
+        raise ConfigError(f"bytes={max_bytes}; at least 1 is needed. Try 256", field="max_bytes")

@@ -12,8 +12,10 @@ from bit_transformer.errors import ConfigError
 from bit_transformer.machine import free_memory
 from bit_transformer.memory import MemoryEstimate, Saving, estimate_memory, largest_batch, savings
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.service.models import default_device
-from bit_transformer.training import as_estimated
+from bit_transformer.service.jobs import Job
+from bit_transformer.service.requests import EstimateRequest
+from bit_transformer.service.workspace import Workspace
+from bit_transformer.training.out_of_memory import as_estimated
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,17 @@ class MemoryReport:
     savings: list[Saving]
 
 
-def estimate(
-    model: ModelConfig,
-    train: TrainConfig,
-    *,
-    training: bool = True,
-    batch: int = 1,
-    world_size: int = 1,
-    budget: int | None = None,
-) -> MemoryReport:
-    """Memory on one device, the best one here, unless the training says otherwise.
-
-    Args:
-        training: otherwise the model is in use: `batch` windows scored, or streams generated, at once, on all devices.
-        budget: bytes of a device; what is free here if not given.
+def estimate(request: EstimateRequest, workspace: Workspace, job: Job) -> MemoryReport:
+    """Memory on one device, the workspace's, unless the training says otherwise.
 
     Raises:
         ConfigError: a batch that is not shared evenly, or a budget of nothing.
     """
+    model, train, training, batch = request.model, request.train, request.training, request.batch
+    world_size, budget = request.world_size, request.budget
     if budget is not None and budget < 1:
-        raise ConfigError(f"budget={budget}; it must be at least one byte. Try 8GB")
-    device = default_device()
+        raise ConfigError(f"budget={budget}; it must be at least one byte. Try 8GB", field="budget")
+    device = workspace.device
     how = as_estimated(train, device, train.accum_steps) if training else train.model_copy(update={"amp": False})
     found = estimate_memory(model, how, training=training, batch=batch, world_size=world_size)
     there = budget or free_on(device)

@@ -3,81 +3,39 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 
 import torch
 
 from bit_transformer.checkpoint import MODEL_FILE, save_checkpoint
+from bit_transformer.diffusion.denoiser import half_lost_logits
 from bit_transformer.errors import BitStreamError
 from bit_transformer.model import as_pair
 from bit_transformer.runs.store import RunStore
+from bit_transformer.service.jobs import Job, Notice, Update
 from bit_transformer.telemetry import METRICS, Alert, DriftMonitor, lz_complexity, negentropy, symbiosis
 from bit_transformer.training import Record, StopTraining, Trainer, autocast
 
 TRAINING_FILE = "training.safetensors"
 PROBED = 2  # windows
+LOOKS = 0.25  # seconds between reports of a training on an accelerator
 WATCHED = (*METRICS, "train_bpb")
 
 
-@dataclass(frozen=True)
-class Update:
-    """Progress of a training, for people.
-
-    Attributes:
-        share: of the budget, in [0, 1].
-        bytes_per_s: since the first update.
-        bpb: training bits per byte, smoothed over about 20 updates.
-        val_bpb: of the latest validation.
-        eta: seconds left, if the budget goes on being spent at this pace.
-    """
-
-    step: int
-    share: float
-    seconds: float
-    bytes_per_s: float
-    bpb: float
-    val_bpb: float | None
-    eta: float
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How far something is that takes its time.
-
-    Attributes:
-        doing: what; the experts' reading before a training, unless told otherwise.
-        unit: of done and total.
-    """
-
-    done: int
-    total: int
-    doing: str = "experts: read"
-    unit: str = "bytes"
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something that should be known, in one line."""
-
-    text: str
-
-
-Report = Callable[[Update | Reading | Notice], None]
-
-
 class Reporter:
-    """Turns records into `Update`s."""
+    """Turns records into `Update`s; of a model on an accelerator not more often than people look, for the device is waited for.
 
-    def __init__(self, report: Report) -> None:
-        self.report = report
+    Args:
+        job: told.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.report = job.tell
         self.smooth: float | None = None
+        self.looked = 0.0
         self.val_bpb: float | None = None
         self.began: tuple[float, float, float] | None = None
         self.micro_batches: int | None = None
@@ -113,7 +71,11 @@ class Reporter:
                     f"{p.best_bpb:.3f}{'. The weights of that step are kept' if trainer.best is not None else ''}. Try more data, or a smaller model"
                 )
             )
-        loss = record["train_bpb"]
+        now = time.monotonic()
+        if trainer.device.type != "cpu" and now - self.looked < LOOKS and p.share < 1 and "val_bpb" not in record:
+            return
+        self.looked = now
+        loss = float(record["train_bpb"])
         self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
         self.val_bpb = record.get("val_bpb", self.val_bpb)
         if self.began is None:  # the first update pays for warming up: the pace is counted from its end
@@ -136,7 +98,7 @@ class Recorder:
     def __call__(self, trainer: Trainer, record: Record) -> None:
         """Keep the record; write when due."""
         step = record["step"]
-        self.rows += [(step, key, float(value)) for key, value in record.items() if key != "step"]  # type: ignore[arg-type]
+        self.rows += [(step, key, value) for key, value in record.items() if key != "step"]  # type: ignore[misc]
         if trainer.progress.seconds - self.written >= self.every or "val_bpb" in record:
             self.flush()
             self.written = trainer.progress.seconds
@@ -144,7 +106,7 @@ class Recorder:
     def flush(self) -> None:
         """Write what is left."""
         if self.rows:
-            self.store.add_metrics(self.run, self.rows)
+            self.store.add_metrics(self.run, [(step, key, float(value)) for step, key, value in self.rows])
             self.rows = []
 
 
@@ -191,8 +153,11 @@ class Probe:
             self.spent += time.perf_counter() - began
         for name, monitor in self.monitors.items():
             widening = name == "train_bpb" and trainer.reach < 1  # another cost at every update
-            if name in record and not widening:
-                for alert in monitor.update(record["step"], record[name]):  # type: ignore[literal-required]
+            there = name in record and (
+                trainer.device.type == "cpu" or "K" in record
+            )  # else nobody waits for the device
+            if there and not widening:
+                for alert in monitor.update(record["step"], float(record[name])):  # type: ignore[literal-required]
                     self.tell(alert)
 
     def _measure_into(self, record: Record, trainer: Trainer) -> None:
@@ -220,7 +185,7 @@ class Probe:
                 if model.config.causal:
                     z_BNP, _, said_BTF = model.window_logits(bits_BT, said_BTF)
                 else:
-                    z_BNP = model.half_lost_logits(bits_BT)
+                    z_BNP = half_lost_logits(model, bits_BT)
         finally:
             model.train(was_training)
         z_BT = z_BNP.flatten(1).double().cpu()
@@ -230,7 +195,7 @@ class Probe:
             C=lz_complexity((chance_BT < torch.sigmoid(z_BT)).to(torch.uint8)).mean().item(),
         )
         if said_BTF is not None:
-            found["S"] = symbiosis(torch.sigmoid(z_BT), model.experts_chances(said_BTF).cpu()).mean().item()
+            found["S"] = symbiosis(torch.sigmoid(z_BT), model.experts_probability(said_BTF).cpu()).mean().item()
         return found
 
 
@@ -268,34 +233,11 @@ class Checkpoints:
         save_checkpoint(self.folder / MODEL_FILE, trainer.model, weights=trainer.best, about=about)
 
 
-@contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came, for work that ends in good order then; a second Ctrl-C stops at once."""
-    asked: list[int] = []
+def stop_when(asked: Callable[[], bool]) -> Callable[[Trainer, Record], None]:
+    """An observer that stops the training in good order when that was asked for."""
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
+    def observe(trainer: Trainer, record: Record) -> None:
+        if asked():
+            raise StopTraining("interrupted")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[Trainer, Record], None]]:
-    """An observer that stops the training in good order when asked to."""
-    with asked_to_stop() as asked:
-
-        def observe(trainer: Trainer, record: Record) -> None:
-            if asked():
-                raise StopTraining("interrupted")
-
-        yield observe
+    return observe

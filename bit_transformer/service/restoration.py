@@ -11,14 +11,14 @@ import numpy as np
 
 from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits, find_parity_errors, pack_bits, unpack_bits
 from bit_transformer.config import ModelConfig
-from bit_transformer.diffusion import check_rate
-from bit_transformer.errors import BitStreamError, ConfigError, ParityError
+from bit_transformer.diffusion.repair import check_rate
+from bit_transformer.errors import Ask, BitStreamError, ConfigError, Give, ParityError
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.restoration import PIECE, MendedPiece, fill_bits, hidden_bits, repair_pieces
-from bit_transformer.service import DEFAULT_STORE
+from bit_transformer.restoration.streams import PIECE, MendedPiece, fill_bits, hidden_bits, repair_pieces
 from bit_transformer.service.files import check_out, read_file, write_file
-from bit_transformer.service.models import load_model
-from bit_transformer.service.observers import Reading, Report, asked_to_stop
+from bit_transformer.service.jobs import Job, Reading
+from bit_transformer.service.requests import InfillRequest, ProtectRequest, RepairRequest
+from bit_transformer.service.workspace import Workspace
 
 WRONG = 0.4  # share of bytes with odd parity from which on a file was never protected: half are by chance
 SHOWN = 1000  # changes that are listed, at most
@@ -82,56 +82,49 @@ class RepairReport:
     stopped: bool
 
 
-def infill(
-    run: str,
-    data: bytes,
-    *,
-    gap: bytes = b"",
-    holes: Sequence[tuple[int, int]] = (),
-    bit_holes: Sequence[tuple[int, int]] = (),
-    samples: int = 1,
-    steps: int | None = None,
-    order: str | None = None,
-    temperature: float = 1.0,
-    seed: int | None = None,
-    store: Path = DEFAULT_STORE,
-    report: Report | None = None,
-) -> Filled:
-    """Fill in what is missing of some bytes, from what stands before and after it.
+@dataclass(frozen=True)
+class Protected:
+    """A file with parity, or one that was read back.
 
-    Args:
-        gap: a mark; wherever it stands its bytes are missing.
-        holes: ranges of missing bytes; bit_holes: of bits, as the model reads them.
-        steps, order, temperature: as of `diffusion_inference`.
+    Attributes:
+        bytes: data bytes, without parity.
+    """
+
+    file: str
+    bytes: int
+
+
+def infill(request: InfillRequest, workspace: Workspace, job: Job) -> Filled:
+    """Fill in what is missing of some bytes, from what stands before and after it.
 
     Raises:
         CheckpointError: no such run.
         BitStreamError: nothing is missing, or a hole that reaches outside.
-        ConfigError: an autoregressive model, or settings that cannot be.
+        ConfigError: an autoregressive model, or invalid settings.
     """
+    run, data, gap, holes, samples = request.run, request.data, request.gap, request.holes, request.samples
     if samples < 1:
-        raise ConfigError(f"samples={samples}; at least 1 is needed. Try 1")
-    model = _diffusion(run, store)
+        raise ConfigError(f"samples={samples}; at least 1 is needed. Try 1", field="samples")
+    model = _diffusion(run, workspace)
     width = model.config.byte_bits
     marked = [found.span() for found in re.finditer(re.escape(gap) if gap else rb"(?!)", data)]
-    hidden_T = hidden_bits(len(data), width, [*holes, *marked], bit_holes)
+    hidden_T = hidden_bits(len(data), width, [*holes, *marked], request.bit_holes)
     known = bytes_to_bits(data, parity=model.config.parity)
     made = []
     for sample in range(samples):
 
         def tell(done: int, total: int, sample: int = sample) -> None:
-            if report:
-                report(Reading(sample * total + done, samples * total, "filled", "bits"))
+            job.tell(Reading(sample * total + done, samples * total, "filled", "bits"))
 
         bits = fill_bits(
             model,
             known,
             hidden_T,
             on_window=tell,
-            steps=steps,
-            order=order,
-            temperature=temperature,
-            seed=None if seed is None else seed + 1_000_003 * sample,
+            steps=request.steps,
+            order=request.order,
+            temperature=request.temperature,
+            seed=None if request.seed is None else request.seed + 1_000_003 * sample,
         )
         made.append(bits_to_bytes(bits, parity=model.config.parity))
     return Filled(run, made, int(hidden_T.sum()), _merged([*holes, *marked]))
@@ -148,48 +141,33 @@ def _merged(holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def repair_file(
-    run: str,
-    path: Path,
-    out: Path,
-    *,
-    rate: float | None = None,
-    span: tuple[int, int] | None = None,
-    store: Path = DEFAULT_STORE,
-    report: Report | None = None,
-) -> RepairReport:
-    """Set right the flipped bits of a file, as far as the model can tell, and write its bytes. Asked to stop by Ctrl-C or SIGTERM it
-    writes what it has done, the rest as received.
-
-    Args:
-        path: bytes; of a model with parity, as `protect` wrote them.
-        out: gets the bytes, without parity.
-        rate: probability with which bits were flipped, in (0, 0.5); not given: found from the file.
-        span: first data byte to repair and the byte after the last; the others stay as received. Not given: all.
+def repair_file(request: RepairRequest, workspace: Workspace, job: Job) -> RepairReport:
+    """Set right the flipped bits of a file, as far as the model can tell, and write its bytes. Asked to stop, it writes what it has
+    done, the rest as received.
 
     Raises:
         CheckpointError: no such run.
         BitStreamError: an unreadable file, one that is too short, or a span that reaches outside.
-        ConfigError: a rate that cannot be.
+        ConfigError: an invalid rate.
     """
+    run, path, out, rate = request.run, request.path, request.out, request.rate
     check_out(out)
     data = read_file(path)
     check_rate(rate)
-    model = load_model(run, store)
+    model = workspace.model(run)
     received = _Received(data, model.config.parity, path)
-    begin, end = span or (0, received.size)
+    begin, end = request.span or (0, received.size)
     if not 0 <= begin < end <= received.size:
         raise BitStreamError(
             f"got the range {begin}:{end}; it must lie within bytes 0:{received.size}, and not be empty. Try 0:{received.size}"
         )
     tally = _Tally(model.config, (begin, end), received)
-    with asked_to_stop() as asked:
+    with job.stoppable() as asked:
 
         def tell(done: int, total: int) -> None:
             if asked() and done < total:
                 raise _Stopped
-            if report:
-                report(Reading(done, total, "repaired", "bytes"))
+            job.tell(Reading(done, total, "repaired", "bytes"))
 
         try:
             for piece, found in repair_pieces(
@@ -273,32 +251,31 @@ class _Tally:
             self.changes.append(Change(begin + at, before[at], after[at], float(doubt_N.max(initial=0.0))))
 
 
-def protect_file(path: Path, out: Path, *, undo: bool = False) -> int:
+def protect_file(request: ProtectRequest, workspace: Workspace, job: Job) -> Protected:
     """Write a file's bytes with a parity bit each, nine bits to a byte, packed; or read such a file back.
-
-    Returns:
-        data bytes.
 
     Raises:
         BitStreamError: an unreadable file.
         ParityError: read back, bytes whose parity is odd; nothing is written.
     """
+    path, out = request.path, request.out
     check_out(out)
     data = read_file(path)
     if out.resolve() == path.resolve():
         raise ConfigError(f"out={str(out)!r} is the file itself, which would be lost. Try another")
-    if undo:
+    if request.undo:
         try:
             plain = bits_to_bytes(_unprotected(data, path), parity=True)
         except ParityError as odd:
             raise ParityError(
-                f"{path}: got odd parity in {len(odd.offsets)} bytes, the first at {odd.offsets[0]}; all must be even. Try btlm repair",
+                f"{path}: got odd parity in {len(odd.offsets)} bytes, the first at {odd.offsets[0]}; all must be even",
                 odd.offsets,
+                tries=(Ask("repair"),),
             ) from None
         write_file(out, plain)
-        return len(plain)
+        return Protected(str(out), len(plain))
     write_file(out, pack_bits(bytes_to_bits(data, parity=True))[0])
-    return len(data)
+    return Protected(str(out), len(data))
 
 
 def _unprotected(data: bytes, path: Path) -> Bits:
@@ -315,19 +292,22 @@ def _check_protected(size: int, wrong: int, path: Path) -> None:
         BitStreamError: too many of them are odd, or there is none.
     """
     if not size:
-        raise BitStreamError(f"{path}: holds no byte of nine bits. Try btlm protect {path} first")
+        raise BitStreamError(
+            f"{path}: holds no byte of nine bits", tries=(Ask("protect", more=(Give("path", str(path)),)),)
+        )
     if wrong > WRONG * size:
         raise BitStreamError(
-            f"{path}: {wrong:,} of {size:,} bytes have odd parity; a run with parity needs a protected file. Try "
-            f"btlm protect {path} first, or a run without parity"
+            f"{path}: {wrong:,} of {size:,} bytes have odd parity; a run with parity needs a protected file",
+            tries=(Ask("protect", more=(Give("path", str(path)),)), "a run without parity"),
         )
 
 
-def _diffusion(run: str, store: Path) -> BitTransformerLM:
-    model = load_model(run, store)
+def _diffusion(run: str, workspace: Workspace) -> BitTransformerLM:
+    model = workspace.model(run)
     if model.config.causal:
         raise ConfigError(
-            f"{run}: is an autoregressive model, which reads only what stands before; got causal=True. Try a run of "
-            f"btlm train --diffusion"
+            f"{run}: is an autoregressive model, which reads only what stands before; got causal=True",
+            field="run",
+            tries=("a run of a diffusion model",),
         )
     return model

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bit_transformer.errors import Ask, RunNotRunning
 from bit_transformer.runs.lock import LOCK_FILE, check_free, holder
 from bit_transformer.runs.store import Run, RunStore
-from bit_transformer.service import DEFAULT_STORE
+from bit_transformer.service.files import write_file
+from bit_transformer.service.jobs import STOP_FILE, Job
+from bit_transformer.service.requests import ListRunsRequest, RemoveRunsRequest, RunRequest, StopRunRequest
+from bit_transformer.service.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class RunSummary:
     folder: str
 
 
-def list_runs(store: Path = DEFAULT_STORE) -> list[RunSummary]:
-    """All runs of a store, newest first."""
-    runs = RunStore(store)
+def list_runs(request: ListRunsRequest, workspace: Workspace, job: Job) -> list[RunSummary]:
+    """All runs of the store, newest first."""
+    runs = workspace.store
     return [_summary(runs, run) for run in runs.list_runs()]
 
 
@@ -55,13 +58,13 @@ def _status(run: Run) -> str:
     return "killed" if run.status == "running" and holder(Path(run.folder)) is None else run.status
 
 
-def show_run(run: str, store: Path = DEFAULT_STORE) -> dict[str, Any]:
+def show_run(request: RunRequest, workspace: Workspace, job: Job) -> dict[str, Any]:
     """All that is recorded of a run: its config, its result, its validations, how it grew, its alerts.
 
     Raises:
         RunNotFound: none of that name.
     """
-    runs = RunStore(store)
+    runs, run = workspace.store, request.run
     recorded = runs.get(run)
     found = {**asdict(recorded), "status": _status(recorded)}
     more = {"validation": runs.series(run, "val_bpb"), "growth": growths(runs, run), "alerts": runs.alerts(run)}
@@ -77,17 +80,14 @@ class Removed:
     files: list[str]
 
 
-def remove_runs(names: Sequence[str], *, files: bool = False, store: Path = DEFAULT_STORE) -> list[Removed]:
+def remove_runs(request: RemoveRunsRequest, workspace: Workspace, job: Job) -> list[Removed]:
     """Forget runs.
-
-    Args:
-        files: also remove what trainings wrote into their folders, and the folders where nothing else is in them.
 
     Raises:
         RunNotFound: one of them is not in the store; then all stay.
         RunBusy: one of them is being trained; then all stay.
     """
-    runs = RunStore(store)
+    runs, names, files = workspace.store, request.names, request.files
     found = [runs.get(name) for name in dict.fromkeys(names)]
     for run in found:
         check_free(Path(run.folder))
@@ -97,6 +97,37 @@ def remove_runs(names: Sequence[str], *, files: bool = False, store: Path = DEFA
         runs.remove(run.id)
         removed.append(Removed(run.id, run.folder, gone))
     return removed
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """A training that was asked to stop; it saves, and ends, after the update under way.
+
+    Attributes:
+        pid: of the process that trains.
+    """
+
+    id: str
+    folder: str
+    pid: int
+
+
+def stop_run(request: StopRunRequest, workspace: Workspace, job: Job) -> Stopping:
+    """Ask a training to stop in good order, whichever process of this machine it runs in.
+
+    Raises:
+        RunNotFound: no such run.
+        RunNotRunning: nobody trains it now.
+    """
+    run = workspace.store.get(request.run)
+    folder = Path(run.folder)
+    found = holder(folder)
+    if found is None:
+        raise RunNotRunning(
+            f"run {run.id!r} is {_status(run)}; nobody trains it now", field="run", tries=(Ask("runs.list"),)
+        )
+    write_file(folder / STOP_FILE, b"")
+    return Stopping(run.id, run.folder, found.pid)
 
 
 def _remove_files(folder: Path) -> list[str]:

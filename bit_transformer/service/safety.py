@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from bit_transformer.data.sources import find_files, whole_files
 from bit_transformer.errors import ConfigError
 from bit_transformer.safety import Limits, Reference, Vitals, calibrate, save_calibration
 from bit_transformer.safety.calibration import GATE_FILE, LENGTHS, Calibration
-from bit_transformer.service import DEFAULT_STORE
-from bit_transformer.service.models import check_order, load_model, load_run_calibration, model_path
-from bit_transformer.service.observers import Reading, Report
+from bit_transformer.service.jobs import Job, Reading
+from bit_transformer.service.requests import CalibrateRequest, ExplainRequest
 from bit_transformer.service.training import held_out_part
+from bit_transformer.service.workspace import Workspace
 from bit_transformer.telemetry import METRICS
 
 
@@ -73,31 +72,19 @@ class Explanation:
     text: str
 
 
-def calibrate_run(
-    run: str,
-    names: list[str],
-    *,
-    alpha: float = 0.01,
-    seed: int = 0,
-    store: Path = DEFAULT_STORE,
-    report: Report | None = None,
-) -> Calibrated:
+def calibrate_run(request: CalibrateRequest, workspace: Workspace, job: Job) -> Calibrated:
     """Measure what is normal on reference files, and store limits beside the checkpoint.
-
-    Args:
-        names: files that the model was not trained on; none: what the run held out.
-        alpha: share of false alarms, in (0, 0.5).
-        report: told how far it is.
 
     Raises:
         BitStreamError: too few bytes; says how many are needed.
         CheckpointError: no such run.
-        ConfigError: an alpha that cannot be, or a run and files that are swapped.
+        ConfigError: an invalid alpha, or a run and files that are swapped.
     """
-    check_order("calibrate", run, names, store)
-    model = load_model(run, store)
-    checkpoint = model_path(run, store)
-    corpus = whole_files(find_files(names)) if names else held_out_part(checkpoint.parent)
+    run, names, alpha = request.run, list(request.names), request.alpha
+    workspace.check_order("calibrate", run, names)
+    model = workspace.model(run)
+    checkpoint = workspace.model_path(run)
+    corpus = whole_files(find_files(names)) if names else held_out_part(checkpoint.parent, workspace)
     corpus = corpus.aligned(model.config.align_bytes)
     if model.config.experts:
         reference, what = Reference(model.bank, model.config.byte_bits), "the model's experts"
@@ -106,14 +93,13 @@ def calibrate_run(
         reference = Reference.fit(corpus.part(0, half), model.config)
         what = f"contexts of one to four units, fitted to the first {half:,} bytes"
         corpus = corpus.part(half, len(corpus))
-    tell: Report = report or (lambda _: None)
     found = calibrate(
         reference,
         corpus,
         model.config,
         alpha=alpha,
-        seed=seed,
-        passed=lambda done, total: tell(Reading(done, total)),
+        seed=request.seed,
+        passed=lambda done, total: job.tell(Reading(done, total)),
     )
     path = checkpoint.with_name(GATE_FILE)
     save_calibration(path, found, reference, of_model=model.config.experts is not None)
@@ -121,21 +107,21 @@ def calibrate_run(
     return Calibrated(run, str(path), alpha, len(corpus), what, _normal(found), left_out)
 
 
-def explain(run: str, *, K: float, C: float, S: float, size: int = 512, store: Path = DEFAULT_STORE) -> Explanation:
+def explain(request: ExplainRequest, workspace: Workspace, job: Job) -> Explanation:
     """What a triple means, by the quantiles that were measured when the run was calibrated.
-
-    Args:
-        size: bytes of the window that it was measured on.
 
     Raises:
         CheckpointError: no such run, or not calibrated.
         ConfigError: values outside [0, 1].
         BitStreamError: a shorter or longer window than was calibrated.
     """
+    run, K, C, S, size = request.run, request.K, request.C, request.S, request.size
     for name, value in zip(METRICS, (K, C, S), strict=True):
         if not 0 <= value <= 1:
-            raise ConfigError(f"{name}={value}; it must be in [0, 1]. Try the values that btlm telemetry prints")
-    calibration, _ = load_run_calibration(load_model(run, store), run, store)
+            raise ConfigError(
+                f"{name}={value}; it must be in [0, 1]", field=name, tries=("a value that telemetry gives",)
+            )
+    calibration, _ = workspace.calibration(run)
     vitals = Vitals(K, C, S, size)
     kind, ranks = calibration.kind(vitals), calibration.ranks(vitals)
     limits = calibration.limits_at(vitals.size)

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.data.sources import Corpus, find_file, whole_files
-from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.errors import BitStreamError, ConfigError, Give
 from bit_transformer.runs.store import RunStore
 from bit_transformer.safety.reference import ROWS
 from bit_transformer.safety.repetition import MEMORY
-from bit_transformer.service import DEFAULT_STORE
-from bit_transformer.service.models import load_model, load_run_calibration
+from bit_transformer.service.jobs import Job
 from bit_transformer.service.observers import WATCHED
 from bit_transformer.service.plots import check_plot, plot_telemetry
+from bit_transformer.service.requests import FileTelemetryRequest, RunTelemetryRequest
 from bit_transformer.service.training import CONFIG_FILE
+from bit_transformer.service.workspace import Workspace
 from bit_transformer.telemetry import METRICS, TelemetrySynthesizer, bit_negentropy, lz_complexity
 
 
@@ -73,28 +74,28 @@ class RunTelemetry:
     alerts: list[tuple[int, str, str, float]]
 
 
-def is_run(target: str, store: Path = DEFAULT_STORE) -> bool:
-    """Whether this names a run with records: by its folder, or by name in a store."""
-    return _found(target, store) is not None
+def is_run(target: str, workspace: Workspace) -> bool:
+    """Whether this names a run with records: by its folder, or by name in the store."""
+    return _found(target, workspace.store_path) is not None
 
 
-def of_run(target: str, *, store: Path = DEFAULT_STORE, plot: Path | None = None) -> RunTelemetry:
-    """K, C, S and loss of a training by step, and where they drifted.
-
-    Args:
-        target: the run's folder, whose config says where its records are, or its name in `store`.
+def of_run(request: RunTelemetryRequest, workspace: Workspace, job: Job) -> RunTelemetry:
+    """K, C, S and loss of a training by step, and where they drifted. The config of a run's folder says where its records are.
 
     Raises:
         RunNotFound: no such run.
         BitStreamError: a run without telemetry.
     """
+    target, plot = request.run, request.plot
     if plot:
         check_plot(plot)
-    runs, run = _found(target, store) or (RunStore(store), RunStore(store).get(target).id)
+    runs, run = _found(target, workspace.store_path) or (workspace.store, workspace.store.get(target).id)
     series = {name: runs.series(run, name) for name in WATCHED}
     series = {name: rows for name, rows in series.items() if rows}
     if "K" not in series:
-        raise BitStreamError(f"run {run!r} has no telemetry. Try a longer training, or --set train.telemetry=0.005")
+        raise BitStreamError(
+            f"run {run!r} has no telemetry", field="run", tries=("a longer training", Give("train.telemetry", 0.005))
+        )
     alerts = runs.alerts(run)
     if plot:
         drawn = {name: rows for name, rows in series.items() if name in METRICS}
@@ -112,35 +113,25 @@ def _found(target: str, store: Path) -> tuple[RunStore, str] | None:
     return next(((runs, name) for name in ours), None)
 
 
-def of_file(
-    name: str,
-    *,
-    run: str | None = None,
-    window: int = 512,
-    informative: int = 5,
-    store: Path = DEFAULT_STORE,
-    plot: Path | None = None,
-) -> FileTelemetry:
+def of_file(request: FileTelemetryRequest, workspace: Workspace, job: Job) -> FileTelemetry:
     """K and C of a file by window, and S against a run's reference.
-
-    Args:
-        window: bytes; a last window that is shorter is measured if it is at least half of that, or the only one.
-        informative: how many windows to pick that are worth reading.
 
     Raises:
         BitStreamError: an empty or unreadable file.
         CheckpointError: no such run.
-        ConfigError: a window that cannot be.
+        ConfigError: an invalid window.
     """
+    name, run, window = request.name, request.run, request.window
+    informative, plot = request.informative, request.plot
     if window < 1:
-        raise ConfigError(f"window={window}; at least 1 byte is needed. Try 512")
+        raise ConfigError(f"window={window}; at least 1 byte is needed. Try 512", field="window")
     if informative < 1:
-        raise ConfigError(f"top={informative}; at least 1 window is needed. Try 5")
+        raise ConfigError(f"top={informative}; at least 1 window is needed. Try 5", field="informative")
     if plot:
         check_plot(plot)
     path = find_file(name, "telemetry")
     corpus = whole_files([path])
-    measure = _plain if run is None else _against(run, corpus, window, store)
+    measure = _plain if run is None else _against(run, corpus, window, workspace)
     found = [row for offset, block in _blocks(corpus, window) for row in measure(offset, block)]
     columns = {key: [getattr(w, key) for w in found] for key in METRICS if getattr(found[0], key) is not None}
     made = TelemetrySynthesizer(informative).cluster(columns)
@@ -164,15 +155,17 @@ def _plain(offset: int, block: NDArray[np.uint8]) -> list[Window]:
     return [Window(offset + i * size, size, k, c, None, None) for i, (k, c) in enumerate(pairs)]
 
 
-def _against(run: str, corpus: Corpus, window: int, store: Path) -> Callable[[int, NDArray[np.uint8]], list[Window]]:
+def _against(
+    run: str, corpus: Corpus, window: int, workspace: Workspace
+) -> Callable[[int, NDArray[np.uint8]], list[Window]]:
     """What measures K, C and S of windows of a corpus against a calibrated run, and says what they are like."""
-    model = load_model(run, store)
+    model = workspace.model(run)
     align, parity = model.config.align_bytes, model.config.parity
     if window % align:
         raise ConfigError(
             f"window={window}; for this run it must be a multiple of {align}. Try {-(-window // align) * align}"
         )
-    calibration, reference = load_run_calibration(model, run, store)
+    calibration, reference = workspace.calibration(run)
 
     def measure(offset: int, block: NDArray[np.uint8]) -> list[Window]:
         size = block.shape[1]

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import torch
 
-from bit_transformer.service.observers import Notice, Report
-from bit_transformer.training import Trainer, autocast, is_out_of_memory
+from bit_transformer.service.jobs import Job
+from bit_transformer.training import Trainer, autocast
+from bit_transformer.training.out_of_memory import is_out_of_memory
 
 ROUNDS, LONGEST = 3, 5.0  # of measuring, and seconds after which no round begins
 WORTH = 0.9  # fewer threads are taken where an update takes less than this fraction of the time
@@ -19,7 +20,7 @@ CHOSEN_BY_USER = "OMP_NUM_THREADS"
 
 
 @contextmanager
-def threads_that_pay(trainer: Trainer, report: Report | None = None) -> Iterator[None]:
+def threads_that_pay(trainer: Trainer, job: Job) -> Iterator[None]:
     """Within: PyTorch uses as many threads as make updates fastest now; in a training that goes on, as many as it had.
 
     Nothing is measured on a GPU, where `OMP_NUM_THREADS` is set, where the trunk is compiled, or where the model is going to grow.
@@ -30,8 +31,8 @@ def threads_that_pay(trainer: Trainer, report: Report | None = None) -> Iterator
     measurable = trainer.device.type == "cpu" and not (config.compile_model or config.progressive)
     try:
         if chosen or not measurable or before == 1:
-            if report and p.threads not in (0, before):
-                report(Notice(f"the training had {_count(p.threads)}, and now has {before}: its last bits may differ"))
+            if p.threads not in (0, before):
+                job.notice(f"the training had {_count(p.threads)}, and now has {before}: its last bits may differ")
             p.threads = before
         elif p.threads:
             torch.set_num_threads(p.threads)
@@ -41,12 +42,10 @@ def threads_that_pay(trainer: Trainer, report: Report | None = None) -> Iterator
             p.threads = _fastest(seconds)
             p.seconds += time.monotonic() - began  # part of the budget
             torch.set_num_threads(p.threads)
-            if report and p.threads < before:
-                report(
-                    Notice(
-                        f"an update takes {seconds[p.threads]:.2g} s with {_count(p.threads)}, {seconds[before]:.2g} s with {before}: the "
-                        f"training uses {_count(p.threads)}. Set {CHOSEN_BY_USER} to choose another number"
-                    )
+            if p.threads < before:
+                job.notice(
+                    f"an update takes {seconds[p.threads]:.2g} s with {_count(p.threads)}, {seconds[before]:.2g} s with {before}: the "
+                    f"training uses {_count(p.threads)}. Set {CHOSEN_BY_USER} to choose another number"
                 )
         yield
     finally:
@@ -99,8 +98,8 @@ def _pass(trainer: Trainer) -> None:
     was_training = model.training
     model.train()
     with autocast(trainer.device, config.amp):
-        loss, _ = model.losses(bits_BT, said_BTF)
-    loss.backward()  # type: ignore[no-untyped-call]
+        made = trainer.objective(model, bits_BT, said_BTF)
+    made.loss.backward()  # type: ignore[no-untyped-call]
     trainer.optimizers.zero_grad()
     model.train(was_training)
 

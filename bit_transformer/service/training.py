@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,12 @@ from bit_transformer.config import BUDGETS, DataConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, split
 from bit_transformer.data.windows import Windows
 from bit_transformer.errors import (
+    Ask,
     BitStreamError,
     BitTransformerError,
     CheckpointError,
     ConfigError,
+    Give,
     MissingExtra,
     RunNotFound,
 )
@@ -34,27 +36,17 @@ from bit_transformer.presets import optim_for
 from bit_transformer.runs.lock import held
 from bit_transformer.runs.store import RunStore, Status
 from bit_transformer.safety.calibration import GATE_FILE
-from bit_transformer.service import DEFAULT_STORE
 from bit_transformer.service.evaluation import Comparison, compare_on
 from bit_transformer.service.files import check_run_folder, write_file
+from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.memory import fits, micro_batches_that_fit
-from bit_transformer.service.models import default_device, model_path
-from bit_transformer.service.observers import (
-    TRAINING_FILE,
-    WATCHED,
-    Checkpoints,
-    Notice,
-    Probe,
-    Reading,
-    Recorder,
-    Report,
-    Reporter,
-    interruptible,
-)
+from bit_transformer.service.observers import TRAINING_FILE, WATCHED, Checkpoints, Probe, Recorder, Reporter, stop_when
 from bit_transformer.service.plots import plot_loss
 from bit_transformer.service.provenance import provenance
+from bit_transformer.service.requests import DistillRequest, FurtherRequest, ResumeRequest, TrainRequest
 from bit_transformer.service.runs import growths
 from bit_transformer.service.threads import threads_that_pay
+from bit_transformer.service.workspace import Workspace
 from bit_transformer.telemetry import Alert
 from bit_transformer.training import Observer, Trainer, build_windows, check_teacher, check_training, grows_context
 
@@ -62,29 +54,6 @@ CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
 START_FILE = "start.safetensors"  # the model that a training with `init` began with
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE, GATE_FILE, START_FILE)
 VALIDATION_PIECE = 4096
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What to train.
-
-    Attributes:
-        out: the run folder; its name is the run's.
-        store: the SQLite file of run records.
-        eval_bytes: held-out bytes that the last evaluation scores, at most; evenly spread.
-        teacher: checkpoint file of a model whose predictions are learned beside the data, if there is one.
-        init: checkpoint file of the model to begin with, weights, experts and, where its training is beside it, optimizers; not
-            given: random weights.
-    """
-
-    out: Path
-    store: Path
-    model: ModelConfig
-    train: TrainConfig
-    data: DataConfig
-    eval_bytes: int = 1 << 18
-    teacher: Path | None = None
-    init: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -115,127 +84,110 @@ class TrainResult:
     val_bpb: float | None = None
 
 
-def train(request: TrainRequest, *, overwrite: bool = False, report: Report | None = None) -> TrainResult:
+def train(request: TrainRequest, workspace: Workspace, job: Job) -> TrainResult:
     """Train from the start.
 
-    Args:
-        overwrite: replace a run that is in the folder already.
-
     Raises:
-        BitTransformerError: settings or data that cannot be; then nothing is written.
+        BitTransformerError: invalid settings or data; then nothing is written.
     """
-    return _train(request, _teacher(request), overwrite, report)
+    return _train(request, _teacher(request, workspace), workspace, job)
 
 
-def train_further(
-    run: str,
-    out: Path,
-    train_fields: Mapping[str, Any],
-    data_fields: Mapping[str, Any],
-    *,
-    eval_bytes: int = 1 << 18,
-    store: Path = DEFAULT_STORE,
-    overwrite: bool = False,
-    report: Report | None = None,
-) -> TrainResult:
+def train_further(request: FurtherRequest, workspace: Workspace, job: Job) -> TrainResult:
     """Train the model of a run further, as a run of its own: weights, experts and optimizers go on from where they are.
-
-    Args:
-        run: what to begin with: a run or a checkpoint file; it stays as it is.
-        train_fields: of `TrainConfig`; data_fields: of `DataConfig`; without corpora the data is that of the run.
 
     Raises:
         BitTransformerError: no such run, or settings or data that cannot be used.
     """
-    path = model_path(run, store)
+    path, out = workspace.model_path(request.run), request.out
     if path.resolve().parent == out.resolve():
         raise ConfigError(
-            f"out={str(out)!r} is the folder of the run to begin with; the new one needs another. Try --out {out}-more, or --resume with a larger "
-            f"budget"
+            f"out={str(out)!r} is the folder of the run to begin with; the new one needs another",
+            field="out",
+            tries=(Give("out", f"{out}-more"), Ask("resume", more=(Give("budget"),))),
         )
     model = read_config(path)
-    data = _taught_data(path.parent, data_fields)
-    config = _config_for(model, _same_validation(path.parent, data, train_fields))
+    data = _taught_data(path.parent, request.data, workspace)
+    config = _config_for(model, _same_validation(path.parent, data, request.train))
     if config.progressive:
         raise ConfigError(
-            "got progressive and a model to begin with; a training that grows begins anew. Try without one of them"
+            "got progressive and a model to begin with; a training that grows begins anew. Try without one of them",
+            field="train.progressive",
         )
-    request = TrainRequest(out, store, model, config, data, eval_bytes, init=path)
-    return train(request, overwrite=overwrite, report=report)
+    whole = TrainRequest(
+        out=out,
+        model=model,
+        train=config,
+        data=data,
+        eval_bytes=request.eval_bytes,
+        init=path,
+        overwrite=request.overwrite,
+    )
+    return train(whole, workspace, job)
 
 
-def _train(
-    request: TrainRequest, teacher: BitTransformerLM | None, overwrite: bool, report: Report | None
-) -> TrainResult:
+def _train(request: TrainRequest, teacher: BitTransformerLM | None, workspace: Workspace, job: Job) -> TrainResult:
     check_training(request.model, request.train)
     check_run_folder(request.out)
     with held(request.out):
-        return _train_held(request, teacher, overwrite, report)
+        return _train_held(request, teacher, workspace, job)
 
 
-def _train_held(
-    request: TrainRequest, teacher: BitTransformerLM | None, overwrite: bool, report: Report | None
-) -> TrainResult:
+def _train_held(request: TrainRequest, teacher: BitTransformerLM | None, workspace: Workspace, job: Job) -> TrainResult:
     there = [name for name in RUN_FILES if (request.out / name).exists()]
-    if there and not overwrite:
+    if there and not request.overwrite:
         raise ConfigError(
-            f"{request.out} holds {there[0]} already; a run needs its own folder. Try --resume, --overwrite, or another --out"
+            f"{request.out} holds {there[0]} already; a run needs its own folder",
+            field="out",
+            tries=(Ask("resume"), Give("overwrite", True), Give("out")),
         )
     if request.eval_bytes < 1:
         raise ConfigError(
-            f"eval_bytes={request.eval_bytes}; at least 1 is needed. Try data.holdout=0 to hold nothing out"
+            f"eval_bytes={request.eval_bytes}; at least 1 is needed",
+            field="eval_bytes",
+            tries=("data.holdout=0 to hold nothing out",),
         )
-    store = RunStore(request.store)
+    store = workspace.store
     store.check_name(_name(request.out), request.out)  # known now, not after the experts have read the data
-    data = _load_data(request)
+    data = _load_data(request, workspace)
     began = time.monotonic()
-    trainer = _trainer(request, data, report, teacher)
+    trainer = _trainer(request, data, workspace, job, teacher)
     trainer.progress.seconds = time.monotonic() - began  # the experts' pass over the data is part of the budget
     if request.init is not None:
-        _begin_like(trainer, request.init.with_name(TRAINING_FILE), report)
-    _foresee(trainer, report)
-    document = _document(request, data)
+        _begin_like(trainer, request.init.with_name(TRAINING_FILE), job)
+    _foresee(trainer, job)
+    document = _document(request, data, workspace)
     store.begin(_name(request.out), request.out, document)
     for name in there:
         (request.out / name).unlink()
     if request.init is not None:
         write_file(request.out / START_FILE, request.init.read_bytes())  # to go on from, whatever becomes of that run
     write_file(request.out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
-    return _run(trainer, request, data.held_out, store, report)
+    return _run(trainer, request, data.held_out, store, job)
 
 
-def resume(
-    out: Path,
-    *,
-    budget: Mapping[str, Any] | None = None,
-    auto_batch: bool = False,
-    report: Report | None = None,
-) -> TrainResult:
-    """Go on with a training that was stopped, interrupted or killed, from its last checkpoint, in its own store.
-
-    Args:
-        budget: one field of `TrainConfig` such as `steps`, counted from the start of the training, in place of the run's own; with it a
-            finished run goes on too.
-        auto_batch: from here on with smaller micro-batches where memory does not suffice.
+def resume(request: ResumeRequest, workspace: Workspace, job: Job) -> TrainResult:
+    """Go on with a training from its last checkpoint, in its own store. With a larger budget a finished run goes on too.
 
     Raises:
         CheckpointError: there is no such run, or it has no checkpoint, or its data changed.
         ConfigError: a budget that is spent already.
         RunBusy: another process trains it.
     """
-    check_run_folder(out)
-    with held(out):
-        return _resume_held(out, budget, auto_batch, report)
+    check_run_folder(request.out)
+    with held(request.out):
+        return _resume_held(request, workspace, job)
 
 
-def _resume_held(out: Path, budget: Mapping[str, Any] | None, auto_batch: bool, report: Report | None) -> TrainResult:
-    request, digest = _read_request(out)
+def _resume_held(asked: ResumeRequest, workspace: Workspace, job: Job) -> TrainResult:
+    out, budget = asked.out, asked.budget
+    request, digest, workspace = _read_request(out, workspace)
     if budget:
         own = {name: value for name, value in request.train.model_dump().items() if name not in BUDGETS}
-        request = replace(request, train=TrainConfig.of({**own, **budget}))
-    if auto_batch:
-        request = replace(request, train=request.train.model_copy(update={"auto_batch": True}))
-    store = RunStore(request.store)
+        request = request.model_copy(update={"train": TrainConfig.of({**own, **budget})})
+    if asked.auto_batch:
+        request = request.model_copy(update={"train": request.train.model_copy(update={"auto_batch": True})})
+    store = workspace.store
     try:
         recorded = store.get(_name(out))
     except RunNotFound:  # the folder was moved, or the run forgotten: all that is needed is in the folder
@@ -243,31 +195,34 @@ def _resume_held(out: Path, budget: Mapping[str, Any] | None, auto_batch: bool, 
         recorded = store.get(_name(out))
     if recorded.status == "finished" and not budget:
         raise CheckpointError(
-            f"{out} is finished: its budget is spent. Try a larger one, such as --resume --steps 1000"
+            f"{out} is finished: its budget is spent",
+            field="budget",
+            tries=(Ask("resume", more=(Give("steps", 1000),)),),
         )
-    data = _load_data(request)
+    data = _load_data(request, workspace)
     if data.train.digest() != digest:
         raise CheckpointError(
             f"{out}: its training files are not what they were; a resumed run needs the same. Try a new run"
         )
-    trainer = _trainer(request, data, report, _teacher(request))
+    trainer = _trainer(request, data, workspace, job, _teacher(request, workspace))
     trainer.load(out / TRAINING_FILE)
     p, (name, amount) = trainer.progress, request.train.budget
     if budget and p.share >= 1:
         raise ConfigError(
             f"got {name}={amount:g}, which is spent already: {p.step:,} updates, {p.bytes_seen:,.0f} bytes, {p.seconds:.0f} seconds. "
-            f"Try {name}={2 * amount:g}"
+            f"Try {name}={2 * amount:g}",
+            field=name,
         )
-    _foresee(trainer, report)
+    _foresee(trainer, job)
     if budget:
         document = json.loads((out / CONFIG_FILE).read_text()) | {"train": request.train.model_dump(mode="json")}
         write_file(out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
     store.go_on(_name(out), trainer.progress.step)
-    return _run(trainer, request, data.held_out, store, report)
+    return _run(trainer, request, data.held_out, store, job)
 
 
 @dataclass(frozen=True)
-class CollapseResult:
+class Distillation:
     """A large model taught to a small one, and what was lost.
 
     Attributes:
@@ -284,54 +239,48 @@ class CollapseResult:
     flops: float
 
 
-def collapse(
-    run: str,
-    out: Path,
-    sizes: Mapping[str, Any],
-    train_fields: Mapping[str, Any],
-    data_fields: Mapping[str, Any],
-    *,
-    eval_bytes: int = 1 << 18,
-    store: Path = DEFAULT_STORE,
-    overwrite: bool = False,
-    report: Report | None = None,
-) -> CollapseResult:
+def distill(request: DistillRequest, workspace: Workspace, job: Job) -> Distillation:
     """Train a smaller model on what a larger one predicts, beside the data.
 
-    Args:
-        run: the teacher.
-        sizes: fields of `ModelConfig` in which the student differs; not given: half the depth, half the width, heads as wide.
-        train_fields: of `TrainConfig`; `distillation` is what the teacher counts for.
-        data_fields: of `DataConfig`; what is not given is as in the teacher's run.
-        eval_bytes: held-out bytes that both are scored on in the end, at most.
-
     Raises:
-        BitTransformerError: no such run, a student that is no smaller, or settings or data that cannot be.
+        BitTransformerError: no such run, a student that is no smaller, or invalid settings or data.
     """
-    path = model_path(run, store)
+    path, out = workspace.model_path(request.run), request.out
     if path.resolve().parent == out.resolve():
         raise ConfigError(
-            f"out={str(out)!r} is the teacher's own folder; the student needs another. Try --out {out}-small"
+            f"out={str(out)!r} is the teacher's own folder; the student needs another",
+            field="out",
+            tries=(Give("out", f"{out}-small"),),
         )
-    teacher = load_checkpoint(path, device=default_device())
-    shape = smaller_config(teacher.config, sizes)
-    student = BitTransformerLM(shape)
+    teacher = workspace.model(request.run)
+    shape = smaller_config(teacher.config, request.model)
+    with torch.device("meta"):  # shapes alone
+        student = BitTransformerLM(shape)
     before, after = teacher.num_parameters(), student.num_parameters()
     if after.total >= before.total:
         raise ConfigError(
-            f"got a student of {after.total:,} parameters; the teacher has {before.total:,}. Try fewer layers, or less width"
+            f"got a student of {after.total:,} parameters; the teacher has {before.total:,}. Try fewer layers, or less width",
+            field="model",
         )
     check_teacher(teacher.config, shape)
-    data = _taught_data(path.parent, data_fields)
-    config = _config_for(shape, _same_validation(path.parent, data, train_fields))
-    request = TrainRequest(out, store, shape, config, data, eval_bytes, teacher=path)
-    result = _train(request, teacher, overwrite, report)
+    data = _taught_data(path.parent, request.data, workspace)
+    config = _config_for(shape, _same_validation(path.parent, data, request.train))
+    whole = TrainRequest(
+        out=out,
+        model=shape,
+        train=config,
+        data=data,
+        eval_bytes=request.eval_bytes,
+        teacher=path,
+        overwrite=request.overwrite,
+    )
+    result = _train(whole, teacher, workspace, job)
     teacher_bpb = None
     if result.comparison:
-        teacher_bpb = bits_per_byte(teacher, _last_sample(request, _load_data(request).held_out)).bpb
-    return CollapseResult(
+        teacher_bpb = bits_per_byte(teacher, _last_sample(whole, _load_data(whole, workspace).held_out)).bpb
+    return Distillation(
         training=result,
-        teacher=run,
+        teacher=request.run,
         teacher_bpb=teacher_bpb,
         student_bpb=result.comparison.bpb if result.comparison else None,
         parameters=after.active / before.active,
@@ -339,15 +288,15 @@ def collapse(
     )
 
 
-def _taught_data(folder: Path, fields: Mapping[str, Any]) -> DataConfig:
+def _taught_data(folder: Path, fields: Mapping[str, Any], workspace: Workspace) -> DataConfig:
     """What to teach with: the data of the teacher's run, but for what is given."""
     if not (folder / CONFIG_FILE).is_file():
         if not fields.get("corpora"):
             raise ConfigError(f"{folder} holds no run whose data could be read again. Try naming corpora")
         return DataConfig.of(fields)
-    request, digest = _read_request(folder)
+    request, digest, own = _read_request(folder, workspace)
     data = DataConfig.of({**request.data.model_dump(), **fields})
-    if data == request.data and _load_data(request).train.digest() != digest:
+    if data == request.data and _load_data(request, own).train.digest() != digest:
         raise CheckpointError(f"{folder}: its training files are not what they were. Try naming corpora")
     return data
 
@@ -366,7 +315,10 @@ def _same_validation(folder: Path, data: DataConfig, fields: Mapping[str, Any]) 
     Raises:
         ConfigError: another number of bytes is asked for.
     """
-    if not (folder / CONFIG_FILE).is_file() or (earlier := _read_request(folder)[0]).data.corpora != data.corpora:
+    if (
+        not (folder / CONFIG_FILE).is_file()
+        or (earlier := _read_request(folder, Workspace())[0]).data.corpora != data.corpora
+    ):
         return dict(fields)
     same, wanted = earlier.train.eval_bytes, fields.get("eval_bytes", earlier.train.eval_bytes)
     if wanted != same or earlier.data != data:
@@ -386,18 +338,14 @@ def _name(out: Path) -> str:
     return out.resolve().name
 
 
-def _run(
-    trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, report: Report | None
-) -> TrainResult:
+def _run(trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, job: Job) -> TrainResult:
     run, out = _name(request.out), request.out
     recorder = Recorder(store, run)
     checkpoints = Checkpoints(out, recorder)
-    observers: list[Observer] = [_probe(store, run, report), recorder, checkpoints]
-    if report:
-        observers.append(Reporter(report))
+    observers: list[Observer] = [_probe(store, run, job), recorder, checkpoints, Reporter(job)]
     try:
-        with interruptible() as stop_when_asked, threads_that_pay(trainer, report):
-            trainer.observers = [*observers, stop_when_asked]
+        with job.stoppable(out) as asked, threads_that_pay(trainer, job):
+            trainer.observers = [*observers, stop_when(asked)]
             trainer.run()
             checkpoints.save(trainer)
         recorder.flush()
@@ -406,15 +354,15 @@ def _run(
         comparison = None
         if status == "finished" and len(held_out):
             model = load_checkpoint(out / MODEL_FILE, device=trainer.device)
-            comparison = compare_on(model, _last_sample(request, held_out), report=report)
+            comparison = compare_on(model, _last_sample(request, held_out), job)
     except BaseException as failed:
         store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
         with contextlib.suppress(BitTransformerError, OSError):  # what went wrong first is what the user must read
             recorder.flush()
-            _export(store, run, out, report)
+            _export(store, run, out, job)
         raise
     store.end(run, status, p.stopped, asdict(comparison) if comparison else None)
-    _export(store, run, out, report)
+    _export(store, run, out, job)
     return TrainResult(
         run=run,
         folder=str(out),
@@ -432,14 +380,13 @@ def _run(
     )
 
 
-def _probe(store: RunStore, run: str, report: Report | None) -> Probe:
+def _probe(store: RunStore, run: str, job: Job) -> Probe:
     """Telemetry of a run that records what drifts, and goes on from what was recorded."""
 
     def tell(alert: Alert) -> None:
         store.add_alert(run, alert.step, alert.metric, alert.detector, alert.size)
-        if report:
-            change = f"{alert.metric} changed by {alert.size:+.3f}"
-            report(Notice(f"drift: {change}, noticed at step {alert.step} ({alert.detector})"))
+        change = f"{alert.metric} changed by {alert.size:+.3f}"
+        job.notice(f"drift: {change}, noticed at step {alert.step} ({alert.detector})")
 
     return Probe(tell, {name: store.series(run, name) for name in WATCHED})
 
@@ -452,9 +399,9 @@ class _Data(NamedTuple):
     held_out: Corpus
 
 
-def _load_data(request: TrainRequest) -> _Data:
+def _load_data(request: TrainRequest, workspace: Workspace) -> _Data:
     data, align, wanted = request.data, request.model.align_bytes, request.train.eval_bytes
-    files = find_files(data.corpora, leave_out=(request.out, request.store))
+    files = find_files(data.corpora, leave_out=(request.out, workspace.store_path))
     train_part, held_out = split(files, data.split, data.holdout, align)
     held_out = held_out.aligned(align)
     if data.validation == "held-out" or not len(held_out):
@@ -468,11 +415,11 @@ def _load_data(request: TrainRequest) -> _Data:
 def _trainer(
     request: TrainRequest,
     data: _Data,
-    report: Report | None,
+    workspace: Workspace,
+    job: Job,
     teacher: BitTransformerLM | None,
 ) -> Trainer:
-    tell: Report = report or (lambda _: None)
-    config, device = request.train, default_device()
+    config, device = request.train, workspace.device
 
     def begin(shape: ModelConfig) -> tuple[BitTransformerLM, Windows]:
         torch.manual_seed(config.seed)
@@ -480,8 +427,8 @@ def _trainer(
             model = BitTransformerLM(shape).to(device)
         else:
             model = load_checkpoint(request.init, device=device, config=shape)
-        say, passed = (lambda text: tell(Notice(text))), (lambda done, total: tell(Reading(done, total)))
-        return model, build_windows(model, data.train, config, say=say, passed=passed)
+        passed = lambda done, total: job.tell(Reading(done, total))  # noqa: E731
+        return model, build_windows(model, data.train, config, say=job.notice, passed=passed)
 
     context = config.window is None
     model, windows = begin(stages(request.model, context=context)[0] if config.progressive else request.model)
@@ -493,39 +440,38 @@ def _trainer(
     return trainer
 
 
-def _teacher(request: TrainRequest) -> BitTransformerLM | None:
+def _teacher(request: TrainRequest, workspace: Workspace) -> BitTransformerLM | None:
     """The teacher, ready; told apart from the student before the data is read."""
     if request.teacher is None:
         return None
-    teacher = load_checkpoint(request.teacher, device=default_device())
+    teacher = load_checkpoint(request.teacher, device=workspace.device)
     check_teacher(teacher.config, request.model)
     return teacher
 
 
-def _begin_like(trainer: Trainer, training: Path, report: Report | None) -> None:
+def _begin_like(trainer: Trainer, training: Path, job: Job) -> None:
     """Take the optimizers of the training that a model comes from, if they are there and fit."""
-    tell: Report = report or (lambda _: None)
     if not training.is_file():
-        tell(Notice(f"{training} is not there: the optimizers begin anew"))
+        job.notice(f"{training} is not there: the optimizers begin anew")
         return
     try:
         trainer.take_optimizers(training)
     except CheckpointError as other:
-        tell(Notice(f"the optimizers begin anew ({other})"))
+        job.notice(f"the optimizers begin anew ({other})")
 
 
-def _foresee(trainer: Trainer, report: Report | None) -> None:
+def _foresee(trainer: Trainer, job: Job) -> None:
     """Say before training that memory will not suffice, or begin with micro-batches for which it does."""
     parts = micro_batches_that_fit(trainer.model.config, trainer.config, trainer.device)
     if parts is not None and parts <= trainer.micro_batches:
         return
     if trainer.config.auto_batch:
         trainer.progress.micro_batches = parts or trainer.config.batch_size
-    if report and (parts is None or not trainer.config.auto_batch):
-        report(Notice(f"there may not be memory enough: {trainer.memory_advice()}"))
+    if parts is None or not trainer.config.auto_batch:
+        job.notice(f"there may not be memory enough: {trainer.memory_advice()}")
 
 
-def _document(request: TrainRequest, data: _Data) -> dict[str, Any]:
+def _document(request: TrainRequest, data: _Data, workspace: Workspace) -> dict[str, Any]:
     return {
         "model": request.model.model_dump(mode="json"),
         "train": request.train.model_dump(mode="json"),
@@ -539,21 +485,21 @@ def _document(request: TrainRequest, data: _Data) -> dict[str, Any]:
         "eval_bytes": request.eval_bytes,
         "teacher": str(request.teacher.resolve()) if request.teacher else None,
         "init": str(request.init.resolve()) if request.init else None,
-        "store": str(request.store.resolve()),
+        "store": str(workspace.store_path.resolve()),
         "command": sys.argv,
         "provenance": provenance(),
     }
 
 
-def held_out_part(out: Path) -> Corpus:
+def held_out_part(out: Path, workspace: Workspace) -> Corpus:
     """The bytes that a run did not train on.
 
     Raises:
         CheckpointError: no run folder, or its files changed.
         BitStreamError: nothing was held out.
     """
-    request, digest = _read_request(out)
-    data = _load_data(request)
+    request, digest, own = _read_request(out, workspace)
+    data = _load_data(request, own)
     if data.train.digest() != digest:
         raise CheckpointError(f"{out}: its training files are not what they were. Try naming held-out files")
     if not len(data.held_out):
@@ -561,11 +507,12 @@ def held_out_part(out: Path) -> Corpus:
     return data.held_out
 
 
-def _read_request(out: Path) -> tuple[TrainRequest, str]:
+def _read_request(out: Path, workspace: Workspace) -> tuple[TrainRequest, str, Workspace]:
+    """What a run was asked for, the digest of its training bytes, and a workspace with its own store."""
     path = out / CONFIG_FILE
     if not (out / TRAINING_FILE).is_file() or not path.is_file():
         raise CheckpointError(
-            f"{out}: no run with a checkpoint to go on from. Try `btlm runs list`, or training from the start"
+            f"{out}: no run with a checkpoint to go on from", field="out", tries=(Ask("runs.list"), Ask("train"))
         )
     try:
         document = json.loads(path.read_text())
@@ -574,16 +521,19 @@ def _read_request(out: Path) -> tuple[TrainRequest, str]:
         model, train = ModelConfig.of(document["model"]), TrainConfig.of(document["train"])
         teacher = Path(document["teacher"]) if document.get("teacher") else None
         init = out / START_FILE if document.get("init") else None
-        request = TrainRequest(out, Path(document["store"]), model, train, data, document["eval_bytes"], teacher, init)
+        request = TrainRequest(
+            out=out, model=model, train=train, data=data, eval_bytes=document["eval_bytes"], teacher=teacher, init=init
+        )
+        own = Workspace(Path(document["store"]), workspace.device_name)
         digest: str = document["data"]["digest"]
     except (KeyError, TypeError, ValueError) as damaged:
         raise CheckpointError(f"{path}: is damaged or of another version ({damaged}). Try a new run") from None
     if "-" in data.corpora:
         raise BitStreamError(f"{out} was trained on standard input, which cannot be read again. Try a file")
-    return request, digest
+    return request, digest, own
 
 
-def _export(store: RunStore, run: str, out: Path, report: Report | None) -> None:
+def _export(store: RunStore, run: str, out: Path, job: Job) -> None:
     """The run's metrics, for those who open the folder: a table and a picture."""
     keys = store.metric_keys(run)
     columns = {key: dict(store.series(run, key)) for key in keys}
@@ -598,5 +548,4 @@ def _export(store: RunStore, run: str, out: Path, report: Report | None) -> None
         try:
             plot_loss(columns["train_bpb"], columns.get("val_bpb", {}), out / PLOT_FILE, title=run, marks=marks)
         except MissingExtra as missing:  # a training is worth more than its picture
-            if report:
-                report(Notice(f"{PLOT_FILE} is left out: {missing}"))
+            job.notice(f"{PLOT_FILE} is left out: {missing}")

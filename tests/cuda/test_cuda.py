@@ -17,9 +17,10 @@ from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
 from bit_transformer.config import Sampling, TrainConfig
 from bit_transformer.data.sources import bytes_corpus
+from bit_transformer.decoding.generation import generate, generate_bytes
+from bit_transformer.decoding.session import Session
 from bit_transformer.diffusion import diffusion_inference, repair
 from bit_transformer.evaluation.metrics import bits_per_byte
-from bit_transformer.generation import generate, generate_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn import reversible
 from bit_transformer.training import Record, StopTraining, Trainer, build_windows
@@ -140,8 +141,8 @@ def test_cached_steps_are_the_whole_window(shape: str) -> None:
     model = model_of(**SHAPES[shape]).to(DEVICE)
     bits = random_bits(2, 120).to(DEVICE)
     with torch.inference_mode():
-        cache = model.new_cache(2)
-        stepped = torch.cat([model.step(piece, cache) for piece in bits.split(37, dim=1)], dim=1)
+        session = Session(model, 2)
+        stepped = torch.cat([session.step(piece) for piece in bits.split(37, dim=1)], dim=1)
         assert_close(stepped, model(bits).logits, rtol=1e-3, atol=5e-3 if shape == "reversible" else 1e-3)
     made = generate(model, bits, 48, Sampling(seed=1, force_parity=False))
     assert made.shape == (2, 48) and bool(((made == 0) | (made == 1)).all())

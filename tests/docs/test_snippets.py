@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -49,20 +50,26 @@ def test_every_block_runs(name, btlm, tmp_path: Path, monkeypatch, capsys):
     assert ran >= 6
 
 
-def test_links_lead_somewhere():
-    for name in ("README.md", "USER_GUIDE.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
-            assert target.startswith("http") or (ROOT / target).exists(), (name, target)
+def test_links_and_pictures_lead_somewhere():
+    for name in ("README.md", "USER_GUIDE.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/results.md"):
+        document = ROOT / name
+        text = document.read_text()
+        for target in [*re.findall(r"\]\(([^)#]+)\)", text), *re.findall(r'src(?:set)?="([^"]+)"', text)]:
+            assert target.startswith("http") or (document.parent / target).exists(), (name, target)
 
 
-def test_the_help_text_of_exit_codes_agrees_with_the_readme(btlm):
+def test_the_readme_explains_the_exit_codes_as_the_help_text_does(btlm):
+    printed = " ".join(re.sub(r"[│╭╮╰╯─]", " ", btlm("--help").stdout).split())
+    codes = re.findall(r"\d+ .+?(?=, \d+ |$)", re.search(r"Exit codes: (.+?)\.", printed)[1])
+    assert len(codes) == 6
     text = " ".join((ROOT / "README.md").read_text().split())
-    for code in (
-        "0 done",
-        "2 input that cannot be",
-        "3 a benchmark missed a goal",
-        "4 the gate blocked what was generated",
-        "130 interrupted, a training under way saved",
-    ):
-        assert code in text
-        assert code in " ".join(re.sub(r"[│╭╮╰╯─]", " ", btlm("--help").stdout).split())
+    for code in codes:
+        assert code in text or code.startswith("1 "), code  # a fault of this program: the guide has it
+
+
+@pytest.mark.parametrize("bench", ["tinyshakespeare", "experts"])
+def test_the_results_are_the_committed_figures(bench):
+    figures = json.loads((ROOT / "docs" / "results" / f"{bench}.json").read_text())["figures"]
+    text = (ROOT / "docs" / "results.md").read_text()
+    printed = [f"{value:.3f}" for name, value in figures.items() if name.endswith("_bpb")]
+    assert printed and all(value in text for value in printed), printed

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import bit_transformer.restoration
+import bit_transformer.restoration.streams
 from bit_transformer.cli import training_output
 from bit_transformer.cli.training_output import live_progress
-from bit_transformer.restoration import repair_pieces
+from bit_transformer.restoration.streams import repair_pieces
 from bit_transformer.service import restoration
-from bit_transformer.service.observers import Reading
+from bit_transformer.service.jobs import Reading
 from tests.conftest import TEXT
 from tests.interfaces.test_cli import SMALL, start
 
@@ -77,7 +77,7 @@ def test_a_repair_that_is_stopped_keeps_what_it_has_and_says_how_to_go_on(traine
     call = ["repair", trained, "hurt", "--rate", 1e-3]
     monkeypatch.setattr(restoration, "repair_pieces", partial(repair_pieces, piece=1000))
     assert btlm(*call, "--out", "at-once").returncode == 0
-    search, begun = bit_transformer.restoration.search, []
+    search, begun = bit_transformer.restoration.streams.search, []
 
     def interrupted(*args, **how):
         begun.append(how)
@@ -85,7 +85,7 @@ def test_a_repair_that_is_stopped_keeps_what_it_has_and_says_how_to_go_on(traine
             os.kill(os.getpid(), signal.SIGINT)
         return search(*args, **how)
 
-    monkeypatch.setattr(bit_transformer.restoration, "search", interrupted)
+    monkeypatch.setattr(bit_transformer.restoration.streams, "search", interrupted)
     stop_in = 1
     none = btlm(*call, "--out", "mended")
     assert none.returncode == 130 and "nothing was written" in none.stdout and not (tmp_path / "mended").exists()

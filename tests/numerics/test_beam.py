@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bit_transformer.beam import search
 from bit_transformer.bit_io import bytes_to_bits, find_parity_errors
 from bit_transformer.config import TrainConfig
+from bit_transformer.decoding.session import Session
 from bit_transformer.model import BitTransformerLM, set_dropout
-from bit_transformer.restoration import repair_bits
+from bit_transformer.restoration.beam import search
+from bit_transformer.restoration.streams import repair_bits
 from bit_transformer.training import train_loop
 from tests.conftest import TEXT, random_bits, random_model
 
@@ -49,13 +50,13 @@ def test_streams_that_change_places_go_on_as_if_they_had_stood_there(fields: dic
     bits, more = random_bits(4, 80), random_bits(4, 40, seed=1)
     row = np.array([2, 0, 2, 3])
     with torch.inference_mode():
-        cache = model.new_cache(4)
-        model.step(bits, cache)
-        cache.select(row)
-        got = model.step(more, cache)
-        again = model.new_cache(4)
-        model.step(bits[row], again)
-        want = model.step(more, again)
+        session = Session(model, 4)
+        session.step(bits)
+        session.select(row)
+        got = session.step(more)
+        again = Session(model, 4)
+        again.step(bits[row])
+        want = again.step(more)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 

@@ -12,11 +12,11 @@ from torch.testing import assert_close
 
 from bit_transformer.bit_io import bits_to_bytes, bytes_to_bits, find_parity_errors
 from bit_transformer.data.sources import bytes_corpus
+from bit_transformer.decoding.generation import generate
+from bit_transformer.decoding.session import Session
 from bit_transformer.diffusion import diffusion_inference, likelihood_bound, repair
-from bit_transformer.errors import BitStreamError, ConfigError
-from bit_transformer.generation import generate
-from bit_transformer.model import BitTransformerLM
-from bit_transformer.nn.noise import (
+from bit_transformer.diffusion.denoiser import masked_nll, restored
+from bit_transformer.diffusion.noise import (
     SCHEDULES,
     flip_bits,
     hide_exactly,
@@ -25,8 +25,11 @@ from bit_transformer.nn.noise import (
     noise_share,
     stratified_times,
 )
+from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.patching import bit_chances, leaf_log_probs, pack_patches, unpack_patches
 from bit_transformer.training import train_loop
+from bit_transformer.training.objectives import losses
 from tests.conftest import TEXT, at_most, random_bits, random_model
 
 SMALL = {"causal": False, "patch_bits": 2, "max_seq_len": 6}
@@ -36,7 +39,7 @@ def nats_of_order(model: BitTransformerLM, patches: list[int], order: tuple[int,
     """What a window costs if its patches are revealed in one order."""
     total, hidden = 0.0, [True] * len(patches)
     for place in order:
-        nats = model.hidden_nll(torch.tensor([patches]), torch.tensor([hidden]))
+        nats = masked_nll(model, torch.tensor([patches]), torch.tensor([hidden]))
         total += nats[0, place].item()
         hidden[place] = False
     return total
@@ -84,26 +87,26 @@ def test_hidden_patches_are_predicted_from_both_sides_and_not_from_themselves(fi
     patches = torch.randint(0, 16, (1, 8))
     hidden = torch.zeros(1, 8, dtype=torch.bool)
     hidden[0, 3] = True
-    before = model.hidden_nll(patches, hidden)
+    before = masked_nll(model, patches, hidden)
     assert (before[0, [0, 1, 2, 4, 5, 6, 7]] == 0).all()
     for place in (0, 7):
         other = patches.clone()
         other[0, place] ^= 5
-        assert model.hidden_nll(other, hidden)[0, 3] != before[0, 3]
-    total = sum(math.exp(-model.hidden_nll(patches.masked_fill(hidden, v), hidden)[0, 3].item()) for v in range(16))
+        assert masked_nll(model, other, hidden)[0, 3] != before[0, 3]
+    total = sum(math.exp(-masked_nll(model, patches.masked_fill(hidden, v), hidden)[0, 3].item()) for v in range(16))
     assert total == pytest.approx(1, abs=1e-5)
 
 
 def test_n_grams_of_a_diffusion_reach_as_far_to_both_sides() -> None:
     model = random_model(causal=False, patch_bits=4, max_seq_len=32, ngram_orders=(3,), ngram_rows=1 << 12)
-    assert model.ngrams is not None and model.ngrams.contexts == 3
+    assert model.trunk.ngrams is not None and model.trunk.ngrams.contexts == 3
     symbols = torch.randint(0, 16, (1, 8))
-    pad = torch.full((1, 2), model.mask)
-    rows = model.ngrams.rows_of(torch.cat((pad, symbols, pad), dim=1))
+    pad = torch.full((1, 2), model.trunk.start)
+    rows = model.trunk.ngrams.rows_of(torch.cat((pad, symbols, pad), dim=1))
     for place in range(8):
         other = symbols.clone()
         other[0, place] ^= 5
-        changed = rows != model.ngrams.rows_of(torch.cat((pad, other, pad), dim=1))
+        changed = rows != model.trunk.ngrams.rows_of(torch.cat((pad, other, pad), dim=1))
         before, after, both = ({n for n in range(8) if changed[0, n, kind]} for kind in range(3))
         assert before == {n for n in range(8) if place <= n <= place + 2}
         assert after == {n for n in range(8) if place - 2 <= n <= place}
@@ -130,7 +133,7 @@ def test_the_training_loss_is_the_bound_on_average() -> None:
     want = exact_bound(model, pack_patches(bits, 2)[0].tolist()) * math.log(2) / 6
     torch.manual_seed(0)
     with torch.no_grad():
-        losses = torch.stack([model.losses(bits.expand(64, -1))[0] for _ in range(300)])
+        losses = torch.stack([losses(model, bits.expand(64, -1))[0] for _ in range(300)])
     assert abs(losses.mean().item() - want) < 4 * losses.std().item() / math.sqrt(300)
 
 
@@ -144,7 +147,7 @@ def posterior(model: BitTransformerLM, chance: float) -> np.ndarray:
     """What the model makes of every window that it may see: (seen, patch, V)."""
     seen = pack_patches(torch.tensor(WORDS), 2)
     with torch.no_grad():
-        z = model.restored(seen, torch.full((len(seen),), chance)).double().numpy()
+        z = restored(model, seen, torch.full((len(seen),), chance)).double().numpy()
     return np.exp(leaf_log_probs(z.reshape(-1, 4))).reshape(16, 2, 4)
 
 
@@ -347,7 +350,7 @@ def test_what_cannot_be_is_refused() -> None:
     for call in (
         lambda: two_way(bits),
         lambda: two_way.nll(bits),
-        lambda: two_way.new_cache(),
+        lambda: Session(two_way),
         lambda: generate(two_way, bits[:, :8], 8),
     ):
         with pytest.raises(ConfigError, match="got a diffusion model"):
@@ -357,7 +360,7 @@ def test_what_cannot_be_is_refused() -> None:
         lambda: diffusion_inference(one_way, bits),
         lambda: likelihood_bound(one_way, bits),
         lambda: repair(one_way, bits),
-        lambda: one_way.hidden_nll(bits, bits > 0),
+        lambda: masked_nll(one_way, bits, bits > 0),
     ):
         with pytest.raises(ConfigError, match="got an autoregressive model"):
             call()
@@ -369,9 +372,9 @@ def test_what_cannot_be_is_refused() -> None:
         (lambda: likelihood_bound(two_way, bits, samples=1), "samples=1"),
         (lambda: likelihood_bound(flips, bits, steps=0), "steps=0"),
         (lambda: repair(flips, bits, rate=0.5), "rate=0.5"),
-        (lambda: flips.restored(bits[:, :8]), "got no chance_B and noise='flips'"),
+        (lambda: restored(flips, bits[:, :8]), "got no chance_B and noise='flips'"),
         (lambda: diffusion_inference(two_way, bits, temperature=math.nan), "temperature=nan"),
-        (lambda: flips.hidden_nll(bits[:, :8], bits[:, :8] > 0), "got a model of flips"),
+        (lambda: masked_nll(flips, bits[:, :8], bits[:, :8] > 0), "got a model of flips"),
         (lambda: BitTransformerLM(causal=False, diffusion_steps=0), "diffusion_steps=0"),
         (lambda: BitTransformerLM(noise="flips"), "noise='flips' goes with causal=False"),
         (lambda: BitTransformerLM(diffusion_steps=5), "diffusion_steps=5 goes with causal=False"),

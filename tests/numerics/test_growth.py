@@ -14,14 +14,16 @@ from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
 from bit_transformer.config import ModelConfig, Sampling, TrainConfig
 from bit_transformer.data.sources import bytes_corpus
+from bit_transformer.decoding.generation import generate
+from bit_transformer.diffusion.denoiser import restored
 from bit_transformer.errors import CheckpointError, ConfigError
-from bit_transformer.generation import generate
 from bit_transformer.growth import expand_model, expand_optimizers, smaller_config, stages
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.reversible import Coupling
-from bit_transformer.optim import Optimizers
 from bit_transformer.presets import preset
 from bit_transformer.training import Record, Trainer, build_windows, train_loop
+from bit_transformer.training.objectives import losses
+from bit_transformer.training.optim import Optimizers
 from tests.conftest import TEXT, random_bits, random_model
 
 SHAPES = {
@@ -58,9 +60,11 @@ def logits_of(model: BitTransformerLM, bits: torch.Tensor) -> torch.Tensor:
 
         patches = pack_patches(bits, model.config.patch_bits)
         chance = torch.full((len(bits),), 0.1) if model.config.noise == "flips" else None
-        seen = patches if chance is not None else patches.masked_fill(torch.rand(patches.shape) < 0.5, model.mask)
+        seen = (
+            patches if chance is not None else patches.masked_fill(torch.rand(patches.shape) < 0.5, model.trunk.start)
+        )
         torch.manual_seed(0)
-        return model.restored(seen, chance)
+        return restored(model, seen, chance)
 
 
 def rounding(model: BitTransformerLM) -> float:
@@ -140,7 +144,7 @@ def trained(**fields: object) -> tuple[BitTransformerLM, Optimizers, TrainConfig
 
 def update(model: BitTransformerLM, optimizers: Optimizers, bits: torch.Tensor) -> None:
     optimizers.zero_grad()
-    model.losses(bits)[0].backward()
+    losses(model, bits)[0].backward()
     optimizers.step()
 
 
@@ -169,7 +173,7 @@ def test_moments_go_where_their_weights_went() -> None:
     assert_close(new["exp_avg"][:, :32], old["exp_avg"] / s)
     assert_close(new["exp_avg_sq"][:, :32], old["exp_avg_sq"] / s**2)
     assert (new["exp_avg"][:, 32:] == 0).all() and new["step"] == old["step"] == 6
-    projection = model.blocks[1].attend.query_key_value.weight
+    projection = model.trunk.blocks[1].attend.query_key_value.weight
     old_momentum = optimizers.parts["matrix"].state[projection]["momentum"].view(3, 32, 32)
     now = carried.parts["matrix"].state[grown.blocks[1].attend.query_key_value.weight]["momentum"].view(3, 64, 64)
     assert_close(now[:, :32, :32], old_momentum / s)
@@ -234,9 +238,9 @@ def test_a_training_grows_to_its_target_and_says_so() -> None:
     trainer, seen = growing(), []
     trainer.observers = [lambda _, record: seen.append(record)]
     trainer.run()
-    assert trainer.model.config == trainer.target and trainer.progress.stage == len(trainer.stages) - 1 == 4
+    assert trainer.model.config == trainer.target and trainer.progress.stage == len(trainer.growth.stages) - 1 == 4
     events = [(r["step"], r["num_layers"], r["d_model"], r["max_seq_len"]) for r in seen if "num_layers" in r]
-    assert [event[1:] for event in events] == [(s.num_layers, s.d_model, s.max_seq_len) for s in trainer.stages]
+    assert [event[1:] for event in events] == [(s.num_layers, s.d_model, s.max_seq_len) for s in trainer.growth.stages]
     assert events[0][0] == 1 and events[-1][0] <= 13  # all of it by half of the budget
     for step, *_ in events[1:]:
         before, after, later = (seen[step - 2 + i] for i in (0, 1, 4))
@@ -276,7 +280,7 @@ def test_a_growing_training_that_was_stopped_goes_on_as_if_it_was_not(tmp_path: 
         first.run()
         again = growing()
         again.load(tmp_path / "training.safetensors")
-        assert again.model.config == again.stages[again.progress.stage]
+        assert again.model.config == again.growth.stages[again.progress.stage]
         again.run()
         for (name, a), b in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
             assert torch.equal(a, b), (at, name)
@@ -315,7 +319,7 @@ def test_what_is_learned_from_a_teacher_is_the_cost_of_its_predictions() -> None
     with torch.no_grad():
         z, taught = student.window_logits(bits)[0].flatten(1), teacher.window_logits(bits)[0].flatten(1)
         for trust in (0.0, 0.3, 1.0):
-            loss, nats = student.losses(bits, teacher=teacher, trust=trust)
+            loss, nats = losses(student, bits, teacher=teacher, trust=trust)
             total = 0.0
             for z_bit, t_bit, bit in zip(z.flatten(), taught.flatten(), bits.flatten(), strict=True):
                 target = (1 - trust) * bit.item() + trust * torch.sigmoid(t_bit).item()
@@ -332,10 +336,10 @@ def test_a_diffusion_learns_from_a_teacher_too(noise) -> None:
     values = []
     for trust in (0.0, 1.0):
         torch.manual_seed(0)
-        values.append(student.losses(bits, teacher=teacher, trust=trust))
+        values.append(losses(student, bits, teacher=teacher, trust=trust))
     assert values[0][1] == values[1][1] and values[0][0] != values[1][0]
     torch.manual_seed(0)
-    assert values[0][0] == student.losses(bits)[0]
+    assert values[0][0] == losses(student, bits)[0]
     values[1][0].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from bit_transformer.config import Sampling
+from bit_transformer.decoding.generation import generate, infer_long
 from bit_transformer.errors import ConfigError, NotRebuilt, StreamOverflow
-from bit_transformer.generation import generate, infer_long
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn import reversible
 from bit_transformer.nn.block import Block
@@ -89,18 +89,19 @@ def test_reversible_gradients_are_exact_without_a_causal_mask():
     blocks = bidirectional_blocks(3)
     turn = rotary_table(10, 8).float()
     weight, found = torch.randn(2, 10, 16), []
+    branches = [(block.attend, block.feed_forward) for block in blocks]
     for run in (reversible.run, reversible.run_stored):
         nn.ModuleList(blocks).zero_grad()
         x = torch.randn(2, 10, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
         torch.manual_seed(1)
-        y = run(blocks, x, turn)
+        y = run(branches, x, turn)
         (y * weight).sum().backward()
         found.append({"x": x.grad, "y": y, **{n: p.grad for n, p in nn.ModuleList(blocks).named_parameters()}})
     assert_same_bits(*found)
     late_changed = torch.cat((x[:, :-1], x[:, -1:] + 1), dim=1)
     nn.ModuleList(blocks).eval()
     with torch.no_grad():
-        changed = reversible.run(blocks, late_changed, turn) != reversible.run(blocks, x, turn)
+        changed = reversible.run(branches, late_changed, turn) != reversible.run(branches, x, turn)
     assert changed[:, 0].any()  # the first position reads the last
 
 
@@ -111,13 +112,13 @@ def test_inputs_are_rebuilt_exactly(amp):
     coupling = reversible.Coupling(x)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
         begin = one = two = coupling.enter(x)
-        for block in model.blocks:
-            one = coupling.add(one, block.attend(coupling.read(two), model.turn_NK2[:30]))
+        for block in model.trunk.blocks:
+            one = coupling.add(one, block.attend(coupling.read(two), model.trunk.rotary_NK2[:30]))
             two = coupling.add(two, block.feed_forward(coupling.read(one)))
         assert not torch.equal(two, begin)
-        for block in reversed(model.blocks):
+        for block in reversed(model.trunk.blocks):
             two = coupling.take_off(two, block.feed_forward(coupling.read(one)))
-            one = coupling.take_off(one, block.attend(coupling.read(two), model.turn_NK2[:30]))
+            one = coupling.take_off(one, block.attend(coupling.read(two), model.trunk.rotary_NK2[:30]))
     assert torch.equal(one, begin) and torch.equal(two, begin)
     assert (coupling.read(begin) - x).abs().max() <= 2**-19
 
@@ -138,9 +139,9 @@ def test_backward_inside_autocast_is_the_same(stored):
 
 def test_frozen_embeddings_do_not_cost_the_blocks_their_gradients():
     model = random_model(reversible=True, max_seq_len=64).train()
-    model.embed.requires_grad_(False)
+    model.trunk.embed.requires_grad_(False)
     model.nll(random_bits(2, 64)).mean().backward()
-    assert all(p.grad is not None for p in model.blocks.parameters())
+    assert all(p.grad is not None for p in model.trunk.blocks.parameters())
 
 
 def test_the_backward_pass_can_be_taken_twice():
@@ -156,20 +157,20 @@ def test_the_backward_pass_can_be_taken_twice():
 def test_values_too_large_to_be_rebuilt_are_an_error_and_nan_stays_nan():
     model = random_model(reversible=True, max_seq_len=64)
     with torch.no_grad():
-        model.embed.weight.fill_(4_000)
+        model.trunk.embed.weight.fill_(4_000)
         model.nll(random_bits(2, 64))
         for large in (5_000.0, -5_000.0):
-            model.embed.weight.fill_(large)
+            model.trunk.embed.weight.fill_(large)
             with pytest.raises(StreamOverflow, match=r"got values of 5.*must stay below 4096"):
                 model.nll(random_bits(2, 64))
     with torch.no_grad():
-        model.embed.weight.fill_(float("nan"))
+        model.trunk.embed.weight.fill_(float("nan"))
     assert model.nll(random_bits(2, 64)).isnan().all()
 
 
 def test_a_trunk_that_changed_before_the_backward_pass_is_an_error():
     model = random_model(reversible=True, dropout=0.2, max_seq_len=64).train()
-    for change in (model.eval, lambda: model.blocks[0].feed_forward.out.weight.data.mul_(1.01)):
+    for change in (model.eval, lambda: model.trunk.blocks[0].feed_forward.out.weight.data.mul_(1.01)):
         model.train()
         loss = model.nll(random_bits(2, 64)).mean()
         change()
@@ -208,11 +209,11 @@ def test_checkpointed_gradients_equal_the_plain_ones_bit_for_bit(every, dropout)
 def test_compiled_branches_are_as_exact(amp, stored):
     model = random_model(reversible=True, num_layers=3, max_seq_len=64).train()
     bits_BT = random_bits(2, 64)
-    with model.compiled_trunk():
+    with model.trunk.compiled():
         compiled = gradients(model, bits_BT, amp)
         assert_same_bits(compiled, stored(lambda: gradients(model, bits_BT, amp)))
-        assert model.blocks[0].attend._compiled_call_impl is not None
-    assert model.blocks[0].attend._compiled_call_impl is None
+        assert model.trunk.is_compiled
+    assert not model.trunk.is_compiled
 
 
 @pytest.mark.parametrize("reversibly", [False, True])
@@ -224,7 +225,7 @@ def test_local_attention_goes_on_beyond_the_window_without_forgetting(reversibly
     prompt_BT = random_bits(1, 48).repeat(batch, 1)
     drawn_BT = infer_long(short, prompt_BT, 560, Sampling(temperature=0))
     assert torch.equal(drawn_BT, generate(long, prompt_BT, 560, Sampling(temperature=0)))
-    assert short.new_cache(batch).layers[0].key_BHSK.shape[2] == 3
+    assert short.trunk.new_cache(batch).layers[0].key_BHSK.shape[2] == 3
 
 
 def test_attention_maps_of_several_layers_survive_a_backward_pass_and_autocast():

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from bit_transformer.bit_io import bytes_to_bits
-from bit_transformer.data.features import FeatureReader, corpus_features
 from bit_transformer.data.sources import Corpus, bytes_corpus
+from bit_transformer.decoding.session import Session
 from bit_transformer.errors import ConfigError
 from bit_transformer.evaluation.metrics import Protocol, bits_per_byte, byte_costs, default_protocol
 from bit_transformer.experts.bank import pack_units
+from bit_transformer.experts.feature_cache import corpus_features
+from bit_transformer.experts.passes import FeatureReader
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.mixer import ExpertMixer
 from bit_transformer.nn.patching import pack_patches, tree_nodes
@@ -90,20 +92,20 @@ def test_steps_chunks_and_nodes_give_what_one_forward_gives(shape: dict) -> None
     other = bytes_to_bits(np.frombuffer(TEXT[33:103], np.uint8), parity=model.config.parity)
     x_BT = torch.from_numpy(np.stack((bits, other)))[:, : shape["max_seq_len"] - 5]
     full, _ = model(x_BT)
-    cache, pieces, at = model.new_cache(2), [], 0
+    session, pieces, at = Session(model, 2), [], 0
     for size in (1, 7, 3, 8, 16, 9, 100, 50, 500):
         if at < x_BT.shape[1]:
-            pieces.append(model.step(x_BT[:, at : at + size], cache))
+            pieces.append(session.step(x_BT[:, at : at + size]))
             at += size
     torch.testing.assert_close(torch.cat(pieces, 1), full, atol=2e-4, rtol=1e-4)
-    cache = model.new_cache(2)
+    session = Session(model, 2)
     N = min(40, x_BT.shape[1] // P)
     patch_BN, all_BT = pack_patches(x_BT[:, : N * P], P), model.all_bit_logits(x_BT)
     for n in range(N):
         node_BP = tree_nodes(patch_BN[:, n], P)
-        path_BP = torch.from_numpy(model.node_logits(cache)).gather(1, node_BP)
+        path_BP = torch.from_numpy(session.node_logits()).gather(1, node_BP)
         torch.testing.assert_close(path_BP, all_BT[:, n * P : (n + 1) * P], atol=2e-4, rtol=1e-4)
-        model.advance(patch_BN[:, n : n + 1], cache)
+        session.advance(patch_BN[:, n : n + 1])
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2] + SHAPES[3:4], ids=str)
@@ -181,7 +183,47 @@ def test_without_experts_nothing_changes() -> None:
     with torch.no_grad():
         with_experts.mixer.by_node.zero_()  # type: ignore[union-attr]
     torch.testing.assert_close(with_experts(bits)[0], without(bits)[0])
-    assert without.new_cache(1).experts is None and not without.has_bank
+    assert Session(without).experts is None and not without.has_bank
     empty = Corpus([])
     with pytest.raises(Exception, match="no bytes to score"):
         list(byte_costs(with_experts, empty, default_protocol(with_experts)))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_learned_while_decoding_is_what_online_evaluation_learned(shape: dict) -> None:
+    model = taught(**shape)
+    unit = model.config.align_bytes
+    data = TEXT[300 : 300 + 40 // unit * unit]
+    reader = FeatureReader(bytes_corpus(data), model.config, model.bank.copy(), learn=True)
+    reader.read(0, len(data))
+    bits = torch.from_numpy(bytes_to_bits(np.frombuffer(data, np.uint8), parity=model.config.parity))
+    patch_BN = pack_patches(bits[None], model.config.patch_bits)
+    session = Session(model)
+    assert session.experts is not None
+    session.experts.learn()
+    for n in range(patch_BN.shape[1]):
+        session.node_logits()  # to look ahead changes nothing
+        session.feed(patch_BN[:, n : n + 1], long=True)
+    (learned,) = session.experts.banks
+    assert learned.count == reader.bank.count > model.bank.count
+    assert learned.digest() == reader.bank.digest() != model.bank.digest()
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_unit_read_bit_by_bit_is_the_unit_read_at_once(shape: dict, learn: bool) -> None:
+    model = taught(**shape)
+    bank, stepped = model.bank.copy(), model.bank.copy()
+    bits = bytes_to_bits(np.frombuffer(TEXT[300:360], np.uint8), parity=model.config.parity)
+    U = bank.unit_bits
+    units = pack_units(bits[: len(bits) // U * U], U)
+    want = bank.read(units, bank.stream(), learn=learn)
+    stream, got = stepped.stream(), []
+    for unit in units.tolist():
+        opened = stepped.open_unit(stream, learn=learn)
+        for j in range(U):
+            got.append(opened.predict_bit())
+            opened.learn_bit(unit >> (U - 1 - j) & 1)
+        opened.close()
+    np.testing.assert_array_equal(np.stack(got).reshape(want.shape), want)
+    assert stepped.digest() == bank.digest() and (stepped.digest() != model.bank.digest()) == learn

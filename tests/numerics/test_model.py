@@ -13,6 +13,8 @@ from torch.testing import assert_close
 
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.data.sources import bytes_corpus
+from bit_transformer.decoding.session import Session
+from bit_transformer.decoding.single_stream import SingleStreamEngine
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.attention import attend
@@ -45,14 +47,14 @@ def tolerance(model: BitTransformerLM) -> float:
 
 @torch.no_grad()
 def assert_stepping_equals_one_forward(model: BitTransformerLM, bits_BT: torch.Tensor, chunk: int) -> None:
-    cache = model.new_cache(batch=len(bits_BT))
-    pieces = [model.step(part, cache) for part in bits_BT.split(chunk, dim=1)]
+    session = Session(model, len(bits_BT))
+    pieces = [session.step(part) for part in bits_BT.split(chunk, dim=1)]
     assert_close(torch.cat(pieces, dim=1), model(bits_BT).logits, rtol=1e-5, atol=tolerance(model))
 
 
 def in_float64(model: BitTransformerLM) -> BitTransformerLM:
     model = model.double()
-    model.turn_NK2 = rotary_table(model.config.max_patches + 1, model.config.d_model // model.config.nhead)
+    model.trunk.rotary_NK2 = rotary_table(model.config.max_patches + 1, model.config.d_model // model.config.nhead)
     return model
 
 
@@ -122,7 +124,7 @@ def test_stepping_in_any_chunks_equals_one_forward(shape, chunk):
 def test_a_single_stream_steps_as_a_batch_does(shape):
     model = random_model(**shape)
     bits_BT = random_bits(1, model.config.max_seq_len)
-    assert model.new_cache(batch=1).single is not None
+    assert isinstance(Session(model).engine, SingleStreamEngine)
     assert_stepping_equals_one_forward(model, bits_BT, chunk=1)
 
 
@@ -240,7 +242,7 @@ def test_word_contexts_match_the_loops_on_text_and_on_noise():
     )
     for data in (text.encode(), np.random.default_rng(0).bytes(200), b"a" * 50, b"  "):
         symbols = [256, *data]
-        rows_NO = model.ngrams.rows_of(torch.tensor([[256] * model.ngrams.history + symbols]))[0]
+        rows_NO = model.trunk.ngrams.rows_of(torch.tensor([[256] * model.trunk.ngrams.history + symbols]))[0]
         assert rows_NO.tolist() == [reference.ngram_rows(model, symbols[: n + 1]) for n in range(len(symbols))]
 
 
@@ -248,8 +250,8 @@ def test_word_contexts_ignore_case_and_place_and_see_the_word_before():
     model = random_model(max_seq_len=640, ngram_words=True, ngram_rows=1 << 20)
 
     def last_rows(text: str) -> list[int]:
-        context = [256] * model.ngrams.history + list(text.encode())
-        return model.ngrams.rows_of(torch.tensor([context]))[0, -1].tolist()
+        context = [256] * model.trunk.ngrams.history + list(text.encode())
+        return model.trunk.ngrams.rows_of(torch.tensor([context]))[0, -1].tolist()
 
     word, pair = last_rows("to be or not")
     assert last_rows("whether 'tis nobler or NoT") == [word, pair]

@@ -20,6 +20,7 @@ from bit_transformer.telemetry import bit_negentropy, lz_complexity, negentropy,
 from bit_transformer.telemetry.lempel_ziv import count_phrases
 from bit_transformer.telemetry.measures import fair_coin_phrases
 from bit_transformer.training import train_loop
+from bit_transformer.training.objectives import losses
 from tests.conftest import TEXT, random_bits, random_model
 from tests.reference import telemetry as slow
 
@@ -185,11 +186,11 @@ def test_activations_are_what_the_branches_add(reversible: bool) -> None:
     model = random_model(max_seq_len=128, full_attn_logging=True, reversible=reversible)
     bits = random_bits(1, 64)
     added: list[torch.Tensor] = []
-    hook = model.blocks[1].feed_forward.register_forward_hook(lambda m, i, o: added.append(o))
+    hook = model.trunk.blocks[1].feed_forward.register_forward_hook(lambda m, i, o: added.append(o))
     telemetry = model(bits).telemetry
     hook.remove()
     assert_close(telemetry["activations"][1, 1], added[0].square().mean(-1).sqrt())
-    assert not any(branch._forward_hooks for block in model.blocks for branch in block.children())
+    assert not any(branch._forward_hooks for block in model.trunk.blocks for branch in block.children())
 
 
 def test_nothing_is_measured_that_nobody_reads(monkeypatch) -> None:
@@ -253,7 +254,7 @@ def test_penalties_have_the_gradients_of_finite_differences() -> None:
 def test_without_lambdas_the_loss_is_the_likelihood() -> None:
     model = random_model(max_seq_len=128)
     bits = random_bits(2, 128)
-    loss, nats = model.losses(bits)
+    loss, nats = losses(model, bits)
     assert loss is nats
     assert_close(nats, model.nll(bits).mean(), rtol=0, atol=0)
 
@@ -276,6 +277,6 @@ def test_raising_a_lambda_raises_its_metric(name: str, metric: str) -> None:
             elif metric == "C":
                 found[value] = 1 - penalties.repetition(z, patch).item()
             else:
-                q = model.experts_chances(said)
+                q = model.experts_probability(said)
                 found[value] = symbiosis(torch.sigmoid(z.flatten(1)), q).mean().item()
     assert found[1.0] > found[0.0] + 0.004, found

@@ -16,7 +16,7 @@ MASK64 = (1 << 64) - 1
 
 
 def weights_of(model: BitTransformerLM) -> dict[str, np.ndarray]:
-    return {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
+    return {name.removeprefix("trunk."): value.detach().double().numpy() for name, value in model.state_dict().items()}
 
 
 def patch_value(bits: list[int]) -> int:

@@ -157,6 +157,20 @@ def test_a_config_made_directly_fails_in_one_line(make, text):
     assert str(caught.value) == text
 
 
+def test_an_error_names_its_field():
+    for make, field in (
+        (lambda: Sampling(temprature=1), "temprature"),
+        (lambda: Sampling(temperature=-1), "temperature"),
+        (lambda: TrainConfig.of({"steps": 1, "optim": {"betas": (1, 1)}}), "optim.betas[0]"),
+        (lambda: ModelConfig(experts={"order": 1}), "experts.order"),
+        (lambda: ModelConfig(experts={"buckets": 3}), "experts"),
+        (lambda: TrainConfig(), None),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert caught.value.field == field
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_field_refuses_another_type_by_its_name_and_keeps_the_line_short(kind):
     class Unfit:

@@ -15,18 +15,21 @@ import torch
 from bit_transformer import checkpoint
 from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
 from bit_transformer.config import ExpertConfig, ModelConfig, Sampling, TrainConfig
-from bit_transformer.data import features as features_module
 from bit_transformer.data import sources
-from bit_transformer.data.features import FeatureReader, StreamedWindows, corpus_features, corpus_sketch, feature_bytes
 from bit_transformer.data.sources import Corpus, Span, bytes_corpus
+from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
 from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.experts import bank as bank_module
+from bit_transformer.experts import feature_cache, passes
 from bit_transformer.experts.bank import ExpertBank, memory_bytes, pack_units
+from bit_transformer.experts.feature_cache import corpus_features
+from bit_transformer.experts.passes import FeatureReader, corpus_sketch, feature_bytes
 from bit_transformer.experts.sketch import KEPT, empty, known_fraction, sketched
-from bit_transformer.generation import generate_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.training import Record, StopTraining, Trainer, build_windows, train_loop
+from bit_transformer.training.objectives import losses
+from bit_transformer.training.streamed import StreamedWindows
 from tests.conftest import TEXT, prose
 
 SHAPE = ModelConfig(
@@ -80,14 +83,14 @@ def test_changed_data_and_a_damaged_cache_are_made_again_and_said(tmp_path: Path
 
 
 def test_a_disk_that_is_too_small_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(BitStreamError, match=r"GB are needed, 0.0 GB are free.*train.feature_cache=0"):
         corpus_features(bytes_corpus(TEXT[:5000]), SHAPE, limit=1 << 30, memory=0, folder=tmp_path)
 
 
 def test_a_stopped_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "PIECE", 768)
-    monkeypatch.setattr(features_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(feature_cache, "PIECE", 768)
+    monkeypatch.setattr(feature_cache, "SAVE_SECONDS", 0.0)
     corpus, said = corpus_of(tmp_path / "text", TEXT[:6000]), []
     whole = made(corpus, tmp_path / "whole", said)
     calls = []
@@ -181,12 +184,12 @@ def test_one_cache_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
     (lock,) = (tmp_path / "cache").glob("*.lock")
     said: list[str] = []
     with lock.open("w") as file:
-        assert features_module._lock(file, wait=False)
+        assert feature_cache._lock(file, wait=False)
         waiting = threading.Thread(target=lambda: made(corpus, tmp_path / "cache", said))
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive() and "waits" in said[0]
-        features_module._make_room(tmp_path / "cache", 0, keep=tmp_path / "another")
+        feature_cache._make_room(tmp_path / "cache", 0, keep=tmp_path / "another")
         assert list((tmp_path / "cache").glob("*.features"))  # not under the hands of who makes it
     waiting.join(10)
     assert not waiting.is_alive()
@@ -203,7 +206,7 @@ def test_units_of_any_size_go_on_from_piece_to_piece(patch_bits: int, tmp_path: 
     data = bytes_corpus(np.random.default_rng(0).integers(0, 7, 820_000, dtype=np.uint8).tobytes()).aligned(
         shape.align_bytes
     )
-    assert len(data) > features_module.PIECE
+    assert len(data) > passes.PIECE
     bank = ExpertBank.of(shape)
     units = pack_units(np.unpackbits(data.read(0, len(data))), shape.unit_bits)
     whole = bank.read(units, bank.stream(), learn=True).reshape(-1, bank.features)
@@ -228,7 +231,7 @@ def test_windows_start_where_units_do() -> None:
 @pytest.mark.parametrize("cache", ["file", "memory", "streams"])
 def test_a_resumed_training_is_bit_equal(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if cache == "file":
-        monkeypatch.setattr(features_module, "MEMORY", 0)
+        monkeypatch.setattr(feature_cache, "MEMORY", 0)
         monkeypatch.setenv("BTLM_CACHE_DIR", str(tmp_path / "cache"))
     limit = 0 if cache == "streams" else 1 << 30
     config = TrainConfig.of({"steps": 12, "batch_size": 4, "feature_cache": limit})
@@ -443,7 +446,7 @@ def test_a_loop_of_ones_own_teaches_the_experts() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     windows = torch.from_numpy(np.unpackbits(np.frombuffer(prose(1, 1700)[:11_200], np.uint8))).view(-1, 256)
     for bits in windows.split(10):
-        loss, _ = model.losses(bits)
+        loss, _ = losses(model, bits)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

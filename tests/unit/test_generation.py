@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from bit_transformer.beam import search
 from bit_transformer.bit_io import bits_to_bytes, bytes_to_bits, find_parity_errors, text_to_bits
 from bit_transformer.config import Sampling
+from bit_transformer.decoding.generation import generate, generate_bytes, infer_long, stream_bytes
+from bit_transformer.decoding.session import Session
 from bit_transformer.errors import BitStreamError, ParityError, StreamOverflow
-from bit_transformer.generation import generate, generate_bytes, infer_long, stream_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.position import rotary_table, rotate
+from bit_transformer.restoration.beam import search
 from tests.conftest import random_bits, random_model
 
 
@@ -159,13 +160,16 @@ def test_a_window_that_is_full_is_an_error_unless_it_may_slide():
 def test_sliding_keeps_values_and_turns_keys_back():
     model = random_model(max_seq_len=80)
     with torch.no_grad():
-        cache = model.new_cache(1)
-        model.step(random_bits(1, 80), cache)
-        keys, values = cache.layers[1].key_BHSK.clone(), cache.layers[1].value_BHSK.clone()
-        model.slide(cache, 4)
-    assert cache.length == 7
+        session = Session(model, 1)
+        session.step(random_bits(1, 80))
+        keys, values = (
+            session.engine.cache.layers[1].key_BHSK.clone(),
+            session.engine.cache.layers[1].value_BHSK.clone(),
+        )
+        session.slide(4)
+    assert session.engine.cache.length == 7
     table = rotary_table(11, 12).float()
-    layer = cache.layers[1]
+    layer = session.engine.cache.layers[1]
     for new in range(1, 7):
         old = new + 4
         unturned = rotate(
@@ -216,11 +220,11 @@ def test_values_beyond_a_reversible_trunks_range_are_an_error_in_any_batch():
     model = random_model(max_seq_len=128, reversible=True)
     prompt = torch.zeros(1, 8, dtype=torch.long)
     with torch.no_grad():  # below the limit of 4,096 each, though the root of their sum of squares is above it
-        model.embed.weight.fill_(1500.0)
+        model.trunk.embed.weight.fill_(1500.0)
     for batch in (1, 2):
         assert generate(model, prompt.expand(batch, -1), 16, Sampling(seed=1)).shape == (batch, 16)
     with torch.no_grad():
-        model.embed.weight.fill_(1e6)
+        model.trunk.embed.weight.fill_(1e6)
     for batch in (1, 2):
         with pytest.raises(StreamOverflow, match=r"got values of 1e\+06 in the reversible trunk"):
             generate(model, prompt.expand(batch, -1), 16, Sampling(seed=1))

@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from benchmarks.footprint import saved_for_backward
-from bit_transformer.cli.options import read_settings
 from bit_transformer.config import ModelConfig, TrainConfig
 from bit_transformer.data.sources import bytes_corpus
+from bit_transformer.decoding.session import Session
 from bit_transformer.errors import ConfigError, OutOfMemory
 from bit_transformer.experts.bank import ExpertBank
 from bit_transformer.machine import free_memory
 from bit_transformer.memory import estimate_memory, largest_batch, savings
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.training import Trainer, is_out_of_memory
+from bit_transformer.service.settings import read_settings
+from bit_transformer.training import Trainer
+from bit_transformer.training.objectives import losses
+from bit_transformer.training.out_of_memory import is_out_of_memory
 from tests.conftest import ROOT, TEXT, random_bits
 
 SHAPE = {"d_model": 64, "nhead": 4, "num_layers": 3, "max_seq_len": 8 * 96}
@@ -58,14 +61,12 @@ def test_parameters_optimizer_cache_and_bank_are_those_of_the_model(switches):
     assert guess.parameters == sum(p.nbytes for p in model.parameters())
     trainer = Trainer(model, _windows(model), TrainConfig(steps=1, batch_size=2))
     trainer.update()
-    states = [
-        v for part in trainer.optimizers.state_dict().values() for s in part["state"].values() for v in s.values()
-    ]
+    states = [value for state in trainer.optimizers.state_dict().values() for value in state.values()]
     moments = sum(v.nbytes for v in states if isinstance(v, torch.Tensor) and v.ndim > 0)
     assert guess.optimizer == moments
-    cache = model.new_cache(batch=3)
+    session = Session(model, 3)
     used = estimate_memory(model.config, training=False, batch=3)
-    assert used.cache == sum(layer.key_BHSK.nbytes + layer.value_BHSK.nbytes for layer in cache.layers)
+    assert used.cache == sum(layer.key_BHSK.nbytes + layer.value_BHSK.nbytes for layer in session.engine.cache.layers)
     if model.config.experts:
         assert used.experts == ExpertBank.of(model.config).memory
 
@@ -74,7 +75,7 @@ def test_parameters_optimizer_cache_and_bank_are_those_of_the_model(switches):
 def test_a_diffusion_model_is_counted(noise):
     model = BitTransformerLM(**{**SHAPE, "causal": False, "noise": noise}).train()
     bits_BT = random_bits(4, model.config.max_seq_len)
-    counted = saved_for_backward(lambda: model.losses(bits_BT)[0])
+    counted = saved_for_backward(lambda: losses(model, bits_BT)[0])
     guess = estimate_memory(model.config, TrainConfig(steps=1, batch_size=4, amp=False))
     assert math.isclose(guess.activations + guess.logits // 2, counted, rel_tol=0.02)
     assert guess.parameters == sum(p.nbytes for p in model.parameters())

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from bit_transformer.config import OptimConfig
-from bit_transformer.optim import Muon, Optimizers, clip_gradients, orthogonalize, schedule, split_parameters
+from bit_transformer.training.optim import Muon, Optimizers, clip_gradients, orthogonalize, schedule, split_parameters
 from tests.conftest import random_bits, random_model
 
 

@@ -25,7 +25,8 @@ from bit_transformer.safety import (
 )
 from bit_transformer.safety.calibration import GATE_FILE
 from bit_transformer.safety.repetition import FARTHEST, MEMORY, Loop, Repetition
-from bit_transformer.service.telemetry import of_file
+from bit_transformer.service.operations import call
+from bit_transformer.service.workspace import Workspace
 from tests.conftest import random_model
 
 
@@ -188,7 +189,12 @@ def test_a_file_that_goes_round_is_named_repetitive(tmp_path, eight: ModelConfig
     save_checkpoint(tmp_path, random_model(max_seq_len=512))
     save_calibration(tmp_path / GATE_FILE, found, reference, of_model=False)
     (tmp_path / "text").write_bytes((TEXT[1000:1257] * 40)[: 64 * 160])
-    kinds = [w.kind for w in of_file(str(tmp_path / "text"), run=str(tmp_path), window=64).windows]
+    kinds = [
+        w.kind
+        for w in call(
+            "telemetry", {"name": str(tmp_path / "text"), "run": str(tmp_path), "window": 64}, Workspace()
+        ).windows
+    ]
     assert set(kinds[3 * 257 // 64 :]) == {"repetitive"} and kinds[: 2 * 257 // 64].count("repetitive") == 0
 
 

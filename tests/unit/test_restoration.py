@@ -11,12 +11,12 @@ import torch
 from bit_transformer.bit_io import bits_to_bytes, bytes_to_bits, find_parity_errors
 from bit_transformer.config import Sampling
 from bit_transformer.data.sources import bytes_corpus
+from bit_transformer.decoding.generation import stream_bytes
 from bit_transformer.diffusion import diffusion_inference
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.evaluation.metrics import bits_per_byte
-from bit_transformer.generation import stream_bytes
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.restoration import continued, fill_bits, hidden_bits, repair_bits, repair_pieces
+from bit_transformer.restoration.streams import continued, fill_bits, hidden_bits, repair_bits, repair_pieces
 from bit_transformer.safety import Guard, Reference, SafetyGate, safe_sample_with_retry
 from bit_transformer.training import train_loop
 from tests.conftest import at_most, random_model
@@ -81,10 +81,9 @@ def test_the_surest_place_is_judged_by_what_is_free_there() -> None:
         model.head.weight[1].zero_()
         model.head.bias[1] = 30.0  # the first bit is a one, whatever the rest: what is fixed is very unlikely
     calls: list[torch.Tensor] = []
-    trunk = model.trunk
-    model.trunk = lambda seen, *more, **others: calls.append(seen.clone()) or trunk(seen, *more, **others)
+    model.trunk.register_forward_pre_hook(lambda _, given: calls.append(given[0].clone()))
     diffusion_inference(model, known, fixed, order="confidence", seed=1)
-    assert calls[1][0, 0] != model.mask and calls[1][0, 1] == model.mask  # two choices are surer than 256
+    assert calls[1][0, 0] != model.trunk.start and calls[1][0, 1] == model.trunk.start  # two choices are surer than 256
 
 
 def test_a_long_stream_is_repaired_in_windows_that_overlap(cyclist: BitTransformerLM) -> None:

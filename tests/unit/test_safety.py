@@ -12,10 +12,10 @@ import torch
 
 from bit_transformer.bit_io import bits_to_bytes, bytes_to_bits
 from bit_transformer.config import ModelConfig, Sampling
-from bit_transformer.data.features import corpus_units
 from bit_transformer.data.sources import Corpus, bytes_corpus, stdlib_files, whole_files
+from bit_transformer.decoding.generation import generate_bytes, stream_bytes
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, SafetyRejection
-from bit_transformer.generation import generate_bytes, stream_bytes
+from bit_transformer.experts.passes import corpus_units
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.safety import (
     Calibration,

@@ -8,7 +8,7 @@ import torch
 from bit_transformer.config import TrainConfig
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.service import threads
-from bit_transformer.service.observers import Notice
+from bit_transformer.service.jobs import Job, Notice
 from bit_transformer.service.threads import measured, threads_that_pay
 from bit_transformer.training import Trainer, build_windows
 from tests.conftest import TEXT
@@ -47,7 +47,7 @@ def test_no_memory_for_measuring_is_left_to_the_training(four_threads: None, mon
 
     monkeypatch.setattr(threads, "_pass", full)
     trainer = new_trainer()
-    with threads_that_pay(trainer):
+    with threads_that_pay(trainer, Job()):
         assert torch.get_num_threads() == 4
 
 
@@ -59,7 +59,7 @@ def test_the_fastest_number_is_used_and_said(
 ) -> None:
     monkeypatch.setattr(threads, "measured", lambda call, most: seconds)
     trainer, said = new_trainer(), []
-    with threads_that_pay(trainer, said.append):
+    with threads_that_pay(trainer, Job(said.append)):
         assert torch.get_num_threads() == used == trainer.progress.threads
     assert torch.get_num_threads() == 4
     assert len(said) == (used < 4) and all(isinstance(n, Notice) and "OMP_NUM_THREADS" in n.text for n in said)
@@ -67,7 +67,7 @@ def test_the_fastest_number_is_used_and_said(
 
 def test_measuring_changes_nothing_of_the_training(four_threads: None, tmp_path) -> None:
     measured_one, plain = new_trainer(), new_trainer()
-    with threads_that_pay(measured_one):
+    with threads_that_pay(measured_one, Job()):
         chosen = torch.get_num_threads()
         measured_one.run()
     torch.set_num_threads(chosen)
@@ -79,17 +79,17 @@ def test_measuring_changes_nothing_of_the_training(four_threads: None, tmp_path)
     again = new_trainer()
     again.load(tmp_path / "t")
     torch.set_num_threads(3)
-    with threads_that_pay(again):  # sums round differently with other threads
+    with threads_that_pay(again, Job()):  # sums round differently with other threads
         assert torch.get_num_threads() == chosen
 
 
 def test_what_the_user_chose_stays(four_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     trainer = new_trainer()
-    with threads_that_pay(trainer):
+    with threads_that_pay(trainer, Job()):
         assert torch.get_num_threads() == 4 == trainer.progress.threads
     torch.set_num_threads(2)
     said: list[Notice] = []
-    with threads_that_pay(trainer, said.append):  # of a training that goes on
+    with threads_that_pay(trainer, Job(said.append)):  # of a training that goes on
         assert torch.get_num_threads() == 2
     assert "had 4 threads, and now has 2" in said[0].text

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from bit_transformer.checkpoint import load_checkpoint
 from bit_transformer.config import TrainConfig
 from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
 from bit_transformer.evaluation.metrics import Protocol, Score, bits_per_byte
-from bit_transformer.model import BitTransformerLM, set_dropout
+from bit_transformer.model import BitTransformerLM, set_dropout, set_sparse
 from bit_transformer.tensor_file import read_tensors, write_tensors
-from bit_transformer.training import StopTraining, Trainer, autocast, build_windows, cpu_autocast, train_loop
+from bit_transformer.training import StopTraining, Trainer, autocast, build_windows, cpu_autocast, losses, train_loop
+from bit_transformer.training.optim import split_parameters
 from tests.conftest import TEXT, prose, random_bits
 
 SHAPE = {
@@ -89,14 +93,14 @@ def test_the_best_weights_are_kept_the_average_among_them(monkeypatch):
         [5.0, 4.0, 4.5, 3.0, 3.5, 3.2]
     )  # of the latest weights, then of the average, validation by validation
     monkeypatch.setattr(
-        "bit_transformer.training.bits_per_byte", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
+        "bit_transformer.training.validation.bits_per_byte", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
     )
     trainer = new_trainer(steps=50, eval_every=0.34)
     seen = []
 
     def look(trainer, record):
         if "val_bpb" in record:
-            seen.append((record["val_bpb"], {name: t.clone() for name, t in trainer.average.items()}))
+            seen.append((record["val_bpb"], {name: t.clone() for name, t in trainer.kept.average.items()}))
 
     trainer.observers = [look]
     trainer.run()
@@ -117,7 +121,7 @@ def test_the_average_forgets_exponentially():
         now = trainer.model.head.weight.detach().clone()
         if record["step"] % 2 == 0:
             want = now if want is None else torch.lerp(want, now, 0.2)
-            seen.append(torch.allclose(trainer.average["head.weight"], want, rtol=1e-6, atol=1e-7))
+            seen.append(torch.allclose(trainer.kept.average["head.weight"], want, rtol=1e-6, atol=1e-7))
 
     trainer.observers = [follow]
     trainer.run()
@@ -160,7 +164,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
     for accum_steps in (1, 4):
         trainer = new_trainer(accum_steps=accum_steps)
         set_dropout(trainer.model, 0.0)
-        trainer.model.ngrams.dropout = ()
+        trainer.model.trunk.ngrams.dropout = ()
         trainer.model.double()
         trainer.optimizers.step = lambda: None
         trainer.optimizers.zero_grad = lambda: None
@@ -199,7 +203,7 @@ def test_validation_comes_at_shares_of_the_budget_and_at_the_end():
 def test_patience_stops_a_training_that_no_longer_improves(monkeypatch):
     values = iter([5.0, 4.0, 4.5, 4.2, 1.0])
     monkeypatch.setattr(
-        "bit_transformer.training.bits_per_byte", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
+        "bit_transformer.training.validation.bits_per_byte", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
     )
     trainer = new_trainer(steps=100, patience=2, eval_every=0.01, average=0)
     trainer.run()
@@ -239,7 +243,7 @@ def test_no_clipping_means_no_clipping():
 
 def test_a_validation_that_is_not_finite_stops_too(monkeypatch):
     monkeypatch.setattr(
-        "bit_transformer.training.bits_per_byte", lambda *_, **__: Score(float("nan"), 1, Protocol(1, 1))
+        "bit_transformer.training.validation.bits_per_byte", lambda *_, **__: Score(float("nan"), 1, Protocol(1, 1))
     )
     with pytest.raises(NonFiniteLoss, match="validation"):
         new_trainer().run()
@@ -321,3 +325,43 @@ def test_golden_losses():
     torch.testing.assert_close(
         torch.tensor(got, dtype=torch.float64), torch.tensor(want, dtype=torch.float64), rtol=1e-7, atol=0
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*older")
+def test_a_training_from_before_the_trunk_was_a_module_goes_on_as_it_would_have(tmp_path):
+    """The file names parameters without `trunk.`, and optimizer state by number. It was written at step 8 of 12, with the losses to come."""
+    golden = Path(__file__).parents[1] / "golden"
+    path = tmp_path / "training.safetensors"
+    path.write_bytes(gzip.decompress((golden / "format-2-training.safetensors.gz").read_bytes()))
+    want = json.loads((golden / "format-2-losses.json").read_text())
+    text = b"".join(b"%d bottles of beer on the wall, %d bottles of beer. " % (n, n) for n in range(99, 9, -1))
+    shape = {"d_model": 16, "nhead": 2, "num_layers": 2, "max_seq_len": 128, "ngram_orders": (2,), "ngram_rows": 256}
+    model = BitTransformerLM(**shape, ngram_words=True)
+    config = TrainConfig(steps=12, batch_size=4, eval_every=0.25, seed=3, amp=False)
+    got = []
+    trainer = Trainer(model, build_windows(model, text, config), config, bytes_corpus(text[:600]))
+    trainer.observers = (lambda _, record: got.append(record["train_bpb"]),)
+    trainer.load(path)
+    assert trainer.progress.step == 8 and trainer.kept.average.keys() == model.weights().keys()
+    trainer.run()
+    assert got == pytest.approx(want["losses"], rel=1e-4)
+    assert trainer.progress.best_bpb == pytest.approx(want["bpb"], rel=1e-4)
+    older = load_checkpoint(golden / "format-2-plain.safetensors")
+    assert older.weights().keys() == model.weights().keys()
+    trainer.save(path)
+    names = [name for name in read_tensors(path)[0] if name.startswith("optim.")]
+    assert "optim.trunk.blocks.0.attend.out.weight.momentum" in names
+
+
+def test_gradients_of_tables_are_dense_on_request_and_any_optimizer_takes_them():
+    torch.manual_seed(0)
+    models = [BitTransformerLM(**SHAPE, ngram_orders=(2,), ngram_rows=256) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    set_sparse(models[1], False)
+    bits = random_bits(2, 64)
+    for model in models:
+        losses(model, bits)[0].backward()
+    sparse, dense = (model.trunk.ngrams.table.weight.grad for model in models)
+    assert sparse.is_sparse and not dense.is_sparse and torch.equal(sparse.to_dense(), dense)
+    torch.optim.AdamW(models[1].parameters()).step()
+    assert not split_parameters(models[1])["table"] and split_parameters(models[0])["table"]

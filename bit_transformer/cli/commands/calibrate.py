@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, RunArgument, Store
+from bit_transformer.cli.options import Device, Json, RunArgument, Store
 from bit_transformer.cli.output import console, errors_in_one_line, show_json, table
 from bit_transformer.cli.training_output import live_progress
 from bit_transformer.service import DEFAULT_STORE
@@ -23,15 +23,18 @@ def run(
     ] = None,
     alpha: Annotated[float, typer.Option(help="False-alarm rate, in (0, 0.5).")] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of the random division of the windows.")] = 0,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Set the limits of a run's gate, for each window length, so that a known fraction of normal windows is blocked."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import safety
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
-        with live_progress() as report:
-            found = safety.calibrate_run(model, files or [], alpha=alpha, seed=seed, store=store, report=report)
+        asked = {"run": model, "names": files or (), "alpha": alpha, "seed": seed}
+        with live_progress() as job:
+            found = call("calibrate", asked, Workspace(store, device), job)
         if as_json:
             show_json(found)
             return

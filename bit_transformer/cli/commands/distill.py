@@ -9,13 +9,12 @@ import typer
 from bit_transformer.cli.options import (
     SECONDS_DEFAULT,
     BatchSize,
+    Device,
     Json,
     RunArgument,
     Set,
     Store,
-    read_settings,
     run_folder,
-    with_budget,
 )
 from bit_transformer.cli.output import EXIT_INTERRUPTED, bpb, console, errors_in_one_line, show_json
 from bit_transformer.cli.training_output import live_progress, show_training
@@ -41,32 +40,30 @@ def run(
     set_: Set = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     eval_bytes: Annotated[int, typer.Option(help="Most held-out bytes that the last evaluation scores.")] = 1 << 18,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Train a smaller model on data and on a run's predictions (distillation), and compare the two."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import training
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.settings import read_settings, with_budget
+        from bit_transformer.service.workspace import Workspace
 
-        out = run_folder(out_)
         settings = read_settings(None, set_ or [])
         given = {"steps": steps, "seconds": seconds, "batch_size": batch_size, "seed": seed}
-        fields = with_budget(settings["train"], {key: value for key, value in given.items() if value is not None})
         flags = {"num_layers": num_layers, "d_model": d_model, "nhead": nhead}
-        data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
-        sizes = settings["model"] | {key: value for key, value in flags.items() if value is not None}
-        with live_progress() as report:
-            found = training.collapse(
-                model,
-                out,
-                sizes,
-                fields,
-                data,
-                eval_bytes=eval_bytes,
-                store=store,
-                overwrite=overwrite,
-                report=report,
-            )
+        asked = {
+            "run": model,
+            "out": run_folder(out_),
+            "model": settings["model"] | {key: value for key, value in flags.items() if value is not None},
+            "train": with_budget(settings["train"], {k: v for k, v in given.items() if v is not None}),
+            "data": settings["data"] | ({"corpora": tuple(corpora)} if corpora else {}),
+            "eval_bytes": eval_bytes,
+            "overwrite": overwrite,
+        }
+        with live_progress() as job:
+            found = call("distill", asked, Workspace(store, device), job)
         if as_json:
             show_json(found)
         else:

@@ -8,6 +8,7 @@ import typer
 
 from bit_transformer.cli.options import (
     BatchSize,
+    Device,
     Experts,
     Json,
     Parity,
@@ -15,10 +16,7 @@ from bit_transformer.cli.options import (
     Preset,
     Recipe,
     Set,
-    model_of,
     parse_size,
-    read_settings,
-    training_of,
 )
 from bit_transformer.cli.output import console, errors_in_one_line, show_json, table
 
@@ -56,19 +54,31 @@ def run(
         str | None, typer.Option(help="Memory of a device, such as 8GB. Default: the free memory of this machine.")
     ] = None,
     world_size: Annotated[int, typer.Option(help="Devices that share the model and the batch (FSDP).")] = 1,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Estimate memory per device: what takes it, the largest batch that fits, and which settings save how much."""
     with errors_in_one_line(as_json):
+        from bit_transformer.service.settings import model_of, read_settings, training_of
+
         settings = read_settings(recipe, set_ or [])
         model = model_of(settings, preset, patch_bits, parity, experts)
         flags = {} if batch_size is None else {"batch_size": batch_size}
         train = training_of(settings, model, flags)
         there = None if budget is None else parse_size(budget)
-        from bit_transformer.service import memory
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
         batch = batch_size if batch_size is not None else 1
-        found = memory.estimate(model, train, training=not in_use, batch=batch, world_size=world_size, budget=there)
+        asked = {
+            "model": model,
+            "train": train,
+            "training": not in_use,
+            "batch": batch,
+            "world_size": world_size,
+            "budget": there,
+        }
+        found = call("estimate", asked, Workspace(device=device))
         if as_json:
             show_json(found)
         else:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, Overlap, Protocol, RunArgument, Store
+from bit_transformer.cli.options import Device, Json, Overlap, Protocol, RunArgument, Store
 from bit_transformer.cli.output import (
     EXIT_INTERRUPTED,
     bpb,
@@ -26,15 +26,18 @@ def run(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files, folders, globs or corpora by name.")],
     overlap: Overlap = 0.5,
     protocol: Protocol = None,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Bits per byte of files, next to compressors. Every byte is scored once; the protocol is printed."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import evaluation
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
-        with live_progress() as report:
-            found = evaluation.evaluate(model, files, overlap=overlap, learning=protocol, store=store, report=report)
+        asked = {"run": model, "names": files, "overlap": overlap, "learning": protocol}
+        with live_progress() as job:
+            found = call("evaluate", asked, Workspace(store, device), job)
         if as_json:
             show_json(found)
         else:

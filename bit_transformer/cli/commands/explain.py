@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, RunArgument, Store
+from bit_transformer.cli.options import Device, Json, RunArgument, Store
 from bit_transformer.cli.output import console, errors_in_one_line, show_json
 from bit_transformer.service import DEFAULT_STORE
 
@@ -17,14 +17,16 @@ def run(
     C: Annotated[float, typer.Option("--C", help="Lempel-Ziv complexity, in [0, 1].")],
     S: Annotated[float, typer.Option("--S", help="Symbiosis, in [0, 1].")],
     bytes_: Annotated[int, typer.Option("--bytes", help="Bytes of the window on which they were measured.")] = 512,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Classify K, C and S as typical, repetitive, noise or off-domain, by the quantiles that were calibrated for the run."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import safety
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
-        found = safety.explain(model, K=K, C=C, S=S, size=bytes_, store=store)
+        found = call("explain", {"run": model, "K": K, "C": C, "S": S, "size": bytes_}, Workspace(store, device))
         if as_json:
             show_json(found)
             return

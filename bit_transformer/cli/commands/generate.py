@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, RunArgument, Store
+from bit_transformer.cli.options import Device, Json, RunArgument, Store
 from bit_transformer.cli.output import EXIT_BLOCKED, errors_in_one_line, progress_console, show_json
 from bit_transformer.errors import BitStreamError
 from bit_transformer.service import DEFAULT_STORE
+from bit_transformer.service.jobs import Job
 
 if TYPE_CHECKING:
     from bit_transformer.service.inference import GatedWindow
@@ -42,6 +43,7 @@ def run(
         int, typer.Option(help="With --gate: bytes per window; 0: 256, or the longest that was calibrated.")
     ] = 0,
     retries: Annotated[int, typer.Option(help="With --gate: how often to sample a blocked window again.")] = 0,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +52,10 @@ def run(
         from bit_transformer.config import Sampling
         from bit_transformer.errors import ConfigError
         from bit_transformer.service import inference
+        from bit_transformer.service.requests import GateRequest, GenerateRequest
+        from bit_transformer.service.workspace import Workspace
 
+        workspace = Workspace(store, device)
         sampling = Sampling.of(
             {
                 "temperature": temperature,
@@ -68,13 +73,16 @@ def run(
         if gate:
             if samples > 1 or ends:
                 raise ConfigError("got --gate with --samples or --stop; it takes one continuation. Try without them")
-            pieces = inference.stream_gated(
-                model, start, bytes_, sampling, window=gate_window, retries=retries, store=store
+            gated = GateRequest(
+                run=model, prompt=start, max_bytes=bytes_, sampling=sampling, window=gate_window, retries=retries
             )
-            _show_gated(start, pieces, as_json)
+            _show_gated(start, inference.stream_gated(gated, workspace), as_json)
             return
+        asked = GenerateRequest(
+            run=model, prompts=(start,) * samples, max_bytes=bytes_, sampling=sampling, stop=tuple(ends)
+        )
         if as_json or samples > 1:
-            made = inference.generate(model, [start] * samples, bytes_, sampling, stop=ends, store=store)
+            made = inference.generate(asked, workspace, Job()).data
             if as_json:
                 texts = [out.decode("utf-8", errors="replace") for out in made]
                 show_json(
@@ -88,7 +96,7 @@ def run(
             for out in made:
                 sys.stdout.buffer.write(start + out + b"\n---\n")
             return
-        stream = inference.stream(model, start, bytes_, sampling, stop=ends, store=store)
+        stream = inference.stream(asked, workspace)
         sys.stdout.buffer.write(start)
         for piece in stream:
             sys.stdout.buffer.write(piece)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, RunArgument, Store, parse_range
+from bit_transformer.cli.options import Device, Json, RunArgument, Store, parse_range
 from bit_transformer.cli.output import console, errors_in_one_line, show_json
 from bit_transformer.cli.training_output import live_progress
 from bit_transformer.service import DEFAULT_STORE
@@ -44,14 +44,16 @@ def run(
         float, typer.Option(help="0 takes the most likely patch; 1 samples from the model's distribution.")
     ] = 0.8,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling. Default: a different one each time.")] = None,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Fill in missing bytes from those before and after them. Needs a run of `btlm train --diffusion`."""
     with errors_in_one_line(as_json):
         from bit_transformer.errors import ConfigError
-        from bit_transformer.service import restoration
         from bit_transformer.service.files import check_out, read_file, write_file
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
         if (file is None) == (text is None):
             raise ConfigError("got neither or both of FILE and --text; one of them is needed. Try --text 'def ____():'")
@@ -60,21 +62,20 @@ def run(
         if out:
             check_out(out)
         mark = gap if gap is not None else "_" if text is not None else ""
-        with live_progress() as report:
-            found = restoration.infill(
-                model,
-                os.fsencode(text) if text is not None else read_file(file or Path()),
-                gap=os.fsencode(mark),
-                holes=[parse_range(one) for one in hide or []],
-                bit_holes=[parse_range(one) for one in hide_bits or []],
-                samples=samples,
-                steps=steps,
-                order=order,
-                temperature=temperature,
-                seed=seed,
-                store=store,
-                report=report,
-            )
+        asked = {
+            "run": model,
+            "data": os.fsencode(text) if text is not None else read_file(file or Path()),
+            "gap": os.fsencode(mark),
+            "holes": [parse_range(one) for one in hide or []],
+            "bit_holes": [parse_range(one) for one in hide_bits or []],
+            "samples": samples,
+            "steps": steps,
+            "order": order,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        with live_progress() as job:
+            found = call("infill", asked, Workspace(store, device), job)
         if out:
             write_file(out, found.data[0])
         if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, RunArgument, Store, parse_range
+from bit_transformer.cli.options import Device, Json, RunArgument, Store, parse_range
 from bit_transformer.cli.output import EXIT_INTERRUPTED, console, errors_in_one_line, show_json, table
 from bit_transformer.cli.training_output import live_progress
 from bit_transformer.service import DEFAULT_STORE
@@ -31,16 +31,19 @@ def run(
         str | None,
         typer.Option("--range", metavar="FROM:TO", help="Bytes to repair; the others stay unchanged. Default: all."),
     ] = None,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Correct flipped bits of a file. Works with any run; best with experts and parity, trained on similar files."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import restoration
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
         span = None if range_ is None else parse_range(range_)
-        with live_progress() as report:
-            found = restoration.repair_file(model, file, out, rate=rate, span=span, store=store, report=report)
+        asked = {"run": model, "path": file, "out": out, "rate": rate, "span": span}
+        with live_progress() as job:
+            found = call("repair", asked, Workspace(store, device), job)
         if as_json:
             show_json(found)
         else:
@@ -97,10 +100,13 @@ def protect(
 ) -> None:
     """Add a parity bit to each byte of a file and pack the nine bits, for `btlm repair` with models with parity."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import restoration
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
-        size = restoration.protect_file(file, out, undo=undo)
+        made = call("protect", {"path": file, "out": out, "undo": undo}, Workspace())
         if as_json:
-            show_json({"bytes": size, "out": str(out)})
+            show_json({"bytes": made.bytes, "out": made.file})
         else:
-            console.print(f"{size:,} bytes {'read back' if undo else 'protected'}, written to {out}", soft_wrap=True)
+            console.print(
+                f"{made.bytes:,} bytes {'read back' if undo else 'protected'}, written to {out}", soft_wrap=True
+            )

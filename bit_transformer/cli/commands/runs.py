@@ -25,9 +25,10 @@ def default(context: typer.Context, store: Store = DEFAULT_STORE, as_json: Json 
 def list_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
     """List all runs, newest first."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import runs
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
-        found = runs.list_runs(store)
+        found = call("runs.list", {}, Workspace(store))
         if as_json:
             show_json(found)
             return
@@ -57,9 +58,10 @@ def show(
 ) -> None:
     """Show the record of a run."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import runs
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
-        found = runs.show_run(run, store)
+        found = call("runs.show", {"run": run}, Workspace(store))
         if as_json:
             show_json(found)
             return
@@ -95,12 +97,31 @@ def remove(
 ) -> None:
     """Remove the records of runs; without --files their folders stay. Refuses runs that are training."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import runs
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
-        removed = runs.remove_runs(names, files=files, store=store)
+        removed = call("runs.remove", {"names": names, "files": files}, Workspace(store))
         if as_json:
             show_json(removed)
             return
         for run in removed:
             what = f", and from {run.folder}: {', '.join(run.files) or 'nothing'}" if files else f"; {run.folder} stays"
             console.print(f"removed {run.id} from {store}{what}", soft_wrap=True)
+
+
+@app.command("stop")
+def stop(
+    run: Annotated[str, typer.Argument(metavar="ID", help="A run's name, as `btlm runs list` gives it.")],
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Ask a training to stop, whichever process it runs in; it saves first, and `btlm train --resume` goes on with it."""
+    with errors_in_one_line(as_json):
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
+
+        found = call("runs.stop", {"run": run}, Workspace(store))
+        if as_json:
+            show_json(found)
+        else:
+            console.print(f"asked process {found.pid} to stop training {found.id}", soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, Overlap, Protocol, RunArgument, Store
+from bit_transformer.cli.options import Device, Json, Overlap, Protocol, RunArgument, Store
 from bit_transformer.cli.output import (
     EXIT_INTERRUPTED,
     bpb,
@@ -33,17 +33,18 @@ def run(
     plot: Annotated[Path | None, typer.Option(help="Also draw bits per byte by offset, as a PNG.")] = None,
     overlap: Overlap = 0.5,
     protocol: Protocol = None,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Bits per byte for each stretch of a file: high where the model is surprised."""
     with errors_in_one_line(as_json):
-        from bit_transformer.service import evaluation
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
-        with live_progress() as report:
-            found = evaluation.score(
-                model, file, window=window, overlap=overlap, learning=protocol, store=store, plot=plot, report=report
-            )
+        asked = {"run": model, "name": file, "window": window, "overlap": overlap, "learning": protocol, "plot": plot}
+        with live_progress() as job:
+            found = call("score", asked, Workspace(store, device), job)
         if as_json:
             show_json(found)
         else:

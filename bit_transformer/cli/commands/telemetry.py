@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bit_transformer.cli.options import Json, Store
+from bit_transformer.cli.options import Device, Json, Store
 from bit_transformer.cli.output import (
     console,
     errors_in_one_line,
@@ -35,19 +35,24 @@ def run(
         int, typer.Option(help="For a file: number of windows to list: the most typical, and those least like it.")
     ] = 5,
     plot: Annotated[Path | None, typer.Option(help="Also draw them, as a PNG.")] = None,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Order (K), complexity (C) and similarity to a reference (S), of a file by window or of a run's predictions by step."""
     with errors_in_one_line(as_json):
         from bit_transformer.service import telemetry
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
 
-        if telemetry.is_run(target, store):
-            found = telemetry.of_run(target, store=store, plot=plot)
+        workspace = Workspace(store, device)
+        if telemetry.is_run(target, workspace):
+            found = call("telemetry_of_run", {"run": target, "plot": plot}, workspace)
             show_json(found) if as_json else _show_run(found)
             _say_where(plot)
             return
-        of_file = telemetry.of_file(target, run=model, window=window, informative=top, store=store, plot=plot)
+        asked = {"name": target, "run": model, "window": window, "informative": top, "plot": plot}
+        of_file = call("telemetry", asked, workspace)
         show_json(of_file) if as_json else _show_file(of_file)
         _say_where(plot)
 

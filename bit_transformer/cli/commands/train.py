@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from bit_transformer.cli.options import (
     SECONDS_DEFAULT,
     BatchSize,
+    Device,
     Experts,
     Json,
     Parity,
@@ -19,20 +20,12 @@ from bit_transformer.cli.options import (
     Recipe,
     Set,
     Store,
-    model_of,
-    read_settings,
     run_folder,
-    set_diffusion,
-    training_of,
-    with_budget,
 )
 from bit_transformer.cli.output import EXIT_INTERRUPTED, errors_in_one_line, show_json
 from bit_transformer.cli.training_output import live_progress, show_training
 from bit_transformer.errors import ConfigError
 from bit_transformer.service import DEFAULT_STORE
-
-if TYPE_CHECKING:
-    from bit_transformer.service.training import TrainRequest
 
 
 def run(
@@ -93,11 +86,23 @@ def run(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     eval_bytes: Annotated[int, typer.Option(help="Most held-out bytes that the last evaluation scores.")] = 1 << 18,
+    device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
     """Train a model on any bytes. Writes config, checkpoint, metrics and a loss curve into a run folder."""
     with errors_in_one_line(as_json):
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.settings import (
+            data_of,
+            model_of,
+            read_settings,
+            set_diffusion,
+            training_of,
+            with_budget,
+        )
+        from bit_transformer.service.workspace import Workspace
+
         out = None if out_ is None else run_folder(out_)
         given = {
             "steps": steps,
@@ -129,37 +134,29 @@ def run(
                     "--resume keeps the run's own settings; it must be given with --out alone, or a larger budget, or --auto-batch. Try "
                     "without the others"
                 )
-            from bit_transformer.service import training
-
-            with live_progress() as report:
-                result = training.resume(out, budget=budget, auto_batch=auto_batch, report=report)
-        elif init is not None:
-            settings = read_settings(recipe, set_ or [])
-            if shaped or settings["model"]:
-                setting = shaped[0] if shaped else f"model.{next(iter(settings['model']))}"
-                raise ConfigError(f"got --init with {setting}; the model keeps its shape. Try without {setting}")
-            if auto_batch:
-                settings["train"]["auto_batch"] = True
-            data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
-            from bit_transformer.service import training
-
-            with live_progress() as report:
-                result = training.train_further(
-                    init, _folder(out), with_budget(settings["train"], flags), data, eval_bytes=eval_bytes, store=store,
-                    overwrite=overwrite, report=report,
-                )  # fmt: skip
+            asked: tuple[str, dict[str, Any]] = ("resume", {"out": out, "budget": budget, "auto_batch": auto_batch})
         else:
             settings = read_settings(recipe, set_ or [])
             if auto_batch:
                 settings["train"]["auto_batch"] = True
-            if progressive:
-                settings["train"].setdefault("progressive", True)
-            set_diffusion(settings, diffusion, noise, diffusion_steps, diffusion_curriculum)
-            request = _request(settings, corpora, out, preset, patch_bits, parity, experts, flags, eval_bytes, store)
-            from bit_transformer.service import training
-
-            with live_progress() as report:
-                result = training.train(request, overwrite=overwrite, report=report)
+            if corpora:
+                settings["data"]["corpora"] = tuple(corpora)
+            common = {"out": _folder(out), "eval_bytes": eval_bytes, "overwrite": overwrite}
+            if init is not None:
+                if shaped or settings["model"]:
+                    setting = shaped[0] if shaped else f"model.{next(iter(settings['model']))}"
+                    raise ConfigError(f"got --init with {setting}; the model keeps its shape. Try without {setting}")
+                train = with_budget(settings["train"], flags)
+                asked = ("train_further", {**common, "run": init, "train": train, "data": settings["data"]})
+            else:
+                if progressive:
+                    settings["train"].setdefault("progressive", True)
+                set_diffusion(settings, diffusion, noise, diffusion_steps, diffusion_curriculum)
+                model = model_of(settings, preset, patch_bits, parity, experts)
+                train_config = training_of(settings, model, flags)
+                asked = ("train", {**common, "model": model, "train": train_config, "data": data_of(settings)})
+        with live_progress() as job:
+            result = call(*asked, Workspace(store, device), job)
         if as_json:
             show_json(result)
         else:
@@ -170,26 +167,3 @@ def run(
 
 def _folder(out: Path | None) -> Path:
     return out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-
-
-def _request(
-    settings: dict[str, dict[str, Any]],
-    corpora: list[str] | None,
-    out: Path | None,
-    preset: str | None,
-    patch_bits: int | None,
-    parity: bool,
-    experts: bool | None,
-    flags: dict[str, Any],
-    eval_bytes: int,
-    store: Path,
-) -> TrainRequest:
-    from bit_transformer.config import DataConfig
-    from bit_transformer.service.training import TrainRequest
-
-    model = model_of(settings, preset, patch_bits, parity, experts)
-    train = training_of(settings, model, flags)
-    data = settings["data"] | ({"corpora": tuple(corpora)} if corpora else {})
-    if not data.get("corpora"):
-        raise ConfigError("got no corpus; at least one name, file or folder is needed. Try btlm train stdlib")
-    return TrainRequest(_folder(out), store, model, train, DataConfig.of(data), eval_bytes)

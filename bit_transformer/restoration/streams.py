@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.beam import BEFORE, search
 from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits
 from bit_transformer.config import Sampling
-from bit_transformer.diffusion import FIRST_RATE, RATE_ROUNDS, check_rate, diffusion_inference, repair
-from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.diffusion.infill import diffusion_inference
+from bit_transformer.diffusion.repair import FIRST_RATE, RATE_ROUNDS, check_rate, repair
+from bit_transformer.errors import BitStreamError, ConfigError, Give
 from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.restoration.beam import BEFORE, search
 
 BATCH = 16  # windows that are repaired at once
 SAMPLE = 1 << 15  # bits by which a rate is found
@@ -45,7 +46,9 @@ def hidden_bits(
                 )
             hidden_T[begin * unit : end * unit] = True
     if not hidden_T.any():
-        raise BitStreamError("got nothing to fill in; at least one hole is needed. Try --hide 10:20")
+        raise BitStreamError(
+            "got nothing to fill in; at least one hole is needed", field="holes", tries=(Give("holes", "10:20"),)
+        )
     return hidden_T
 
 

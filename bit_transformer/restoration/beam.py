@@ -19,10 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from bit_transformer.bit_io import Bits
-from bit_transformer.diffusion import patch_distances
-from bit_transformer.generation import feed, node_logits
+from bit_transformer.decoding.session import Session
 from bit_transformer.model import BitTransformerLM, in_use
-from bit_transformer.nn.patching import leaf_log_probs, pack_patches, unpack_patches
+from bit_transformer.nn.patching import leaf_log_probs, pack_patches, patch_distances, unpack_patches
 
 BEAM, SEGMENTS = 8, 8
 BEFORE, AFTER = 64, 16  # patches around a segment: to know the context, and to decide between the last hypotheses
@@ -97,13 +96,13 @@ def _search(
     per_flip = math.log(rate / (1 - rate))
     odd_V = patch_distances(torch.zeros(1, 1), c.patch_bits)[0, 0] % 2 == 1
     last_G, at_last_G = real_GN.sum(1) - 1, np.zeros(G, dtype=np.int64)
-    cache = model.new_cache(G * beam)
+    session = Session(model, G * beam)
     score_GK = np.where(np.arange(beam) == 0, 0.0, -np.inf) * np.ones((G, 1))
     first_G1 = np.arange(G)[:, None] * beam
     parent_NGK, sent_NGK = (np.empty((N, G, beam), dtype=np.int16) for _ in range(2))
     doubt_NGK = np.empty((N, G, beam), dtype=np.float32)
     for n in range(N):
-        ahead_GKV = leaf_log_probs(node_logits(model, cache)).reshape(G, beam, V)
+        ahead_GKV = leaf_log_probs(session.node_logits()).reshape(G, beam, V)
         distance_G1V = patch_distances(torch.from_numpy(patch_GN[:, n : n + 1]), c.patch_bits)
         ahead_GKV = ahead_GKV + distance_G1V * per_flip * real_GN[:, n, None, None]
         if c.parity and c.patch_bits == 9:
@@ -117,8 +116,8 @@ def _search(
         parent_NGK[n], sent_NGK[n] = parent_GK, sent_GK
         at_last_G = np.where(last_G == n, score_GK.argmax(1), at_last_G)
         doubt_NGK[n] = 1 - np.take_along_axis(chance_GKV.reshape(G, -1), best_GK, axis=1)
-        cache.select((first_G1 + parent_GK).ravel())
-        feed(model, cache, torch.from_numpy(sent_GK.reshape(-1, 1)).to(cache.state_BD.device), long=True)
+        session.select((first_G1 + parent_GK).ravel())
+        session.feed(torch.from_numpy(sent_GK.reshape(-1, 1)).to(session.state_BD.device), long=True)
         on_patch(n + 1, N)
     row_G, at_G = np.arange(G), at_last_G
     best_GN, doubt_GN = np.empty((G, N), dtype=np.int64), np.empty((G, N))

@@ -1,12 +1,12 @@
 """Three optimizers for three kinds of parameters, and the schedule that drives them all.
 
 Muon for the matrices of the blocks, AdamW for embeddings and head, sparse Adam for n-gram tables. The
-schedule is a function of the share of the budget that is spent, so it anneals to steps, bytes or seconds alike.
+schedule is a function of the fraction of the budget that is spent, so it anneals to steps, bytes or seconds alike.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bit_transformer.config import OptimConfig
-from bit_transformer.memory import MUON_PIECE
 from bit_transformer.nn.ngram import NgramEmbedding
+from bit_transformer.pieces import MUON_PIECE
 
 
 class Muon(Optimizer):
@@ -98,6 +98,7 @@ class Optimizers:
         if groups["table"]:
             self.parts["table"] = torch.optim.SparseAdam(groups["table"], config.table_lr, config.betas)
         self.parts["adam"] = torch.optim.AdamW(groups["adam"], config.lr, config.betas, weight_decay=decay, fused=True)
+        self._names = {id(p): name for name, p in model.named_parameters()}
         self._peak = {name: part.param_groups[0]["lr"] for name, part in self.parts.items()}
 
     def set_rate(self, share: float) -> None:
@@ -116,31 +117,54 @@ class Optimizers:
         for part in self.parts.values():
             part.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state of every part, by its name."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What is remembered of each parameter that was updated, by its name: views, not copies."""
+        return {self._names[id(p)]: state for part in self.parts.values() for p, state in part.state.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state of every part."""
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take what is remembered of each parameter; of a parameter that is not named, nothing is."""
+        for part in self.parts.values():
+            part.state.clear()
+            for p in self._of(part):
+                if kept := state.get(self._names[id(p)]):
+                    part.state[p] = {key: _counted(value, part) for key, value in kept.items()}
+
+    def old_names(self) -> dict[str, str]:
+        """Parameters as older training files name them, by part and number: `matrix.0`; to what they are called."""
+        return {
+            f"{name}.{number}": self._names[id(p)]
+            for name, part in self.parts.items()
+            for number, p in enumerate(self._of(part))
+        }
+
+    @staticmethod
+    def _of(part: Optimizer) -> list[Tensor]:
+        return [p for group in part.param_groups for p in group["params"]]
+
+
+def _counted(value: Any, part: Optimizer) -> Any:
+    """A moment as the optimizer keeps it: sparse Adam counts its steps by a plain number."""
+    plain = isinstance(part, torch.optim.SparseAdam) and isinstance(value, Tensor) and value.ndim == 0
+    return value.item() if plain else value
 
 
 def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Every parameter once: `matrix` (weights of linear maps), `table` (sparse gradients), `adam` (all others)."""
     kinds: dict[str, list[nn.Parameter]] = {"matrix": [], "table": [], "adam": []}
     kind_of = {id(m.weight): "matrix" for m in model.modules() if isinstance(m, nn.Linear)}
-    kind_of |= {id(m.table.weight): "table" for m in model.modules() if isinstance(m, NgramEmbedding)}
+    kind_of |= {
+        id(m.table.weight): "table" for m in model.modules() if isinstance(m, NgramEmbedding) and m.table.sparse
+    }
     for p in model.parameters():
         kinds[kind_of.get(id(p), "adam")].append(p)
     return kinds
 
 
 def schedule(progress: float, config: OptimConfig) -> float:
-    """Share of the peak rate at a share of the budget: rise linearly from a tenth, stay, fall linearly.
+    """Fraction of the peak rate at a fraction of the budget: rise linearly from a tenth, stay, fall linearly.
 
     Args:
-        progress: share of the budget spent, in [0, 1].
+        progress: fraction of the budget spent, in [0, 1].
 
     Source: the trapezoid of Zhai et al. 2022, arXiv:2106.04560.
     """
@@ -152,10 +176,14 @@ def schedule(progress: float, config: OptimConfig) -> float:
     return 1.0
 
 
-def clip_gradients(model: nn.Module, largest: float) -> float:
-    """Scale all gradients so that their joint norm is at most `largest`, unless that is 0; the norm before comes back.
+def clip_gradients(model: nn.Module, largest: float, *, wait: bool = True) -> Tensor:
+    """Scale all gradients so that their joint norm is at most `largest`, unless that is 0; the norm before comes back, as a tensor.
 
     Sparse gradients count by their values, coalesced first, so that a row that was looked up twice counts once.
+
+    Args:
+        wait: look at the norm here. Otherwise nothing waits for the device, and where the norm is not finite all gradients become zero: the
+            error can be raised later.
     """
     grads: list[Tensor] = []
     for p in model.parameters():
@@ -163,8 +191,12 @@ def clip_gradients(model: nn.Module, largest: float) -> float:
             if p.grad.is_sparse:
                 p.grad = p.grad.coalesce()
             grads.append(p.grad.values() if p.grad.is_sparse else p.grad)
-    norm = torch.nn.utils.get_total_norm(grads).item()
-    if 0 < largest < norm and math.isfinite(norm):
+    norm = torch.nn.utils.get_total_norm(grads)
+    if not wait:
+        scale = (largest / norm).clamp(max=1.0) if largest > 0 else torch.ones_like(norm)
         for grad in grads:
-            grad.mul_(largest / norm)
+            grad.mul_(scale).masked_fill_(~norm.isfinite(), 0.0)
+    elif norm.isfinite() and 0 < largest < norm:
+        for grad in grads:
+            grad.mul_(largest / norm.item())
     return norm

@@ -1,29 +1,28 @@
-"""One stream, one patch at a time, without PyTorch's overhead.
+"""The engine for one stream on a processor: one patch at a time, without PyTorch's overhead.
 
 A step of a small model is some hundred operations of a few microseconds of work each; calling them through modules and
 tensors costs several times the work. This is the trunk's step again in NumPy, over views of the same weights and the
-same cache, for one stream in float32 on a processor. It gives what `BitTransformerLM.trunk` gives for one position, to
-rounding; a test holds the two together.
+same cache, for one stream in float32 on a processor. It gives what `Trunk` gives for one position, to rounding; a test holds
+the two together.
 """
 
 # Shapes: N positions so far, S slots, D model width, H heads, K head width, F feed-forward width.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from bit_transformer.decoding.torch_engine import TorchEngine
+from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.block import Block
 from bit_transformer.nn.cache import LayerCache
 from bit_transformer.nn.norm import EPS
-from bit_transformer.nn.patching import PrefixTreeHead
 from bit_transformer.nn.reversible import FRACTION_BITS, overflow
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 Floats = NDArray[np.float32]
 _UNIT = np.float32(2**FRACTION_BITS)
@@ -42,30 +41,34 @@ class _Layer(NamedTuple):
     value_HSK: Floats
 
 
-class SingleStream:
-    """The blocks of a trunk and its head, for one position of one stream after the other.
+def can_run(model: BitTransformerLM, batch: int) -> bool:
+    """Whether this engine can continue so many streams of a model."""
+    weight = model.head.weight
+    return batch == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32
 
-    Args:
-        blocks: the trunk's blocks.
-        head: what reads the states.
-        turn_NK2: rotary turns of all positions.
-        caches: one for each block, of a batch of one.
-        reversible: whether the blocks add to two streams.
-    """
 
-    def __init__(
-        self,
-        blocks: Iterable[nn.Module],
-        head: PrefixTreeHead,
-        turn_NK2: Tensor,
-        caches: list[LayerCache],
-        *,
-        reversible: bool,
-    ) -> None:
-        self.layers = [_views(block, cache) for block, cache in zip(blocks, caches, strict=True)]
-        self.head_VD, self.head_bias_V = _array(head.weight), _array(head.bias)
-        self.turn_NK = _array(turn_NK2).view(np.complex64)[..., 0]
-        self.caches, self.reversible = caches, reversible
+class SingleStreamEngine(TorchEngine):
+    """Steps of one stream: single symbols in NumPy, longer pieces, such as prompts, as the other engine does."""
+
+    def __init__(self, model: BitTransformerLM, batch: int) -> None:
+        super().__init__(model, batch)
+        self.caches, self.reversible = self.cache.layers, model.config.reversible
+        self.layers = [_views(block, cache) for block, cache in zip(model.trunk.layers(), self.caches, strict=True)]
+        self.head_VD, self.head_bias_V = _array(model.head.weight), _array(model.head.bias)
+        self.rotary_NK = _array(model.trunk.rotary_NK2).view(np.complex64)[..., 0]
+
+    def extend(self, input_BN: Tensor) -> Tensor:
+        """As of `TorchEngine`."""
+        if input_BN.shape[1] != 1 or self.model.training:
+            return super().extend(input_BN)
+        x_BND = self.model.trunk.embedded(input_BN, self.cache)
+        return torch.from_numpy(self.step(x_BND[0, 0].detach().numpy()))[None, None]
+
+    def node_logits(self, state_BD: Tensor) -> NDArray[np.float32]:
+        """As of `TorchEngine`."""
+        logit_V: Floats = self.head_VD.dot(state_BD[0].numpy())
+        logit_V += self.head_bias_V
+        return logit_V[None]
 
     def step(self, x_D: Floats) -> Floats:
         """The embedding of the next position to the trunk's state there; the caches move on.
@@ -73,33 +76,27 @@ class SingleStream:
         Raises:
             StreamOverflow: a stream of a reversible trunk left the range that it is trained in.
         """
-        turn_K = self.turn_NK[self.caches[0].length]
+        rotary_K = self.rotary_NK[self.caches[0].length]
         if not self.reversible:
             for layer, cache in zip(self.layers, self.caches, strict=True):
-                x_D = x_D + _attended(layer, cache, x_D, turn_K)
+                x_D = x_D + _attended(layer, cache, x_D, rotary_K)
                 x_D = x_D + _fed_forward(layer, x_D)
             return _normalized(x_D)
         x1_D = x2_D = _on_grid(x_D)
         for layer, cache in zip(self.layers, self.caches, strict=True):
-            x1_D = x1_D + _on_grid(_attended(layer, cache, x2_D, turn_K))
+            x1_D = x1_D + _on_grid(_attended(layer, cache, x2_D, rotary_K))
             x2_D = x2_D + _on_grid(_fed_forward(layer, x1_D))
         # No value is larger than the root of the sum of squares, which is far cheaper than a search for the largest.
         if not x1_D.dot(x1_D) + x2_D.dot(x2_D) < _SAFE:
             _check_reach(x1_D, x2_D)
         return _normalized(x1_D + x2_D)
 
-    def node_logits(self, state_D: Floats) -> Floats:
-        """Logits of P(bit = 1) at every node, as the head gives them."""
-        logit_V: Floats = self.head_VD.dot(state_D)
-        logit_V += self.head_bias_V
-        return logit_V
 
-
-def _attended(layer: _Layer, cache: LayerCache, x_D: Floats, turn_K: NDArray[np.complex64]) -> Floats:
+def _attended(layer: _Layer, cache: LayerCache, x_D: Floats, rotary_K: NDArray[np.complex64]) -> Floats:
     H, _, K = layer.key_HSK.shape
     slot, used = cache.claim()
     projected_3HK = layer.query_key_value_ED.dot(_normalized(x_D)).reshape(3, H, K)
-    query_HK, layer.key_HSK[:, slot] = (projected_3HK[:2].view(np.complex64) * turn_K).view(np.float32)
+    query_HK, layer.key_HSK[:, slot] = (projected_3HK[:2].view(np.complex64) * rotary_K).view(np.float32)
     layer.value_HSK[:, slot] = projected_3HK[2]
     score_HN = (layer.key_HSK[:, :used] @ (query_HK * K**-0.5)[..., None])[..., 0]
     score_HN -= np.maximum.reduce(score_HN, axis=1, keepdims=True)
@@ -132,8 +129,7 @@ def _normalized(x_D: Floats) -> Floats:
     return x_D * math.sqrt(len(x_D) / (float(x_D.dot(x_D)) + EPS))
 
 
-def _views(block: nn.Module, cache: LayerCache) -> _Layer:
-    assert isinstance(block, Block)
+def _views(block: Block, cache: LayerCache) -> _Layer:
     return _Layer(
         _array(block.attend.query_key_value.weight),
         _array(block.attend.out.weight),

@@ -1,0 +1,74 @@
+"""The next batch, drawn by a thread while the device works on this one, in memory that it copies from by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from torch import Tensor
+
+from bit_transformer.data.windows import Batch, SamplerState, Windows
+
+
+class Prefetched:
+    """Windows of which one batch is always drawn ahead. What is drawn, and in which order, stays the same.
+
+    Where it stands is where the last batch that was given stands, so a training that goes on draws again what was only drawn ahead.
+
+    Args:
+        windows: drawn from by one thread alone; its state must not need `tensors`.
+        pin: whether batches lie in page-locked memory, for copies to a GPU that do not hold the processor up.
+    """
+
+    def __init__(self, windows: Windows, *, pin: bool) -> None:
+        self.windows, self.pin = windows, pin
+        self._state = windows.state_dict()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="windows")
+        self._ahead: Future[tuple[Batch, SamplerState]] | None = None
+        self._count = 0
+
+    @property
+    def window_bytes(self) -> float:
+        """Data bytes of one window."""
+        return self.windows.window_bytes
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def draw(self, count: int) -> Batch:
+        """The next `count` windows; an error of the thread is raised here."""
+        if self._ahead is None or count != self._count:
+            self.close()
+            self._ahead = self._thread.submit(self._draw, count)
+        batch, self._state = self._ahead.result()
+        self._count = count
+        self._ahead = self._thread.submit(self._draw, count)
+        return batch
+
+    def _draw(self, count: int) -> tuple[Batch, SamplerState]:
+        batch = self.windows.draw(count)
+        if self.pin:
+            features_BTF = None if batch.features_BTF is None else batch.features_BTF.pin_memory()
+            batch = Batch(batch.bits_BT.pin_memory(), features_BTF)
+        return batch, self.windows.state_dict()
+
+    def close(self) -> None:
+        """Forget what was drawn ahead: the windows stand where the last batch given stands."""
+        if self._ahead is not None:
+            self._ahead.result()
+            self.windows.load_state_dict(self._state, {})
+            self._ahead = None
+
+    def state_dict(self) -> SamplerState:
+        """Where the last batch that was given stands."""
+        return self._state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing more."""
+        return {}
+
+    def load_state_dict(self, state: SamplerState, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self.close()
+        self.windows.load_state_dict(state, tensors)
+        self._state = state

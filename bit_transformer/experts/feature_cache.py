@@ -1,0 +1,245 @@
+"""Features of every bit of a corpus, made in one pass in order and kept, so that windows may be drawn in any.
+
+Those of small corpora stay in memory. Others are kept on disk, a byte each, with the bank as it stands at the end; a pass that was
+stopped goes on where it last saved, and a cache is used again only for the very bytes it was made from.
+"""
+
+# Shapes: T bits, F features.
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bit_transformer.config import ModelConfig
+from bit_transformer.data.sources import Corpus
+from bit_transformer.errors import BitStreamError, CheckpointError
+from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, memory_bytes
+from bit_transformer.experts.kernels import Stream
+from bit_transformer.experts.passes import PIECE, Passed, Say, begin_with, corpus_sketch, corpus_units, feature_bytes
+from bit_transformer.experts.sketch import joined
+from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
+
+CACHE_VARIABLE = "BTLM_CACHE_DIR"
+MEMORY = 1 << 28  # features of this many bytes or less are not worth a file: some seconds make them
+SAVE_SECONDS = 30.0
+
+
+def cache_folder() -> Path:
+    """Where features are kept: `BTLM_CACHE_DIR`, else the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bit-transformer" / "features"
+
+
+class CorpusFeatures:
+    """Features of all bits of a corpus, in memory or mapped.
+
+    Attributes:
+        bank: as it stands after the corpus.
+        made: whether a pass was needed.
+    """
+
+    def __init__(self, features_TF: Features, bank: ExpertBank, made: bool) -> None:
+        self.bank, self.made = bank, made
+        self._features_TF = features_TF
+
+    def read(self, bit: int, length: int) -> Features:
+        """Features of `length` bits: (T, F)."""
+        return self._features_TF[bit : bit + length]
+
+
+def corpus_features(
+    corpus: Corpus,
+    model: ModelConfig,
+    *,
+    start: ExpertBank | None = None,
+    limit: int,
+    folder: Path | None = None,
+    memory: int | None = None,
+    say: Say = lambda _: None,
+    passed: Passed = lambda done, total: None,
+) -> CorpusFeatures:
+    """The features of a corpus: from the cache where they are there for these very bytes, else made now.
+
+    Args:
+        start: what is known before the corpus; it stays as it is. Not given: nothing.
+        limit: bytes that the cache folder may hold; those used longest ago go.
+        folder: the cache; the user's if not given.
+        memory: features of so many bytes or less are made in memory, without the cache; `MEMORY` if not given.
+        say: told when a cache that is there cannot be used.
+        passed: told how many bytes of how many are done.
+
+    Raises:
+        BitStreamError: the disk refused.
+        ConfigError: the bank needs more memory than there is.
+    """
+    bank = begin_with(start, model)
+    sketch = joined(bank.sketch, corpus_sketch(corpus))
+    if feature_bytes(corpus, model) <= (MEMORY if memory is None else memory):
+        stream, parts = bank.stream(), []
+        for offset in range(0, len(corpus), PIECE):
+            parts.append(bank.read(corpus_units(corpus, offset, PIECE, model), stream, learn=True))
+            passed(min(len(corpus), offset + PIECE), len(corpus))
+        bank.sketch = sketch
+        return CorpusFeatures(np.concatenate(parts).reshape(-1, bank.features), bank, made=True)
+    folder = folder or cache_folder()
+    known = f" {bank.digest()}" if bank.count else ""
+    stem = hashlib.sha256(f"{STATE_VERSION} {_key(model)} {_content(corpus)}{known}".encode()).hexdigest()[:24]
+    path = folder / f"{stem}.features"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path, say):
+            made = _complete(corpus, model, bank, path, limit, say, passed)
+            os.utime(path)
+            shape = (len(corpus) * model.byte_bits, bank.features)
+            features_TF = np.memmap(path, dtype=np.int8, mode="r", shape=shape)
+    except (OSError, CheckpointError) as refused:
+        reason = refused.strerror if isinstance(refused, OSError) and refused.strerror else str(refused)
+        raise BitStreamError(
+            f"{folder}: the experts' features could not be written ({reason}). Try another folder in {CACHE_VARIABLE}, or "
+            f"train.feature_cache=0 to make them while training"
+        ) from refused
+    bank.sketch = sketch
+    return CorpusFeatures(features_TF, bank, made)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, say: Say) -> Iterator[None]:
+    """One process at a time; another waits, and then finds the work done."""
+    with path.with_suffix(".lock").open("w") as file:
+        if not _lock(file, wait=False):
+            say("another training is making the same features; this one waits for them")
+            _lock(file, wait=True)
+        yield
+
+
+def _lock(file: IO[str], *, wait: bool) -> bool:
+    """Whether the lock could be had; it goes when the file is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock: trainings that begin together there may write one cache twice
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _complete(
+    corpus: Corpus, model: ModelConfig, bank: ExpertBank, path: Path, limit: int, say: Say, passed: Passed
+) -> bool:
+    """Make what is missing of a cache; whether anything was."""
+    state = path.with_suffix(".safetensors")
+    document: dict[str, Any] = {"done": 0, "sums": []}
+    stream = None
+    if state.exists():
+        stream, document = _found(state, path, bank, document, say)
+    if document["done"] == len(corpus):
+        return False
+    needed = feature_bytes(corpus, model) + memory_bytes(model)
+    _make_room(path.parent, limit - needed, keep=path)
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+    if not document["done"]:
+        say(f"what the experts say of these {len(corpus) / 1e6:.1f} MB takes {needed / 1e9:.1f} GB in {path.parent}")
+    _pass(corpus, model, bank, stream or bank.stream(), document, path, state, passed)
+    return True
+
+
+def _key(model: ModelConfig) -> str:
+    assert model.experts is not None
+    return f"{model.experts.model_dump_json()} {model.unit_bits} {model.parity} {model.expert_words}"
+
+
+def _content(corpus: Corpus) -> str:
+    digest = hashlib.sha256()
+    for offset in range(0, len(corpus), PIECE):
+        digest.update(np.ascontiguousarray(corpus.read(offset, PIECE)).data)
+    return digest.hexdigest()
+
+
+def _found(
+    state: Path, path: Path, bank: ExpertBank, fresh: dict[str, Any], say: Say
+) -> tuple[Stream | None, dict[str, Any]]:
+    """What an earlier pass left, if it can be trusted: where its stream stands, and how far it came."""
+    try:
+        tensors, document = read_tensors(state)
+        with path.open("rb") as file:
+            for size, expected in document["sums"]:
+                if zlib.crc32(file.read(size)) != expected:
+                    say("the cached features do not match their data (checksum); they are made again")
+                    return None, fresh
+        bank.load_state_dict(tables("bank.", tensors))
+        parts = {name: part.copy() for name, part in tables("stream.", tensors).items()}
+    except (CheckpointError, OSError, KeyError) as damaged:
+        say(f"the cached features cannot be used ({damaged}); they are made again")
+        return None, fresh
+    return Stream(**parts), document
+
+
+def tables(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Those whose names begin so, as arrays, by the rest of their names."""
+    return {name: tensor.cpu().numpy() for name, tensor in under(prefix, tensors).items()}
+
+
+def _pass(
+    corpus: Corpus,
+    model: ModelConfig,
+    bank: ExpertBank,
+    stream: Stream,
+    document: dict[str, Any],
+    path: Path,
+    state: Path,
+    passed: Passed,
+) -> None:
+    """Read on from where the document says, saving now and then."""
+    saved = time.monotonic()
+    if not document["done"]:
+        path.unlink(missing_ok=True)  # who has an old file of this name open keeps it
+    with path.open("r+b" if document["done"] else "wb") as file:
+        file.seek(sum(size for size, _ in document["sums"]))
+        file.truncate()
+        while document["done"] < len(corpus):
+            units = corpus_units(corpus, document["done"], PIECE, model)
+            made = bank.read(units, stream, learn=True).data.cast("B")
+            file.write(made)
+            document["sums"].append((len(made), zlib.crc32(made)))
+            document["done"] = min(len(corpus), document["done"] + PIECE)
+            passed(document["done"], len(corpus))
+            if time.monotonic() - saved > SAVE_SECONDS or document["done"] == len(corpus):
+                file.flush()
+                os.fsync(file.fileno())
+                _save(state, bank, stream, document)
+                saved = time.monotonic()
+
+
+def _save(state: Path, bank: ExpertBank, stream: Stream, document: dict[str, Any]) -> None:
+    tensors = prefixed("bank.", bank.state_dict()) | prefixed("stream.", stream._asdict())
+    write_tensors(state, tensors, document)
+
+
+def _make_room(folder: Path, room: int, *, keep: Path) -> None:
+    """Remove the features that were used longest ago, until the rest fit. Who has them open keeps them."""
+    for path in sorted(folder.glob("*.features"), key=lambda path: path.stat().st_mtime, reverse=True):
+        state = path.with_suffix(".safetensors")
+        room -= sum(file.stat().st_size for file in (path, state) if file.exists())
+        if room >= 0 or path == keep:
+            continue
+        with path.with_suffix(".lock").open("w") as file:
+            if _lock(file, wait=False):  # else it is being made
+                path.unlink(missing_ok=True)
+                state.unlink(missing_ok=True)

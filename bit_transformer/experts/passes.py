@@ -1,0 +1,113 @@
+"""Passes of the experts over data in order: predict each bit, then learn from it.
+
+The features of a position come from what was before it alone. Here are passes that keep nothing on disk; `feature_cache.py` makes one
+that is kept, `training/streamed.py` one as training goes.
+"""
+
+# Shapes: N windows or units, T bits, F features.
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.config import ModelConfig
+from bit_transformer.data.sources import Corpus
+from bit_transformer.errors import BitStreamError
+from bit_transformer.experts.bank import ExpertBank, Features, feature_count, pack_units
+from bit_transformer.experts.sketch import WINDOW, Sketch, empty, joined, sketched
+
+WHOLE = 27_720  # bytes that are whole units of any size: the least common multiple of 1 .. 12
+PIECE = 28 * WHOLE  # bytes read at a time
+PASS_RATE = 400_000  # bytes a second that a pass makes at least; for deciding, not for measuring
+
+Say = Callable[[str], None]
+Passed = Callable[[int, int], None]
+
+
+def corpus_units(corpus: Corpus, offset: int, length: int, model: ModelConfig) -> NDArray[Any]:
+    """Bytes of a corpus as the units that a model's experts read; `offset` is at the start of one."""
+    data = corpus.read(offset, length)
+    if model.unit_bits == model.byte_bits and not model.parity:
+        return data
+    return pack_units(bytes_to_bits(data, parity=model.parity), model.unit_bits)
+
+
+def feature_bytes(corpus: Corpus, model: ModelConfig) -> int:
+    """How large a corpus's features are."""
+    return len(corpus) * model.byte_bits * feature_count(model)
+
+
+def corpus_sketch(corpus: Corpus) -> Sketch:
+    """By which it is known whether experts have learned from a corpus."""
+    found = empty()
+    for offset in range(0, len(corpus), PIECE):
+        found = sketched(np.asarray(corpus.read(offset, PIECE + WINDOW - 1)), found)
+    return found
+
+
+def window_sketch(bits_NT: Tensor) -> Sketch:
+    """The same of windows that are given as bits."""
+    found = empty()
+    for row in np.packbits(bits_NT.cpu().numpy().astype(np.uint8), axis=1):
+        found = sketched(row, found)
+    return found
+
+
+def begin_with(start: ExpertBank | None, model: ModelConfig) -> ExpertBank:
+    """A bank to learn in: a copy of one that knows something, or an empty one."""
+    return ExpertBank.of(model) if start is None else start.copy()
+
+
+class FeatureReader:
+    """Features of a corpus from its start on, for windows that come in order and overlap; memory is constant.
+
+    Args:
+        bank: what is known before the corpus; taught if `learn`.
+    """
+
+    def __init__(self, corpus: Corpus, model: ModelConfig, bank: ExpertBank, *, learn: bool) -> None:
+        self.corpus, self.model, self.bank, self.learn = corpus, model, bank, learn
+        self._stream = bank.stream()
+        self._begin, self._done = 0, 0  # bytes: what is kept, and what was read
+        self._kept: Features = np.empty((0, bank.features), dtype=np.int8)
+
+    def read(self, offset: int, length: int) -> Features:
+        """Features of the bits of bytes [offset, offset + length), zeros beyond the end: (T, F). Offsets never fall."""
+        width = self.model.byte_bits
+        stop = min(offset + length, len(self.corpus))
+        parts = [self._kept[(offset - self._begin) * width :]]  # what no later window needs goes
+        while self._done < stop:
+            units = corpus_units(self.corpus, self._done, 2 * WHOLE, self.model)
+            made = self.bank.read(units, self._stream, learn=self.learn)
+            parts.append(made.reshape(-1, self.bank.features))
+            self._done = min(len(self.corpus), self._done + 2 * WHOLE)
+        self._kept, self._begin = np.concatenate(parts) if len(parts) > 1 else parts[0], offset
+        wanted = self._kept[: length * width]
+        return np.pad(wanted, ((0, length * width - len(wanted)), (0, 0)))
+
+
+def window_features(
+    bits_NT: Tensor, model: ModelConfig, start: ExpertBank | None = None
+) -> tuple[Features, ExpertBank]:
+    """Features of windows that are given as bits, every row a stream of its own, in order: features_NTF and the bank.
+
+    Raises:
+        BitStreamError: rows that are no whole units.
+    """
+    N, T = bits_NT.shape
+    if T % model.unit_bits:
+        raise BitStreamError(
+            f"got windows of {T} bits; with experts a multiple of their unit of {model.unit_bits} bits is needed. "
+            f"Try bits[:, :{T // model.unit_bits * model.unit_bits}]"
+        )
+    bank = begin_with(start, model)
+    bank.sketch = joined(bank.sketch, window_sketch(bits_NT))
+    made = [
+        bank.read(unit_N, bank.stream(), learn=True) for unit_N in pack_units(bits_NT.cpu().numpy(), model.unit_bits)
+    ]
+    return np.stack(made).reshape(N, T, bank.features), bank

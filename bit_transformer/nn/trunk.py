@@ -1,0 +1,204 @@
+"""The trunk: symbols to states. Embedding (+ n-grams, + phase, + noise level), blocks, a last norm.
+
+A module that is called, as sharding, pipelining and compilation need: what hangs on `__call__` takes part. It knows patches as symbols
+and nothing of bits, of heads or of what is predicted.
+"""
+
+# Shapes: B batch, N positions, C symbols of a context, D model width, K head width.
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bit_transformer.config import FLIP_LEVELS, ModelConfig
+from bit_transformer.nn import reversible
+from bit_transformer.nn.block import Block
+from bit_transformer.nn.cache import LayerCache, RollingCache, TrunkCache
+from bit_transformer.nn.ngram import NgramEmbedding
+from bit_transformer.nn.norm import RMSNorm
+from bit_transformer.nn.position import rotary_table
+
+
+class Trunk(nn.Module):
+    """Input symbols to the states that predict what follows each.
+
+    Args:
+        config: the model's shape.
+
+    Attributes:
+        start: the symbol beyond the 2^P patches: what stands before the first of a window or, in a diffusion model, for a masked one.
+        rotary_NK2: cosine and sine of every position; in float32 at least, whatever the weights are in.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.start = 1 << c.patch_bits
+        self.embed = nn.Embedding((1 << c.patch_bits) + 1, c.d_model)
+        self.phase = nn.Embedding(c.phases, c.d_model) if c.phases > 1 else None
+        self.level = nn.Embedding(FLIP_LEVELS, c.d_model) if c.noise == "flips" else None
+        word_shift = c.patch_bits - 8 if c.ngram_words else None
+        self.ngrams = (
+            NgramEmbedding(
+                c.d_model, c.ngram_orders, c.ngram_rows, c.ngram_dropout, word_shift, both_sides=not c.causal
+            )
+            if c.ngram_orders or c.ngram_words
+            else None
+        )
+        self.blocks = nn.ModuleList(
+            Block(c.d_model, c.nhead, c.feedforward_width, c.dropout, causal=c.causal, window=c.attention_window)
+            for _ in range(c.num_layers)
+        )
+        self.final_norm = RMSNorm()
+        # One position more than a window has patches: the start symbol stands before the first.
+        table_NK2 = rotary_table(c.max_patches + 1, c.d_model // c.nhead).to(torch.get_default_dtype())
+        self.register_buffer("rotary_NK2", table_NK2, persistent=False)
+        self.rotary_NK2: Tensor
+        self._compiled: _Compiled | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trunk:
+        """Move or cast all of it; rotary positions stay in float32 at least: in bfloat16 those that are far apart would be equal."""
+        super()._apply(fn, recurse)
+        if self.rotary_NK2.dtype.itemsize < 4:
+            exact_NK2 = rotary_table(len(self.rotary_NK2), 2 * self.rotary_NK2.shape[1])
+            self.rotary_NK2 = exact_NK2.to(self.rotary_NK2.device, torch.float32)
+        return self
+
+    def init_weights(self) -> None:
+        """Draw weights from torch's generator. The blocks are the identity at first: their last projections are zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        for block in self.layers():
+            nn.init.zeros_(block.attend.out.weight)
+            nn.init.zeros_(block.feed_forward.out.weight)
+        for embedding in (self.embed, self.phase, self.level):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight)
+
+    def layers(self) -> list[Block]:
+        """The blocks, typed."""
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        input_BN: Tensor,
+        cache: TrunkCache | None = None,
+        maps: list[Tensor] | None = None,
+        level_B: Tensor | None = None,
+    ) -> Tensor:
+        """States after each symbol: h_BND.
+
+        Args:
+            input_BN: symbols, 0 .. 2^P.
+            cache: the streams that the symbols continue; it moves on by N symbols.
+            maps: the attention map of every layer is appended to it, if it is given.
+            level_B: of a model of flips: the noise level of each window.
+        """
+        begin, N = (cache.length if cache else 0), input_BN.shape[1]
+        x_BND = self.embedded(input_BN, cache, level_B)
+        rotary_NK2 = self.rotary_NK2[begin : begin + N]
+        if cache is not None:
+            return self._through_blocks(x_BND, rotary_NK2, cache.layers)
+        run = self._compiled.run if self._compiled else self._through_blocks
+        return run(x_BND, rotary_NK2, None, maps)
+
+    def embedded(self, input_BN: Tensor, cache: TrunkCache | None = None, level_B: Tensor | None = None) -> Tensor:
+        """What the first block reads: x_BND. Arguments are those of `forward`; of the cache only the symbols move on."""
+        N, seen = input_BN.shape[1], cache.symbols_seen if cache else 0
+        x_BND = self.embed(input_BN)
+        if self.phase is not None:
+            step_N = torch.arange(seen, seen + N, device=input_BN.device)
+            x_BND = x_BND + self.phase(step_N % self.config.phases)
+        if self.level is not None:
+            assert level_B is not None
+            x_BND = x_BND + self.level(level_B)[:, None]
+        if self.ngrams is not None:
+            recent_BN = cache.recent_BN if cache else self._no_history(input_BN)
+            beyond = () if self.config.causal else (recent_BN,)
+            context_BC = torch.cat((recent_BN, input_BN, *beyond), dim=1)
+            x_BND = x_BND + self.ngrams(context_BC)
+            if cache:
+                cache.recent_BN = context_BC[:, N:]
+        if cache:
+            cache.symbols_seen += N
+        return x_BND
+
+    def new_cache(self, batch: int) -> TrunkCache:
+        """The state of so many streams before their first symbol."""
+        c, like = self.config, self.embed.weight
+        capacity = c.max_patches + 1
+        kind, slots = (RollingCache, c.attention_window) if c.attention_window else (LayerCache, capacity)
+        shape = (batch, c.nhead, slots, c.d_model // c.nhead)
+        layers = [kind(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
+        start_B1 = torch.full((batch, 1), self.start, device=like.device)
+        return TrunkCache(layers, capacity, self._no_history(start_B1))
+
+    def turn_back(self, count: int) -> Tensor:
+        """The rotation that takes a key `count` positions back: (K / 2, 2)."""
+        return torch.stack((self.rotary_NK2[count, :, 0], -self.rotary_NK2[count, :, 1]), dim=-1)
+
+    def _no_history(self, input_BN: Tensor) -> Tensor:
+        history = self.ngrams.history if self.ngrams else 0
+        return input_BN.new_full((len(input_BN), history), self.start)
+
+    def _through_blocks(
+        self,
+        x_BND: Tensor,
+        rotary_NK2: Tensor,
+        layers: list[LayerCache] | None = None,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The trunk after its embeddings, whose sparse gradients do not go through torch.compile."""
+        c = self.config
+        if c.reversible:
+            branches = self._compiled.branches if self._compiled else self.branches()
+            return self.final_norm(reversible.run(branches, x_BND, rotary_NK2, layers, maps))
+        again = c.use_checkpoint and torch.is_grad_enabled() and layers is None and maps is None
+        for i, block in enumerate(self.blocks):
+            if again and i % c.checkpoint_every == 0:
+                x_BND = checkpoint(block, x_BND, rotary_NK2, use_reentrant=False)
+            else:
+                x_BND = block(x_BND, rotary_NK2, layers[i] if layers else None, maps)
+        return self.final_norm(x_BND)
+
+    def branches(self) -> list[reversible.Branches]:
+        """What every block adds: attention, then feed-forward."""
+        return [(block.attend, block.feed_forward) for block in self.layers()]
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Within: what lies between embeddings and states goes through torch.compile; of a reversible trunk each branch, which runs
+        in the forward pass and again in the backward pass."""
+        self._compiled = _Compiled(self)
+        try:
+            yield
+        finally:
+            self._compiled = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it is within `compiled`."""
+        return self._compiled is not None
+
+
+class _Compiled:
+    """Compiled ways through a trunk; no module, so that its names stay out of state dicts."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        self.branches: Sequence[reversible.Branches] = ()
+        self.run: Callable[..., Any] = trunk._through_blocks
+        if trunk.config.reversible:
+            self.branches = [(_compile(attend), _compile(feed)) for attend, feed in trunk.branches()]
+        else:
+            self.run = _compile(trunk._through_blocks)
+
+
+def _compile(call: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(call)
+    return compiled

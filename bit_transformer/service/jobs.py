@@ -1,0 +1,128 @@
+"""Work that takes its time: it says how far it is, and can be asked to stop, from this thread, another one or another process."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+STOP_FILE = "stop"  # in a run folder: another process asks its training to stop
+
+
+@dataclass(frozen=True)
+class Update:
+    """Progress of a training, for people.
+
+    Attributes:
+        share: fraction of the budget spent, in [0, 1].
+        bytes_per_s: since the first update.
+        bpb: training bits per byte, smoothed over about 20 updates.
+        val_bpb: of the latest validation.
+        eta: seconds left, if the budget goes on being spent at this pace.
+    """
+
+    step: int
+    share: float
+    seconds: float
+    bytes_per_s: float
+    bpb: float
+    val_bpb: float | None
+    eta: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far something is that takes its time.
+
+    Attributes:
+        doing: what; the experts' reading before a training, unless told otherwise.
+        unit: of done and total.
+    """
+
+    done: int
+    total: int
+    doing: str = "experts: read"
+    unit: str = "bytes"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that should be known, in one line."""
+
+    text: str
+
+
+Message = Update | Reading | Notice
+Report = Callable[[Message], None]
+
+
+class Job:
+    """A piece of work under way.
+
+    Args:
+        report: told how far it is.
+    """
+
+    def __init__(self, report: Report | None = None) -> None:
+        self._report = report
+        self._cancelled = threading.Event()
+
+    def tell(self, message: Message) -> None:
+        """Pass a message on to who asked for the work."""
+        if self._report is not None:
+            self._report(message)
+
+    def notice(self, text: str) -> None:
+        """Pass on something that should be known."""
+        self.tell(Notice(text))
+
+    def cancel(self) -> None:
+        """Ask the work to stop in good order; from any thread."""
+        self._cancelled.set()
+
+    @contextmanager
+    def stoppable(self, folder: Path | None = None) -> Iterator[Callable[[], bool]]:
+        """Within: whether the work was asked to stop: by `cancel`, by Ctrl-C or SIGTERM where it runs in the main thread, or by a
+        file in its run folder. A second Ctrl-C stops at once.
+
+        Args:
+            folder: of the run, if it has one. A request that is there already is of the past.
+        """
+        stop = None if folder is None else folder / STOP_FILE
+        if stop is not None:
+            stop.unlink(missing_ok=True)
+        with _signals() as signalled:
+
+            def asked() -> bool:
+                return self._cancelled.is_set() or signalled() or (stop is not None and stop.exists())
+
+            try:
+                yield asked
+            finally:
+                if stop is not None:
+                    stop.unlink(missing_ok=True)
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came; outside the main thread they go to whom they belong."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,101 @@
+"""All operations in one table: a name, what is asked for, what comes back. Command line, HTTP, MCP and dashboard are doors to it.
+
+    found = call("score", {"run": "runs/demo", "name": "photo.raw"}, Workspace())
+    OPERATIONS["score"].request.model_json_schema()
+
+A module is loaded when one of its operations is called, so that listing them needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter
+
+from bit_transformer.errors import ConfigError
+from bit_transformer.service import requests
+from bit_transformer.service.jobs import Job
+from bit_transformer.service.requests import Request
+from bit_transformer.service.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a user can ask for.
+
+    Attributes:
+        request: the kind of record that it takes.
+        home: the module of `service` and the function.
+        writes: whether it changes files or records; an operation that does not is safe to offer to anybody.
+        long: whether it takes minutes, says how far it is, and can be cancelled.
+    """
+
+    name: str
+    request: type[Request]
+    home: str
+    writes: bool = False
+    long: bool = False
+
+    @property
+    def summary(self) -> str:
+        """What it does, in one line."""
+        return (self.request.__doc__ or "").splitlines()[0]
+
+    def __call__(self, request: Request, workspace: Workspace, job: Job | None = None) -> Any:
+        """Do it; the result is a record of plain values.
+
+        Raises:
+            BitTransformerError: it could not be done; the error says what was wrong, which field, and what to try.
+        """
+        return self._function()(request, workspace, job or Job())
+
+    def result(self) -> TypeAdapter[Any]:
+        """The result's type, for its JSON schema and for writing it as JSON."""
+        return TypeAdapter(get_type_hints(self._function())["return"])
+
+    def _function(self) -> Any:
+        module, _, function = self.home.partition(":")
+        return getattr(importlib.import_module(f"bit_transformer.service.{module}"), function)
+
+
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation("train", requests.TrainRequest, "training:train", writes=True, long=True),
+        Operation("train_further", requests.FurtherRequest, "training:train_further", writes=True, long=True),
+        Operation("resume", requests.ResumeRequest, "training:resume", writes=True, long=True),
+        Operation("distill", requests.DistillRequest, "training:distill", writes=True, long=True),
+        Operation("estimate", requests.EstimateRequest, "memory:estimate"),
+        Operation("generate", requests.GenerateRequest, "inference:generate"),
+        Operation("generate_gated", requests.GateRequest, "inference:generate_gated"),
+        Operation("infill", requests.InfillRequest, "restoration:infill", long=True),
+        Operation("repair", requests.RepairRequest, "restoration:repair_file", writes=True, long=True),
+        Operation("protect", requests.ProtectRequest, "restoration:protect_file", writes=True),
+        Operation("evaluate", requests.EvaluateRequest, "evaluation:evaluate", long=True),
+        Operation("score", requests.ScoreRequest, "evaluation:score", long=True),
+        Operation("telemetry", requests.FileTelemetryRequest, "telemetry:of_file"),
+        Operation("telemetry_of_run", requests.RunTelemetryRequest, "telemetry:of_run"),
+        Operation("calibrate", requests.CalibrateRequest, "safety:calibrate_run", writes=True, long=True),
+        Operation("explain", requests.ExplainRequest, "safety:explain"),
+        Operation("runs.list", requests.ListRunsRequest, "runs:list_runs"),
+        Operation("runs.show", requests.RunRequest, "runs:show_run"),
+        Operation("runs.remove", requests.RemoveRunsRequest, "runs:remove_runs", writes=True),
+        Operation("runs.stop", requests.StopRunRequest, "runs:stop_run", writes=True),
+    )
+}
+
+
+def call(name: str, fields: Mapping[str, Any], workspace: Workspace, job: Job | None = None) -> Any:
+    """Do what is asked for by name and plain fields.
+
+    Raises:
+        ConfigError: no such operation, or invalid fields.
+        BitTransformerError: as of the operation.
+    """
+    if name not in OPERATIONS:
+        raise ConfigError(f"got operation {name!r}; it must be one of {', '.join(OPERATIONS)}", field="operation")
+    operation = OPERATIONS[name]
+    return operation(operation.request.of(fields), workspace, job)

@@ -1,0 +1,116 @@
+"""What a model trains on: data to windows that fit it, with what the experts say of their bits."""
+
+# Shapes: N windows, T bits, F features of a bit.
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bit_transformer.config import TrainConfig
+from bit_transformer.data.sources import Corpus, bytes_corpus
+from bit_transformer.data.windows import BitWindows, CorpusWindows, Windows
+from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.evaluation.metrics import window_bytes
+from bit_transformer.experts.bank import ExpertBank
+from bit_transformer.experts.feature_cache import corpus_features
+from bit_transformer.experts.passes import (
+    PASS_RATE,
+    Passed,
+    Say,
+    corpus_sketch,
+    feature_bytes,
+    window_features,
+    window_sketch,
+)
+from bit_transformer.experts.sketch import Sketch, known_fraction
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.training.streamed import StreamedWindows
+
+
+def build_windows(
+    model: BitTransformerLM,
+    data: Corpus | bytes | Tensor | Windows,
+    config: TrainConfig,
+    *,
+    say: Say = lambda _: None,
+    passed: Passed = lambda done, total: None,
+) -> Windows:
+    """What a model trains on, in windows that fit it. A model with experts gets the bank that has read the data.
+
+    Args:
+        say: told what should be known of the experts' cache.
+        passed: told how many bytes of how many the experts have read.
+
+    Raises:
+        ConfigError: a window that is longer than the model's, or holds no whole byte.
+        BitStreamError: less data than one window, or bits that are no bits.
+    """
+    shape = model.config
+    if isinstance(data, Tensor):
+        longest = min(config.window or shape.max_seq_len, shape.max_seq_len)
+        if data.ndim == 2 and (data.shape[1] > longest or data.shape[1] % shape.patch_bits):
+            raise BitStreamError(
+                f"got windows of {data.shape[1]} bits; at most {longest} and a multiple of patch_bits={shape.patch_bits} "
+                f"is needed. Try bits[:, :{min(longest, data.shape[1]) // shape.patch_bits * shape.patch_bits}]"
+            )
+        if int((data > 1).sum()) or int((data < 0).sum()):
+            raise BitStreamError("got other values than 0 and 1 among the bits. Try bytes_to_bits for bytes")
+        features_NTF = None
+        if shape.experts and data.ndim == 2:
+            start, keep = _known_before(model, partial(window_sketch, data), say)
+            made_NTF, bank = window_features(data, shape, start)
+            model.bank = keep or bank
+            features_NTF = torch.from_numpy(made_NTF)
+        return BitWindows(data, byte_bits=shape.byte_bits, seed=config.seed, features_NTF=features_NTF)
+    if isinstance(data, bytes):
+        data = bytes_corpus(data)
+    if isinstance(data, Corpus):
+        size = window_bytes(model, config.window)
+        data = data.aligned(shape.align_bytes)
+        features = None
+        if shape.experts and len(data) >= size:
+            start, keep = _known_before(model, partial(corpus_sketch, data), say)
+            if feature_bytes(data, shape) > config.feature_cache or _pass_is_too_long(len(data), config):
+                say(
+                    "the experts read the data while training: their features are too large to keep, or reading first too long"
+                )
+                return StreamedWindows(
+                    data, size, shape, streams=config.batch_size, seed=config.seed, start=start, keep=keep
+                )
+            features = corpus_features(data, shape, start=start, limit=config.feature_cache, say=say, passed=passed)
+            model.bank = keep or features.bank
+        return CorpusWindows(
+            data, size, parity=shape.parity, align=shape.align_bytes, seed=config.seed, features=features
+        )
+    if not hasattr(data, "draw"):
+        raise ConfigError(f"data is a {type(data).__name__}; a Corpus, bytes, bit windows or Windows is needed")
+    return data
+
+
+def _known_before(
+    model: BitTransformerLM, sketch: Callable[[], Sketch], say: Say
+) -> tuple[ExpertBank | None, ExpertBank | None]:
+    """The bank that reads the data on from what it knows, and the bank that the model keeps in its place.
+
+    Experts go on learning, but not from what they have learned already: of that they would promise too much, and the mixer would learn
+    to trust them too far. Where they know most of the data, an empty bank reads it for the training, and the model keeps its own.
+    """
+    if not (model.has_bank and model.bank.count):
+        return None, None
+    known = known_fraction(model.bank.sketch, sketch())
+    if known > 0.5:
+        say(
+            "the experts have learned from these bytes before: for this training new ones read them; the model keeps its own"
+        )
+        return None, model.bank
+    if known > 0.01:  # some phrases are everywhere
+        say(f"the experts have learned from {known:.0%} of these bytes before, and predict them better than new ones")
+    return model.bank, None
+
+
+def _pass_is_too_long(size: int, config: TrainConfig) -> bool:
+    """Whether reading all data first would take more than half of a budget in seconds."""
+    return config.seconds is not None and size / PASS_RATE > config.seconds / 2

@@ -1,0 +1,88 @@
+"""A training that grows: when, and what becomes of its optimizers. The model grows between loops, never inside one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+
+from bit_transformer.config import GrowthConfig, ModelConfig, OptimConfig
+from bit_transformer.growth import place
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.training.optim import Optimizers
+from bit_transformer.training.state import Progress
+
+# How a moment of a gradient changes where its weight is scaled by s: as s to this power.
+POWERS = {"momentum": -1, "exp_avg": -1, "exp_avg_sq": -2}
+
+
+class Growth:
+    """The plan of a training that grows, and of one that does not: its stages are then one.
+
+    Args:
+        how: when to grow; none: never.
+        stages: the shapes, from the first to the target.
+        may_grow: whether there is memory for a shape.
+    """
+
+    def __init__(
+        self,
+        how: GrowthConfig | None,
+        stages: list[ModelConfig],
+        may_grow: Callable[[ModelConfig], bool] = lambda _: True,
+    ) -> None:
+        self.how, self.stages, self.may_grow = how, stages, may_grow
+
+    def next(self, p: Progress) -> ModelConfig | None:
+        """The shape to grow to now, if it is time: on a plateau, or where otherwise no time would be left for later stages."""
+        trained = p.step > p.grown_at  # every stage, the first too, gets an update
+        if self.how is None or p.ceiling or not trained or p.stage + 1 >= len(self.stages):
+            return None
+        late = p.share >= self.how.latest * (p.stage + 1) / len(self.stages)
+        if not (late or p.weak >= self.how.patience):
+            return None
+        p.ceiling = not self.may_grow(self.stages[p.stage + 1])
+        return None if p.ceiling else self.stages[p.stage + 1]
+
+    def grown(self, p: Progress) -> None:
+        """Note that the model has grown."""
+        p.stage, p.grown_at, p.weak, p.stale, p.mark_bpb = p.stage + 1, p.step, 0, 0, math.inf
+        p.best_bpb = math.inf  # of another shape
+
+    def validated(self, p: Progress, bpb: float) -> None:
+        """Note a validation of the weights as they are: whether it gained enough."""
+        if self.how is None:
+            return
+        p.weak = 0 if bpb < p.mark_bpb * (1 - self.how.threshold) else p.weak + 1
+        p.mark_bpb = min(bpb, p.mark_bpb)
+
+    def rate(self, p: Progress) -> float:
+        """What learning rates are multiplied by: lower in later stages, and rising again after each growth."""
+        if self.how is None or not p.stage:
+            return 1.0
+        risen = (p.step - p.grown_at + 1) / self.how.warmup_steps if self.how.warmup_steps else 1.0
+        return self.how.rate**p.stage * min(1.0, risen)
+
+
+def expand_optimizers(
+    before: Optimizers, model: BitTransformerLM, larger: BitTransformerLM, config: OptimConfig
+) -> Optimizers:
+    """Optimizers for a grown model, with what those of the smaller one remember.
+
+    A weight that was scaled has gradients scaled the other way, and so have their moments; of new weights there are none.
+    """
+    after, grown = Optimizers(larger, config), dict(larger.named_parameters())
+    after.load_state_dict(
+        {
+            name: {
+                key: place(name, value, torch.zeros_like(grown[name]), model.config, larger.config, POWERS[key])
+                if key in POWERS
+                else copy.deepcopy(value)
+                for key, value in state.items()
+            }
+            for name, state in before.state_dict().items()
+        }
+    )
+    return after

@@ -1,0 +1,497 @@
+"""The training loop: draw windows, forward, backward, update, observe, until the budget is spent.
+
+The loop holds the algorithm and nothing else. Progress bars, run records, checkpoints and stops are observers, called
+after every update; each decides for itself when it is due. `Trainer` is the whole state of a training, so that
+`save` and `load` make a resumed run bit-equal to one that was never interrupted: windows and dropout
+are functions of the seed and the step, not of what happened before.
+"""
+
+# Shapes: B windows, T bits.
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from bit_transformer.checkpoint import load_weights
+from bit_transformer.config import BUDGETS, Config, ModelConfig, TrainConfig
+from bit_transformer.data.prefetch import Prefetched
+from bit_transformer.data.sources import Corpus, bytes_corpus
+from bit_transformer.data.windows import Batch, CorpusWindows, Windows
+from bit_transformer.errors import CheckpointError, ConfigError, NonFiniteLoss, OutOfMemory
+from bit_transformer.evaluation.metrics import window_bytes
+from bit_transformer.growth import expand_to, stages
+from bit_transformer.model import BitTransformerLM
+from bit_transformer.pieces import VALIDATION_ROWS
+from bit_transformer.tensor_file import read_tensors, under, write_tensors
+from bit_transformer.training.batches import build_windows
+from bit_transformer.training.growing import Growth, expand_optimizers
+from bit_transformer.training.objectives import check_teacher, objective_for
+from bit_transformer.training.optim import Optimizers, clip_gradients, schedule
+from bit_transformer.training.out_of_memory import is_out_of_memory, memory_advice
+from bit_transformer.training.precision import autocast
+from bit_transformer.training.state import Progress, Record, crossed
+from bit_transformer.training.streamed import StreamedWindows
+from bit_transformer.training.validation import AVERAGED, Validation
+
+FIRST_REACH = 0.2  # of a curriculum: where noise begins
+SETTLED = 100  # updates after which an accelerator is waited for, so that a loss that is not finite is noticed
+
+
+class StopTraining(Exception):
+    """Raised by an observer: end here, in good order. The text is the reason, and is recorded."""
+
+
+Observer = Callable[["Trainer", Record], None]
+_Config = TypeVar("_Config", bound=Config)
+
+
+@dataclass
+class Trainer:
+    """A training in progress.
+
+    Args:
+        model: trained in place; where it grows, the first of the stages to the target, replaced at every growth.
+        windows: what it trains on.
+        config: budget, batch, optimizer.
+        validation: bytes that are scored along the way, if any.
+        teacher: whose predictions are learned beside the data, if there is one; of the same patches, noise and experts.
+        target: with `config.progressive`: the shape to grow to.
+        may_grow: whether there is memory for a shape.
+        observers: called after every update with the trainer and the update's record; may raise `StopTraining`.
+        clock: seconds, rising; for tests.
+
+    Attributes:
+        objective: what is lowered.
+        kept: the weights worth keeping, where there is a validation.
+        growth: the plan of a training that grows.
+        latest: the batch of the latest update, for observers.
+    """
+
+    model: BitTransformerLM
+    windows: Windows
+    config: TrainConfig
+    validation: Corpus | None = None
+    observers: Iterable[Observer] = ()
+    teacher: BitTransformerLM | None = None
+    target: ModelConfig | None = None
+    may_grow: Callable[[ModelConfig], bool] = lambda _: True
+    clock: Callable[[], float] = time.monotonic
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        check_training(self.model.config, self.config)
+        if self.teacher is not None:
+            check_teacher(self.teacher.config, self.model.config)
+        shapes = [self.model.config]
+        if self.config.progressive:
+            shapes = stages(self.target or self.model.config, context=grows_context(self.windows, self.config))
+            if self.model.config != shapes[0]:
+                raise ConfigError(
+                    "got progressive=true and a model of another shape than it begins with. Try growth.stages(target)[0], or "
+                    "btlm train --progressive"
+                )
+        self.growth = Growth(self.config.progressive, shapes, self.may_grow)
+        self.objective = objective_for(self.model.config, teacher=self.teacher, trust=self.config.distillation)
+        self.optimizers = Optimizers(self.model, self.config.optim)
+        self.kept = None if self.validation is None else Validation(self.validation, self.config)
+        self.latest: Batch | None = None
+        self._unsettled: list[tuple[Tensor, Tensor]] = []
+        self._on_processor = self.device.type == "cpu"  # where nothing is asynchronous, and waiting costs nothing
+        if self.device.type == "cuda" and not isinstance(self.windows, StreamedWindows):
+            self.windows = Prefetched(self.windows, pin=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.model.head.weight.device
+
+    @property
+    def best(self) -> dict[str, Tensor] | None:
+        """Weights by name as they were at the best validation, where they are kept."""
+        return self.kept.best if self.kept else None
+
+    @property
+    def micro_batches(self) -> int:
+        """Pieces that the batch of an update is split into."""
+        return self.progress.micro_batches or self.config.accum_steps
+
+    def run(self) -> None:
+        """Train until the budget is spent or an observer stops it; the model grows between loops.
+
+        Raises:
+            NonFiniteLoss: the loss or a gradient is not a finite number; the update is not made.
+            OutOfMemory: there is no memory, and smaller micro-batches are not allowed or not enough. The update under way
+                may be half made: go on from a checkpoint.
+        """
+        began = self.clock() - self.progress.seconds
+        try:
+            while not self._run_stage(began):
+                self._grow()
+            self.progress.stopped = "budget spent"
+        except StopTraining as stop:
+            self.progress.stopped = str(stop)
+        except (RuntimeError, MemoryError) as failed:
+            if not is_out_of_memory(failed):
+                raise
+            raise OutOfMemory(f"got no memory at step {self.progress.step + 1}: {self.memory_advice()}") from None
+        finally:
+            self.progress.seconds = self.clock() - began
+            self.take_bank()
+            self.model.eval()
+        self.settle()
+
+    def _run_stage(self, began: float) -> bool:
+        """The loop, with a model of one shape. Whether the budget is spent; else it is time to grow."""
+        p = self.progress
+        self.model.train()
+        compiled = self.model.trunk.compiled() if self.config.compile_model else contextlib.nullcontext()
+        with compiled:
+            while self._advance(self.clock() - began) < 1:
+                self._check_patience()
+                if self.growth.next(p) is not None:
+                    return False
+                record = self.update()
+                p.seconds = self.clock() - began
+                share = self._advance(p.seconds)
+                if p.step % SETTLED == 0:
+                    self.settle()
+                if self.kept is not None:
+                    self._validate_if_due(self.kept, share, record)
+                for observe in self.observers:
+                    observe(self, record)
+        return True
+
+    def update(self) -> Record:
+        """One optimizer update."""
+        config, progress = self.config, self.progress
+        rate = schedule(progress.share, config.optim) * self.growth.rate(progress)
+        self.optimizers.set_rate(rate)
+        batch = self.latest = self.windows.draw(config.batch_size)
+        nats = self._accumulated(batch)
+        norm = clip_gradients(self.model, config.clip_norm, wait=self._on_processor)
+        if self._on_processor:
+            self._check_finite(nats, norm, progress.step + 1)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        progress.step += 1
+        progress.bytes_seen += config.batch_size * self.windows.window_bytes
+        progress.flops += config.batch_size * self.windows.window_bytes * self.model.flops_per_byte()
+        train_bpb = nats / math.log(2) * batch.bits_BT.shape[1] / self.windows.window_bytes
+        record = Record(
+            step=progress.step,
+            bytes=progress.bytes_seen,
+            seconds=progress.seconds,
+            train_bpb=train_bpb,
+            grad_norm=norm,
+            rate=rate,
+        )
+        self._unsettled.append((train_bpb, norm))
+        if self._on_processor:
+            self.settle()
+            record["train_bpb"], record["grad_norm"] = train_bpb.item(), norm.item()
+        if len(self.growth.stages) > 1 and progress.step == progress.grown_at + 1:
+            shape = self.model.config
+            record |= Record(num_layers=shape.num_layers, d_model=shape.d_model, max_seq_len=shape.max_seq_len)
+        return record
+
+    def settle(self) -> None:
+        """Bring the smoothed loss up to date: waits for the device.
+
+        Raises:
+            NonFiniteLoss: since the last time a loss or a gradient was not finite; those updates were not made.
+        """
+        p, waiting = self.progress, self._unsettled
+        self._unsettled = []
+        for number, (bpb, norm) in enumerate(_fetched(waiting)):
+            step = p.step - len(waiting) + number + 1
+            self._check_finite(bpb, norm, step)
+            p.train_bpb = bpb if step == 1 else 0.98 * p.train_bpb + 0.02 * bpb
+
+    def _check_finite(self, nats: Tensor | float, norm: Tensor | float, step: int) -> None:
+        if not (math.isfinite(nats) and math.isfinite(norm)):
+            raise NonFiniteLoss(
+                f"got loss {float(nats)} and gradient norm {float(norm)} at step {step}; both must be finite. The last "
+                f"checkpoint, if there was one, is kept. Try a lower train.optim.lr and matrix_lr, or train.amp=false",
+                step,
+            )
+
+    def _accumulated(self, batch: Batch) -> Tensor:
+        """Gradients of a batch, and its nats a bit; with `auto_batch`, out of memory, again in more micro-batches."""
+        while True:
+            # Dropout follows from seed and step alone, so a resumed run needs no generator state.
+            torch.manual_seed((self.config.seed << 32) + self.progress.step)
+            self.optimizers.zero_grad()  # an update that was interrupted may have left some
+            try:
+                return self._backward(batch)
+            except (RuntimeError, MemoryError) as failed:
+                more_would_help = self.config.auto_batch and self.micro_batches < self.config.batch_size
+                if not (more_would_help and is_out_of_memory(failed)):
+                    raise
+            # Here the error is gone, and with it the frames that held tensors.
+            gc.collect()
+            self.progress.micro_batches = min(2 * self.micro_batches, self.config.batch_size)
+
+    def _backward(self, batch: Batch) -> Tensor:
+        bits_BT = batch.bits_BT.to(self.device, non_blocking=True)
+        features_BTF = None if batch.features_BTF is None else batch.features_BTF.to(self.device, non_blocking=True)
+        parts = self.micro_batches
+        nats = torch.zeros((), dtype=torch.float64 if self._on_processor else torch.float32, device=self.device)
+        for at, micro_BT in enumerate(bits_BT.chunk(parts)):
+            said_BTF = None if features_BTF is None else features_BTF.chunk(parts)[at]
+            with autocast(self.device, self.config.amp):
+                made = self.objective(self.model, micro_BT, said_BTF, reach=self.reach)
+            fraction = len(micro_BT) / len(bits_BT)
+            (made.loss * fraction).backward()  # type: ignore[no-untyped-call]
+            nats += made.nats.detach().to(nats.dtype) * fraction
+        return nats
+
+    @property
+    def reach(self) -> float:
+        """How far up the noise of a diffusion goes by now."""
+        widened = self.progress.share / self.config.curriculum if self.config.curriculum else 1.0
+        return min(1.0, FIRST_REACH + (1 - FIRST_REACH) * widened)
+
+    def memory_advice(self) -> str:
+        """What an update takes, and what would take less."""
+        return memory_advice(self.model.config, self.config, self.device, self.micro_batches)
+
+    def _advance(self, seconds: float) -> float:
+        """Bring the share of the budget up to date."""
+        name, amount = self.config.budget
+        p = self.progress
+        epoch_bytes = len(self.windows) * self.windows.window_bytes
+        spent = {"steps": p.step, "epochs": p.bytes_seen / epoch_bytes, "bytes": p.bytes_seen, "seconds": seconds}
+        spent["flops"] = p.flops
+        p.share = min(1.0, spent[name] / amount)
+        return p.share
+
+    def _validate_if_due(self, kept: Validation, share: float, record: Record) -> None:
+        p = self.progress
+        if crossed(p.averaged, share, 1 / AVERAGED):
+            kept.enter_average(self.model, p)
+        if crossed(p.validated, share, self.config.eval_every):
+            p.validated = share
+            self.settle()
+            self.take_bank()
+            rows = min(VALIDATION_ROWS, math.ceil(self.config.batch_size / self.micro_batches))
+            latest, record["val_bpb"] = kept.measure(self.model, p, rows)
+            self.growth.validated(p, latest)
+
+    def _check_patience(self) -> None:
+        if self.config.patience and self.progress.stale >= self.config.patience:
+            raise StopTraining(f"no better validation in {self.progress.stale}")
+
+    # ---- growing ----
+
+    def _grow(self) -> None:
+        larger = expand_to(self.model, self.growth.stages[self.progress.stage + 1])
+        self.optimizers = expand_optimizers(self.optimizers, self.model, larger, self.config.optim)
+        self._replace_model(larger)
+        self.growth.grown(self.progress)
+        if self.kept is not None:
+            self.kept.forget()
+
+    def _replace_model(self, model: BitTransformerLM) -> None:
+        if model.config.max_seq_len != self.model.config.max_seq_len:
+            self.windows = _resized(self.windows, window_bytes(model))
+        if self.model.has_bank and not model.has_bank:
+            model.bank = self.model.bank
+        self.model = model
+
+    def take_best(self) -> None:
+        """Give the model the weights of the best validation, where they were kept."""
+        if self.best is not None:
+            load_weights(self.model, self.best, Path("the best weights"))
+
+    def take_bank(self) -> None:
+        """Give the model the bank of experts that its windows' features come from, as it stands."""
+        if isinstance(self.windows, StreamedWindows):
+            self.model.bank = self.windows.bank
+
+    # ---- stopping and going on ----
+
+    def save(self, path: Path) -> None:
+        """Write all that `load` needs to go on: weights, optimizer state by parameter, data position, progress.
+
+        Raises:
+            CheckpointError: the disk refused; the file that was there before is untouched.
+        """
+        self.settle()
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.weights().items()}
+        if self.kept is not None:
+            tensors |= self.kept.tensors()
+        tensors |= {f"windows.{name}": tensor for name, tensor in self.windows.tensors().items()}
+        for name, moments in self.optimizers.state_dict().items():
+            tensors |= {f"optim.{name}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+        document = {
+            "model": self.model.config.model_dump(mode="json"),
+            "train": self.config.model_dump(mode="json"),
+            "progress": asdict(self.progress),
+            "windows": self.windows.state_dict(),
+        }
+        write_tensors(path, tensors, document)
+
+    def load(self, path: Path) -> None:
+        """Go on where `save` was called.
+
+        Raises:
+            CheckpointError: a damaged file, or one of another training.
+        """
+        tensors, document = read_tensors(path, device=self.device)
+        train = _config_of(TrainConfig, document.get("train"))
+        try:
+            progress, windows = Progress(**{**document["progress"], "stopped": ""}), document["windows"]
+        except (KeyError, TypeError):
+            raise CheckpointError(
+                f"{path}: holds no training that can go on. Try the run's training.safetensors"
+            ) from None
+        stage = progress.stage
+        if stage != self.progress.stage and stage < len(self.growth.stages):
+            self._replace_model(BitTransformerLM(self.growth.stages[stage]).to(self.device))
+            self.optimizers = Optimizers(self.model, self.config.optim)
+        same = {
+            "model": _config_of(ModelConfig, document.get("model")) == self.model.config,
+            "train": train is not None and _but_for(train, self.config, ("auto_batch", *BUDGETS)) == self.config,
+        }
+        for key, agrees in same.items():
+            if not agrees:
+                raise CheckpointError(
+                    f"{path}: was written by a training with another {key} config. Try its own config.json"
+                )
+        load_weights(self.model, under("model.", tensors), path)
+        self._take_moments(tensors)
+        self.windows.load_state_dict(windows, under("windows.", tensors))
+        if self.kept is not None:
+            self.kept.take(tensors)
+        self.progress = p = progress
+        if train is not None and train.budget != self.config.budget:
+            self._advance(p.seconds)
+            p.validated = p.averaged = p.share
+            p.stale = p.worse = 0
+
+    def take_optimizers(self, path: Path) -> None:
+        """Begin with the optimizers' state of another training of the same shape.
+
+        Raises:
+            CheckpointError: a damaged file, or a training of another shape or with other optimizers.
+        """
+        tensors, document = read_tensors(path, device=self.device)
+        theirs = _config_of(TrainConfig, document.get("train"))
+        alike = theirs is not None and theirs.optim.muon == self.config.optim.muon
+        if not alike or _config_of(ModelConfig, document.get("model")) != self.model.config:
+            raise CheckpointError(
+                f"{path}: was written by a training of another shape or with other optimizers. Try without it"
+            )
+        self._take_moments(tensors)
+
+    def _take_moments(self, tensors: Mapping[str, Tensor]) -> None:
+        called = self.optimizers.old_names()
+        state: dict[str, dict[str, Tensor]] = {}
+        for place, tensor in under("optim.", tensors).items():
+            name, key = place.rsplit(".", 1)
+            state.setdefault(called.get(name, name), {})[key] = tensor
+        self.optimizers.load_state_dict(state)
+
+
+def _fetched(waiting: list[tuple[Tensor, Tensor]]) -> list[tuple[float, float]]:
+    """Pairs of numbers from a device, in one transfer."""
+    if not waiting:
+        return []
+    dtype = torch.float64 if waiting[0][0].device.type == "cpu" else torch.float32
+    numbers = torch.stack([number.to(dtype) for pair in waiting for number in pair]).tolist()
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _resized(windows: Windows, size: int) -> Windows:
+    """The same corpus in windows of another size, from the next epoch on."""
+    if isinstance(windows, Prefetched):
+        windows.close()
+        return Prefetched(_resized(windows.windows, size), pin=windows.pin)
+    assert isinstance(windows, CorpusWindows)
+    return windows.resized(size)
+
+
+def grows_context(windows: Windows, config: TrainConfig) -> bool:
+    """Whether the windows of a training can become longer: not where their size is given, or they are read as streams."""
+    return isinstance(windows, CorpusWindows) and config.window is None
+
+
+def check_training(model: ModelConfig, config: TrainConfig) -> None:
+    """Refuse a training that does not go with the model.
+
+    Raises:
+        ConfigError: one that widens noise for a model that has none.
+    """
+    if config.curriculum and model.causal:
+        raise ConfigError(
+            f"train.curriculum={config.curriculum} widens the noise of a diffusion; got causal=True. Try model.causal=false"
+        )
+
+
+def _config_of(kind: type[_Config], stored: Any) -> _Config | None:
+    """A config as it was stored, with what has been added since at its default; none where it cannot be."""
+    try:
+        return kind.of(stored)
+    except (ConfigError, TypeError, ValueError):
+        return None
+
+
+def _but_for(config: TrainConfig, other: TrainConfig, names: Iterable[str]) -> TrainConfig:
+    """A config with some fields of another."""
+    return config.model_copy(update={name: getattr(other, name) for name in names})
+
+
+def train_loop(
+    model: BitTransformerLM,
+    data: Corpus | bytes | Tensor | Windows,
+    config: TrainConfig | None = None,
+    *,
+    validation: Corpus | bytes | None = None,
+    observers: Iterable[Observer] = (),
+    **fields: Any,
+) -> list[Record]:
+    """Train a model in place.
+
+    Args:
+        data: a corpus, bytes, a tensor of bit windows (N, T), or any `Windows`.
+        config: the training; or give its fields as keywords: `train_loop(model, data, epochs=3, batch_size=16)`.
+        validation: bytes that are scored along the way; the weights of the best of these are what the model has in the end.
+        observers: see `Trainer`.
+
+    Returns:
+        the history: one record an update.
+
+    Raises:
+        ConfigError: invalid settings.
+        BitStreamError: less data than one window.
+        NonFiniteLoss: the loss or a gradient is not a finite number.
+    """
+    chosen = TrainConfig.of({**(config.model_dump() if config else {}), **fields})
+    if chosen.progressive:
+        raise ConfigError(
+            "got progressive; train_loop trains a model in place, and a grown one is another. Try Trainer"
+        )
+    history: list[Record] = []
+
+    def keep(_: Trainer, record: Record) -> None:
+        history.append(record)
+
+    held = bytes_corpus(validation) if isinstance(validation, bytes) else validation
+    began = time.monotonic()
+    windows = build_windows(model, data, chosen)
+    read = Progress(seconds=time.monotonic() - began)  # the experts' pass over the data is part of the budget
+    trainer = Trainer(model, windows, chosen, held, (keep, *observers), progress=read)
+    trainer.run()
+    trainer.take_best()
+    for record in history:  # of an accelerator: all at once, now that it is done
+        record["train_bpb"], record["grad_norm"] = float(record["train_bpb"]), float(record["grad_norm"])
+    return history

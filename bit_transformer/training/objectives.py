@@ -1,0 +1,244 @@
+"""What training lowers. An objective takes a model and windows to a `Prediction`, with the loss and what it is judged by.
+
+    objective = objective_for(model.config)                  # next bit, or denoising, with the config's penalties
+    objective = objective_for(student, teacher=teacher)      # a teacher's predictions beside the data
+    objective(model, bits_BT).loss.backward()
+
+Objectives wrap one another: `Distilled` and `Penalized` go with every kind of model, for a prediction also tells what other targets cost,
+and what another model would predict in its place.
+
+Source: Hinton et al. 2015, arXiv:1503.02531 (distillation); the bounds of denoising are in `diffusion/`.
+"""
+
+# Shapes: B windows, T bits, N patches, P bits of a patch, F features of a bit.
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bit_transformer.config import ModelConfig
+from bit_transformer.diffusion import denoiser
+from bit_transformer.diffusion.noise import flips_cost, noise_share
+from bit_transformer.errors import ConfigError
+from bit_transformer.model import BitTransformerLM, nats_of
+from bit_transformer.nn.patching import bit_chances, pack_patches, unpack_patches
+from bit_transformer.telemetry import penalties
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A forward pass of windows, and what it costs.
+
+    Attributes:
+        loss: to be lowered; has a gradient.
+        nats: of the data, a bit: mean negative log-likelihood, or a bound on it.
+        z_BNP: logits along the data's path, with a gradient.
+        patch_BN: the data; `bit_BNP`: its bits.
+        cost: mean nats a bit of other targets, probabilities of ones in (B, N, P).
+        by: what another model predicts where it sees the same: z_BNP.
+        lost_BN: which patches were predicted; none: all.
+        features_BTF: what the experts said, where there are any.
+    """
+
+    loss: Tensor
+    nats: Tensor
+    z_BNP: Tensor
+    patch_BN: Tensor
+    bit_BNP: Tensor
+    cost: Callable[[Tensor], Tensor]
+    by: Callable[[BitTransformerLM], Tensor]
+    lost_BN: Tensor | None = None
+    features_BTF: Tensor | None = None
+
+
+class Objective(Protocol):
+    """What training lowers."""
+
+    def __call__(
+        self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
+    ) -> Prediction:
+        """Predict windows.
+
+        Args:
+            features_BTF: int8, of a model with experts: what they say of each bit; not given: what they say now, of windows that follow
+                nothing.
+            reach: of a diffusion model: noise is drawn up to this time, in (0, 1]; below 1 the nats are a mean over these times, and no
+                bound.
+
+        Raises:
+            BitStreamError: windows of another shape, or longer than the model's. Values are not checked, for that would wait for the device.
+        """
+
+
+class NextBit:
+    """Mean negative log-likelihood of every bit given those before it."""
+
+    def __call__(
+        self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
+    ) -> Prediction:
+        """As of `Objective`."""
+        z_BNP, patch_BN, features_BTF = model.window_logits(bits_BT, features_BTF)
+
+        def cost(target_BNP: Tensor) -> Tensor:
+            return nats_of(z_BNP, target_BNP.flatten(1)).mean()
+
+        bit_BNP = bits_BT.view(z_BNP.shape)
+        nats = cost(bit_BNP)
+        return Prediction(
+            loss=nats,
+            nats=nats,
+            z_BNP=z_BNP,
+            patch_BN=patch_BN,
+            bit_BNP=bit_BNP,
+            cost=cost,
+            by=lambda other: other.window_logits(bits_BT, features_BTF)[0],
+            features_BTF=features_BTF,
+        )
+
+
+class Denoising:
+    """The bound of a diffusion model, at one time for each window, drawn from torch's generator; with flips the loss is the cost of the
+    patches, with the bound's weights."""
+
+    def __call__(
+        self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
+    ) -> Prediction:
+        """As of `Objective`."""
+        model.check_window(bits_BT)
+        c = model.config
+        P, T = c.patch_bits, bits_BT.shape[1]
+        patch_BN = pack_patches(bits_BT, P)
+        noised = denoiser.noised(model, patch_BN, reach)
+        reached = noise_share(torch.tensor(reach), c.schedule).item() / reach  # the mean of weight times share
+        node_logit_BNV = denoiser.restored(model, noised.seen_BN, noised.chance_B)
+        z_BNP = denoiser.along(patch_BN, node_logit_BNV, P)
+        bit_BNP = unpack_patches(patch_BN, P)
+
+        def cost(target_BNP: Tensor) -> Tensor:
+            nats_BNP = F.binary_cross_entropy_with_logits(z_BNP, target_BNP.to(z_BNP.dtype), reduction="none")
+            nats_B = nats_BNP.sum(-1).masked_fill(~noised.lost_BN, 0.0).sum(1)
+            return (nats_B * noised.weight_B).mean() / T / reached
+
+        def by(other: BitTransformerLM) -> Tensor:
+            return denoiser.along(patch_BN, denoiser.restored(other, noised.seen_BN, noised.chance_B), P)
+
+        loss = nats = cost(bit_BNP)
+        if c.noise == "flips":
+            one_BNP = bit_chances(node_logit_BNV.detach().float())
+            seen_BNP = unpack_patches(noised.seen_BN, P)
+            nats = flips_cost(one_BNP, bit_BNP, seen_BNP, noised.share_B, noised.weight_B).mean() / T
+        return Prediction(loss, nats, z_BNP, patch_BN, bit_BNP, cost, by, noised.lost_BN)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A teacher's predictions, given the data's bits before each, beside the data.
+
+    Attributes:
+        of: the objective without it.
+        teacher: sees what the student sees.
+        trust: weight of its predictions, in [0, 1]; the data's bits have the rest.
+    """
+
+    of: Objective
+    teacher: BitTransformerLM
+    trust: float = 0.5
+
+    def __call__(
+        self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
+    ) -> Prediction:
+        """As of `Objective`."""
+        made = self.of(model, bits_BT, features_BTF, reach=reach)
+        dtype = made.z_BNP.dtype
+        with torch.no_grad():
+            taught_BNP = made.by(self.teacher).sigmoid()
+        target_BNP = torch.lerp(made.bit_BNP.to(dtype), taught_BNP.to(dtype), self.trust)
+        return replace(made, loss=made.cost(target_BNP))
+
+
+@dataclass(frozen=True)
+class Penalized:
+    """Penalties on the predictions beside a loss, each in [0, 1], as `telemetry/penalties.py` defines them.
+
+    Attributes:
+        of: the objective without them.
+        lambda_K: weight of 1 - K; `lambda_C`: of repetition; `lambda_S`: of (1 - S)^2, where there are experts.
+    """
+
+    of: Objective
+    lambda_K: float = 0.0
+    lambda_C: float = 0.0
+    lambda_S: float = 0.0
+
+    def __call__(
+        self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
+    ) -> Prediction:
+        """As of `Objective`."""
+        made = self.of(model, bits_BT, features_BTF, reach=reach)
+        loss, z_BNP = made.loss, made.z_BNP
+        if self.lambda_K:
+            loss = loss + self.lambda_K * penalties.uncertainty(z_BNP if made.lost_BN is None else z_BNP[made.lost_BN])
+        if self.lambda_C:
+            loss = loss + self.lambda_C * penalties.repetition(z_BNP, made.patch_BN)
+        if self.lambda_S and made.features_BTF is not None:
+            said_BNP = model.experts_probability(made.features_BTF).view_as(z_BNP)
+            loss = loss + self.lambda_S * penalties.disagreement(z_BNP, said_BNP)
+        return replace(made, loss=loss)
+
+
+def objective_for(model: ModelConfig, *, teacher: BitTransformerLM | None = None, trust: float = 0.5) -> Objective:
+    """The objective of a model's kind, with a teacher where there is one, and the config's penalties."""
+    objective: Objective = NextBit() if model.causal else Denoising()
+    if teacher is not None:
+        objective = Distilled(objective, teacher, trust)
+    if model.lambda_K or model.lambda_C or model.lambda_S:
+        objective = Penalized(objective, model.lambda_K, model.lambda_C, model.lambda_S)
+    return objective
+
+
+def check_teacher(teacher: ModelConfig, student: ModelConfig) -> None:
+    """Refuse a teacher that does not see what the student sees.
+
+    Raises:
+        ConfigError: they differ in more than their size, or the student's windows are too long for the teacher.
+    """
+    for name in ("patch_bits", "parity", "causal", "noise", "experts"):
+        if getattr(teacher, name) != getattr(student, name):
+            raise ConfigError(
+                f"{name}={getattr(student, name)!r} is not the teacher's {getattr(teacher, name)!r}; both must see the same. Try "
+                f"{name}={getattr(teacher, name)!r}"
+            )
+    if student.max_seq_len > teacher.max_seq_len:
+        raise ConfigError(
+            f"max_seq_len={student.max_seq_len} is more than the teacher's {teacher.max_seq_len}. Try max_seq_len={teacher.max_seq_len}"
+        )
+
+
+def losses(
+    model: BitTransformerLM,
+    bits_BT: Tensor,
+    features_BTF: Tensor | None = None,
+    *,
+    reach: float = 1.0,
+    teacher: BitTransformerLM | None = None,
+    trust: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    """For a training loop of one's own: the loss of windows under the model's own objective, and their nats a bit.
+
+    Args:
+        bits_BT: zeros and ones, a tensor or an array; T a multiple of `patch_bits`.
+        features_BTF, reach: as of `Objective`.
+        teacher, trust: as of `Distilled`.
+
+    Raises:
+        BitStreamError: another shape, another value than 0 or 1, or longer windows than the model's.
+    """
+    bits_BT = torch.as_tensor(bits_BT, device=model.head.weight.device)
+    model.check_bits(bits_BT)
+    made = objective_for(model.config, teacher=teacher, trust=trust)(model, bits_BT, features_BTF, reach=reach)
+    return made.loss, made.nats

@@ -1,0 +1,123 @@
+"""Validations along a training, and the weights worth keeping by them: the best so far, and an average of the latest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bit_transformer.checkpoint import load_weights
+from bit_transformer.config import TrainConfig
+from bit_transformer.data.sources import Corpus
+from bit_transformer.errors import NonFiniteLoss
+from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
+from bit_transformer.model import BitTransformerLM, current_name
+from bit_transformer.tensor_file import under
+from bit_transformer.training.state import Progress
+
+OVERFIT_RISE = 0.002  # a validation above the best by this fraction, while training gets better ...
+OVERFIT_CHECKS = 2  # ... and so many in a row, are over-fitting
+AVERAGED = 50  # times in a budget that the weights enter their average
+
+
+class Validation:
+    """Scores held-back bytes and keeps weights by the result.
+
+    Args:
+        corpus: what is scored.
+
+    Attributes:
+        best: weights by name as they were at the best validation, with `config.keep_best`; none before the first.
+        average: of the weights over the latest part of the budget, with `config.average`.
+    """
+
+    def __init__(self, corpus: Corpus, config: TrainConfig) -> None:
+        self.corpus, self.config = corpus, config
+        self.best: dict[str, Tensor] | None = None
+        self.average: dict[str, Tensor] | None = None
+
+    def enter_average(self, model: BitTransformerLM, p: Progress) -> None:
+        """Let the weights enter their average, which forgets exponentially.
+
+        An average over the latest tenth of a training is what rates that fell to zero would have left (Hägele et al. 2024, arXiv:2405.18392).
+        So where validation is best early, in a budget that is too long for the data, little is lost.
+        """
+        if not (self.config.average and self.config.keep_best):
+            return
+        if self.average is None:
+            self.average = _copied(model)
+        with torch.no_grad():
+            for name, tensor in model.weights().items():
+                self.average[name].lerp_(tensor, min(1.0, (p.share - p.averaged) / self.config.average))
+        p.averaged = p.share
+
+    def measure(self, model: BitTransformerLM, p: Progress, rows: int) -> tuple[float, float]:
+        """Bits per byte of the weights as they are; and of what is kept by it: these, or their average where that is better.
+
+        Args:
+            rows: windows that are scored at once.
+
+        Raises:
+            NonFiniteLoss: a result is not a finite number.
+        """
+        latest = bpb = self._scored(model, p, rows)
+        now = best = _copied(model) if self.config.keep_best else None
+        if now is not None and self.average is not None:
+            load_weights(model, self.average, Path("the average of weights"))
+            try:
+                averaged = self._scored(model, p, rows)
+            finally:
+                load_weights(model, now, Path("the latest weights"))
+            if averaged < latest:
+                bpb = averaged
+                for name, tensor in self.average.items():
+                    now[name].copy_(tensor)
+        self._notice_overfitting(p, bpb)
+        p.stale = 0 if bpb < p.best_bpb else p.stale + 1
+        if bpb < p.best_bpb:
+            p.best_bpb, p.best_step, p.best_train_bpb, self.best = bpb, p.step, p.train_bpb, best
+        return latest, bpb
+
+    def forget(self) -> None:
+        """Drop what is kept: the model has another shape now."""
+        self.best = self.average = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept, for a file."""
+        kept = {"best": self.best or {}, "average": self.average or {}}
+        return {f"{which}.{name}": tensor for which, weights in kept.items() for name, tensor in weights.items()}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what `tensors` gave."""
+        self.best, self.average = (
+            {current_name(name): tensor for name, tensor in under(kept, tensors).items()} or None
+            for kept in ("best.", "average.")
+        )
+
+    def _scored(self, model: BitTransformerLM, p: Progress, rows: int) -> float:
+        how = default_protocol(model, overlap=0.0)
+        if how.samples:  # of a diffusion model: a quick look
+            how = replace(how, samples=2)
+        bpb = bits_per_byte(model, self.corpus, how, batch=rows).bpb
+        if not math.isfinite(bpb):
+            raise NonFiniteLoss(
+                f"got a validation of {bpb} bits per byte after step {p.step}; it must be finite. Try a lower "
+                f"train.optim.lr and matrix_lr",
+                p.step,
+            )
+        return bpb
+
+    def _notice_overfitting(self, p: Progress, bpb: float) -> None:
+        """Whether validation rises for good while training goes on getting better."""
+        rises = bpb > p.best_bpb * (1 + OVERFIT_RISE) and p.train_bpb < p.best_train_bpb
+        p.worse = p.worse + 1 if rises else 0
+        if p.worse >= OVERFIT_CHECKS and not p.overfit_since:
+            p.overfit_since = p.best_step
+
+
+def _copied(model: BitTransformerLM) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.weights().items()}

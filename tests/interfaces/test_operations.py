@@ -1,0 +1,192 @@
+"""Operations: one table, plain records in and out, a workspace that keeps models, jobs that can be stopped from anywhere."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from bit_transformer.cli.output import as_flags
+from bit_transformer.errors import Ask, CheckpointError, ConfigError, Give, RunNotRunning
+from bit_transformer.service.jobs import STOP_FILE, Job, Update
+from bit_transformer.service.operations import OPERATIONS, call
+from bit_transformer.service.requests import GenerateRequest, InfillRequest
+from bit_transformer.service.workspace import Workspace
+from tests.interfaces.test_cli import SMALL
+
+TINY = {"d_model": 16, "nhead": 2, "num_layers": 1, "max_seq_len": 256}
+
+
+@pytest.fixture
+def trained(btlm, text_file, tmp_path) -> Path:
+    done = btlm("train", text_file, *SMALL, "--steps", 20, "--out", "runs/one")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "runs" / "one"
+
+
+def training(out: Path, text: Path, **train: object) -> dict[str, object]:
+    return {"out": out, "model": TINY, "train": {"batch_size": 4, **train}, "data": {"corpora": (str(text),)}}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_a_function_of_its_request_a_workspace_and_a_job(name: str) -> None:
+    operation = OPERATIONS[name]
+    hints = get_type_hints(operation._function())
+    names = list(inspect.signature(operation._function()).parameters)
+    assert [hints[parameter] for parameter in names] == [operation.request, Workspace, Job]
+    assert operation.request.model_json_schema()["type"] == "object" and operation.result().json_schema()
+    assert operation.summary.endswith(".") and len(operation.summary.splitlines()) == 1
+
+
+def test_requests_survive_json_bytes_included() -> None:
+    asked = GenerateRequest(run="a", prompts=(bytes(range(256)),), stop=(b"\xff",))
+    assert GenerateRequest.model_validate_json(asked.model_dump_json()) == asked
+    holes = InfillRequest(run="a", data=b"\x00a", holes=((0, 1),))
+    assert InfillRequest.model_validate_json(holes.model_dump_json()) == holes
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "says"),
+    [
+        ("evaluat", {}, "got operation 'evaluat'"),
+        ("evaluate", {"run": "a", "name": ["b"]}, "unknown key 'name' in EvaluateRequest. Did you mean 'names'?"),
+        ("score", {"run": "a", "name": "b", "window": "wide"}, "window='wide'"),
+        ("runs.show", {}, "run"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(name: str, fields: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        call(name, fields, Workspace())
+    assert says in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+def test_an_operation_gives_what_the_command_line_prints(trained, btlm, text_file) -> None:
+    found = call("evaluate", {"run": str(trained), "names": [str(text_file)]}, Workspace())
+    assert OPERATIONS["evaluate"].result().dump_python(found) == json.loads(
+        btlm("evaluate", trained, text_file, "--json").stdout
+    )
+
+
+def test_a_workspace_keeps_models_until_their_checkpoints_change(trained, tmp_path) -> None:
+    workspace = Workspace(keep=1)
+    copies = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        copies.append(tmp_path / name / "model.safetensors")
+        copies[-1].write_bytes((Path(trained) / "model.safetensors").read_bytes())
+    first = workspace.model(str(copies[0]))
+    assert workspace.model(str(tmp_path / "a")) is first and not first.training
+    copies[0].touch()
+    assert workspace.model(str(copies[0])) is not first
+    again = workspace.model(str(copies[0]))
+    workspace.model(str(copies[1]))  # one is kept: this one
+    assert workspace.model(str(copies[0])) is not again
+
+
+def test_a_device_is_named_and_must_be_there(trained) -> None:
+    with pytest.raises(ConfigError, match="device='gpu'"):
+        Workspace(device="gpu")
+    assert Workspace(device="cpu").model(str(trained)).head.weight.device.type == "cpu"
+    for name in ("cuda:99", "mps"):
+        with pytest.raises(Exception, match=r"device|CUDA"):
+            Workspace(device=name).model(str(trained))
+
+
+def test_a_training_is_cancelled_from_another_thread_and_goes_on(tmp_path, text_file) -> None:
+    workspace = Workspace(tmp_path / "runs.sqlite")
+    whole = call("train", training(tmp_path / "whole", text_file, steps=30), workspace)
+    seen: list[int] = []
+
+    def watch(message: object) -> None:
+        if isinstance(message, Update):
+            seen.append(message.step)
+            if message.step == 5:
+                threading.Thread(target=job.cancel).start()
+                job._cancelled.wait(10)
+
+    job = Job(watch)
+    result = []
+    thread = threading.Thread(
+        target=lambda: result.append(call("train", training(tmp_path / "run", text_file, steps=30), workspace, job))
+    )
+    thread.start()
+    thread.join(60)
+    assert result[0].status == "stopped" and result[0].note == "interrupted" and 5 <= result[0].steps < 30
+    on = call("resume", {"out": tmp_path / "run"}, workspace)
+    assert on.status == "finished" and on.steps == 30
+    assert on.comparison.bpb == whole.comparison.bpb
+
+
+def test_a_training_is_stopped_from_another_process(tmp_path, text_file) -> None:
+    store = tmp_path / "runs.sqlite"
+    command = [sys.executable, "-m", "bit_transformer.cli"]
+    flags = [
+        "--seconds",
+        "120",
+        "--preset",
+        "1",
+        "--no-experts",
+        "--set",
+        "model.max_seq_len=256",
+        "--store",
+        str(store),
+    ]
+    trains = subprocess.Popen(
+        [*command, "train", str(text_file), "--out", str(tmp_path / "run"), *flags], stderr=subprocess.PIPE, text=True
+    )
+    workspace = Workspace(store)
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+            if store.exists() and any(r.step for r in call("runs.list", {}, workspace)):
+                break
+        done = subprocess.run(
+            [*command, "runs", "stop", "run", "--store", str(store), "--json"], capture_output=True, text=True
+        )
+        assert done.returncode == 0 and json.loads(done.stdout)["pid"] == trains.pid, done.stderr
+        assert trains.wait(60) == 130
+    finally:
+        trains.kill()
+    (run,) = call("runs.list", {}, workspace)
+    assert run.status == "stopped" and (tmp_path / "run" / "training.safetensors").exists()
+    assert not (tmp_path / "run" / STOP_FILE).exists()
+    with pytest.raises(RunNotRunning, match="nobody trains it"):
+        call("runs.stop", {"run": "run"}, workspace)
+
+
+def test_advice_is_given_in_the_words_of_each_door(trained, tmp_path, text_file, btlm) -> None:
+    with pytest.raises(ConfigError) as refused:
+        call("train", training(Path(trained), text_file, steps=1), Workspace(tmp_path / "s.sqlite"))
+    error = refused.value
+    assert error.field == "out" and "--" not in str(error)
+    assert str(error).endswith("Try resume(), or overwrite=True, or another out")
+    assert error.said(as_flags).endswith("Try `btlm train --resume`, or --overwrite, or another --out")
+    done = btlm("train", text_file, "--out", trained, "--steps", 1, "--json")
+    assert done.returncode == 2 and json.loads(done.stdout)["field"] == "out" and "--overwrite" in done.stderr
+    with pytest.raises(CheckpointError) as missing:
+        Workspace(tmp_path / "s.sqlite").model("no-such-run")
+    assert missing.value.tries == (Ask("runs.list"),) and "`btlm runs list`" in missing.value.said(as_flags)
+
+
+@pytest.mark.parametrize(
+    ("advice", "flags"),
+    [
+        (Give("out", "runs/a b"), "--out 'runs/a b'"),
+        (Give("overwrite", True), "--overwrite"),
+        (Give("store"), "another --store"),
+        (Give("train.telemetry", 0.005), "--set train.telemetry=0.005"),
+        (Ask("calibrate", "r"), "`btlm calibrate r`"),
+        (Ask("score", "r", (Give("names", ("a", "b c")),)), "`btlm score r a 'b c'`"),
+        (Ask("resume", more=(Give("steps", 1000),)), "`btlm train --resume --steps 1000`"),
+        ("more files", "more files"),
+    ],
+)
+def test_advice_as_flags(advice: object, flags: str) -> None:
+    assert as_flags(advice) == flags  # type: ignore[arg-type]
