@@ -27,7 +27,7 @@ class _ConfigType(ModelMetaclass):
     """Gives one-line errors when a config is made, and keeps pydantic's methods out of its `dir` and `help`."""
 
     def __call__(cls, *values: Any, **fields: Any) -> Any:
-        kind: type[Config] = cls  # type: ignore[assignment] - it makes only configs
+        kind: type[Config] = cls  # type: ignore[assignment]  # it makes only configs
         if values:
             name = next(iter(kind.model_fields))
             raise ConfigError(
