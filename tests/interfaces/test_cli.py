@@ -125,10 +125,10 @@ BAD = [
     (["train", "nowhere.txt"], "corpus 'nowhere.txt'"),
     (["train", "stdlb"], "Did you mean 'stdlib'?"),
     (["generate", "RUN", "--temperature", "-1"], "got temperature=-1.0; float >= 0 is needed. Try temperature=0"),
-    (["score", "stdlib", "RUN"], "they look swapped. Try btlm score"),
+    (["score", "stdlib", "RUN"], "they look swapped. Try `btlm score"),
     (["train", "EMPTY"], "empty file"),
     (["train", "TINY"], "at least one window"),
-    (["train"], "Try btlm train stdlib"),
+    (["train"], "Try `btlm train stdlib`"),
     (["train", "TEXT", "--set", "model.d_modle=3"], "Did you mean 'd_model'"),
     (["train", "TEXT", "--set", "model.nhead=7"], "Try d_model="),
     (["train", "TEXT", "--set", "d_model=3"], "section"),
@@ -138,8 +138,11 @@ BAD = [
     (["train", "TEXT", "--recipe", "none.toml"], "cannot be read"),
     (["train", "TEXT", "--diffusion", "--experts"], "goes with causal=True"),
     (["train", "TEXT", "--diffusion", "--diffusion-steps", "0"], "diffusion_steps=0"),
-    (["train", "TEXT", "--diffusion-steps", "8"], "--diffusion-steps goes with --diffusion"),
-    (["train", "TEXT", "--noise", "flips"], "--noise goes with --diffusion"),
+    (
+        ["train", "TEXT", "--diffusion-steps", "8"],
+        "got diffusion_steps=8 without diffusion, which it needs. Try --diffusion",
+    ),
+    (["train", "TEXT", "--noise", "flips"], "got noise='flips' without diffusion, which it needs. Try --diffusion"),
     (["train", "TEXT", "--diffusion", "--noise", "rain"], "noise='rain'"),
     (["train", "TEXT", "--set", "train.curriculum=0.5"], "widens the noise of a diffusion"),
     (["train", "TEXT", "--diffusion", "--set", "model.schedule=sometimes"], "schedule='sometimes'"),
@@ -230,7 +233,7 @@ BAD = [
     (["train", "TEXT", "--set", "train.lr=1"], "Did you mean 'optim.lr'"),
     (["train", "--out", "runs/one", "--resume"], "is finished"),
     (["generate", "RUN", "--stop", ""], "at least one byte"),
-    (["train", "TEXT", "--out", "empty/below"], "Try another path"),
+    (["train", "TEXT", "--out", "empty/below"], "Try another --out"),
     (["train", "TEXT", "--set", "train.optim=3"], "optim"),
     (["train", "TEXT", "--set", "train.optim.betas=[1,1]"], "optim.betas"),
     (["train", "TEXT", "--seed", "4294967296"], "seed=4294967296"),
@@ -468,7 +471,7 @@ def test_a_run_and_files_that_are_swapped_come_back_in_order(btlm, trained, tmp_
         done = btlm(*args)
         said = f"btlm: got {args[1]!r} as the run and {str(args[-1 if args[-1] != 'other' else 2])!r} as a file; they look swapped. Try "
         assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith(said), done.stderr
-        program, *right = shlex.split(done.stderr.removeprefix(said))
+        program, *right = shlex.split(done.stderr.removeprefix(said).strip().strip("`"))
         assert program == "btlm" and sorted(right) == sorted(map(str, args)) and right[0] == args[0]
         assert btlm(*right).returncode == 0
     # A run that is not there is no file, and a file that is there is scored whatever it is.
