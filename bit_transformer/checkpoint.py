@@ -1,6 +1,6 @@
-"""Checkpoints of models: weights, what the experts have learned, and the config that both belong to, in one file.
+"""Checkpoints: a model's weights, what its experts have learned, and its config, in one file.
 
-`save_checkpoint` writes a model that others load; the trainer keeps what it needs to go on in a file of the same kind.
+`save_checkpoint` writes a model for use. The trainer saves what it needs to resume in another file of the same format.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def save_checkpoint(
     """Write a model's weights and config to one file.
 
     Args:
-        path: the file, or a folder that gets a `model.safetensors`.
-        weights: by name, in place of the model's own, if given.
-        about: further facts for the header, such as the step; plain JSON.
+        path: the file, or a folder for `model.safetensors`.
+        weights: by name, used instead of the model's own.
+        about: other facts for the header, such as the step; plain JSON.
 
     Raises:
-        CheckpointError: the disk refused; a file that was there before is untouched.
+        CheckpointError: the file could not be written. An existing file stays as it was.
     """
     target = _file(Path(path))
     tensors = {name: tensor.detach() for name, tensor in {**model.state_dict(), **(weights or {})}.items()}
@@ -51,11 +51,11 @@ def load_checkpoint(
     """Read a model, in evaluation mode.
 
     Args:
-        path: the file, or the folder that holds it, such as a run's.
-        config: the shape that is expected, if any.
+        path: the file, or its folder, such as a run folder.
+        config: the expected shape, if any.
 
     Raises:
-        CheckpointError: no such file, a damaged one, or one of another shape.
+        CheckpointError: the file is missing or damaged, or has another shape.
     """
     source = _file(Path(path))
     weights, document = read_tensors(source)
@@ -64,24 +64,24 @@ def load_checkpoint(
         changed = [k for k in ModelConfig.model_fields if getattr(config, k) != getattr(stored, k)]
         first = changed[0]
         raise CheckpointError(
-            f"{source}: its {first}={getattr(stored, first)} is not {getattr(config, first)}; the shapes must be equal. "
-            f"Try the checkpoint's own config"
+            f"{source}: got {first}={getattr(stored, first)}; {first}={getattr(config, first)} is needed. Try the checkpoint's "
+            f"own config"
         )
     model = BitTransformerLM(stored)
     learned = any(name.startswith(BANK) for name in weights)
     if learned and document.get("bank") != BANK_VERSION:
         raise CheckpointError(
-            f"{source}: its experts learned by arithmetic {document.get('bank')}, this version has {BANK_VERSION}. Try the version that wrote it"
+            f"{source}: got experts of format {document.get('bank')}; format {BANK_VERSION} is needed. Try the version that wrote it"
         )
     load_weights(model, weights, source)
     return model.to(device).eval()
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The shape of a model in a checkpoint.
+    """The config of the model in a checkpoint.
 
     Raises:
-        CheckpointError: no such file, a damaged one, or one without a model.
+        CheckpointError: the file is missing or damaged, or contains no model.
     """
     source = _file(Path(path))
     return _stored_config(read_tensors(source)[1], source)
@@ -91,15 +91,15 @@ def _stored_config(document: Mapping[str, Any], source: Path) -> ModelConfig:
     try:
         return ModelConfig.of(document["model"])
     except (KeyError, TypeError):
-        raise CheckpointError(f"{source}: holds no model. Try the run's {MODEL_FILE}") from None
+        raise CheckpointError(f"{source}: contains no model. Try the run's {MODEL_FILE}") from None
     except ConfigError as unknown:
         raise CheckpointError(
-            f"{source}: written by another version ({unknown}) Try the version that wrote it"
+            f"{source}: was written by another version ({unknown}) Try the version that wrote it"
         ) from None
 
 
 def load_weights(model: BitTransformerLM, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copy weights into a model of the same shape, and what its experts have learned, where that is among them.
+    """Copy weights into a model of the same shape, including what its experts have learned, if `weights` has it.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -107,11 +107,11 @@ def load_weights(model: BitTransformerLM, weights: Mapping[str, Tensor], source:
     try:
         missing, unexpected = model.load_state_dict(dict(weights), strict=False)
         wrong = [name for name in missing if not name.startswith(BANK)] + unexpected
-        detail = f"{wrong[0]} in one of them only." if wrong else ""
+        detail = f"only one of them has {wrong[0]}." if wrong else ""
     except RuntimeError as mismatch:
         detail = str(mismatch).splitlines()[1].strip() if "\n" in str(mismatch) else str(mismatch)
     if detail:
-        raise CheckpointError(f"{source}: is of another shape ({detail}) Try the config it was saved with")
+        raise CheckpointError(f"{source}: has another shape ({detail}) Try the config it was saved with")
 
 
 def _file(path: Path) -> Path:

@@ -1,9 +1,9 @@
-"""Growing a model without changing what it computes, its optimizers with it, and the stages of a training that grows.
+"""Grows a model and its optimizers without changing what the model computes, and gives the stages of a growing training.
 
-Depth: new blocks on top, whose last projections are zero, so they add nothing until they are trained. Width: channels that are zero
-on every position; norms then divide by a smaller root mean square, which the old columns of what reads the stream make good.
-Whatever reads the new channels is random and whatever writes them is zero, so gradients reach both. Heads keep their width, for
-rotary frequencies depend on it.
+Depth: new blocks are added on top. Their last projections are zero, so they add nothing until they are trained. Width: new
+channels are zero at every position. Norms then divide by a smaller root mean square, and the old columns of the matrices that
+read the stream are scaled to compensate. New columns that read the new channels are random, new rows that write them are zero,
+so gradients reach both. Heads keep their width, because rotary frequencies depend on it.
 
 Sources: Chen et al. 2016, arXiv:1511.05641 (Net2Net); Gong et al. 2019 (stacking); Yao et al. 2024, arXiv:2305.02869 (masked growth);
 Du et al. 2024, arXiv:2405.15319 (new layers as copies of the stack below).
@@ -34,18 +34,18 @@ def expand_model(
     dim_feedforward: int | None = None,
     max_seq_len: int | None = None,
 ) -> BitTransformerLM:
-    """A larger model that computes the same, up to rounding; in depth and window exactly.
+    """A larger model that computes the same function: exactly for depth and window, up to rounding for width.
 
     Args:
-        d_model: width; nhead follows, for the heads keep theirs.
-        dim_feedforward: not given: it follows d_model where the model's does.
+        d_model: width; nhead follows, because heads keep their width.
+        dim_feedforward: Default: follows d_model if the model's does.
         max_seq_len: longest window, in bits.
 
     Returns:
-        a model of its own, but for the experts' bank, which is the same; in the mode, dtype and on the device of the one given.
+        a new model that shares only the experts' bank, in the same mode and dtype and on the same device.
 
     Raises:
-        ConfigError: something smaller than it is, heads of another width, or sizes that cannot be.
+        ConfigError: a smaller size, heads of another width, or invalid sizes.
     """
     given = {
         "d_model": d_model,
@@ -60,7 +60,7 @@ def expand_model(
 
 
 def expand_to(model: BitTransformerLM, grown: ModelConfig) -> BitTransformerLM:
-    """`expand_model` to a shape that is known to be one it can grow to."""
+    """`expand_model` to a shape from `grown_config`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         larger = BitTransformerLM(grown).to(model.head.weight)
@@ -81,14 +81,14 @@ def grown_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig:
     """The shape of a model after growth.
 
     Raises:
-        ConfigError: as of `expand_model`.
+        ConfigError: as `expand_model`.
     """
     head = config.d_model // config.nhead
     width = sizes.get("d_model", config.d_model)
     heads = sizes.get("nhead", width // head)
     if heads * head != width:
         raise ConfigError(
-            f"got d_model={width} and nhead={heads}; heads must stay {head} wide, for their rotary frequencies depend on it. "
+            f"got d_model={width} and nhead={heads}; heads must stay {head} wide, because rotary frequencies depend on it. "
             f"Try d_model={max(1, width // head) * head}, nhead={max(1, width // head)}"
         )
     grown = ModelConfig.of({**config.model_dump(), **sizes, "nhead": heads})
@@ -107,10 +107,13 @@ def grown_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig:
 
 
 def smaller_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig:
-    """The shape of a student: what `sizes` say, else half the depth and half the width, in heads as wide as before.
+    """The shape of a student.
+
+    Args:
+        sizes: fields to set. Default: half the depth and half the width, with heads of the same width.
 
     Raises:
-        ConfigError: sizes that cannot be.
+        ConfigError: invalid sizes.
     """
     head, ratio = config.d_model // config.nhead, config.feedforward_width / config.d_model
     width = sizes.get("d_model", sizes.get("nhead", max(1, config.nhead // 2)) * head)
@@ -126,10 +129,10 @@ def smaller_config(config: ModelConfig, sizes: Mapping[str, int]) -> ModelConfig
 
 
 def place(name: str, old: Tensor, fresh: Tensor, before: ModelConfig, after: ModelConfig, power: int) -> Tensor:
-    """A parameter of the larger model: that of the smaller one where it belongs, fresh values elsewhere.
+    """A parameter of the larger model: the smaller model's values in their place, fresh values elsewhere.
 
     Args:
-        power: 1 for weights; of moments see `training/growing.py`.
+        power: 1 for weights; for moments see `training/growing.py`.
     """
     D, wider = before.d_model, after.d_model
     made = fresh.clone()
@@ -149,18 +152,19 @@ def place(name: str, old: Tensor, fresh: Tensor, before: ModelConfig, after: Mod
 
 
 def _window_costs(config: ModelConfig) -> bool:
-    """Whether attention is two fifths of a block's operations or more, so that half the window saves a fifth."""
+    """Whether attention takes at least two fifths of a block's operations, so that half the window saves a fifth."""
     if config.chunk_size:
         return False
     keys = config.max_patches / 2 if config.causal else config.max_patches
-    matrices = 2 * (4 * config.d_model + 2 * config.feedforward_width)  # for each channel
+    matrices = 2 * (4 * config.d_model + 2 * config.feedforward_width)  # per channel
     return 4 * keys >= 0.4 * (matrices + 4 * keys)
 
 
 def stages(target: ModelConfig, *, context: bool = True) -> list[ModelConfig]:
-    """The shapes of a training that grows to a target: a quarter of its depth and half its width at first, then by turns twice the
-    depth and the width until all are there. So does the window, where half of it saves a fifth of the operations; of shorter ones the
-    smaller half only takes away what there is to learn from (`docs/LOG.md`).
+    """The shapes of a training that grows to a target.
+
+    It starts with a quarter of the depth and half the width, then doubles depth and width in turn. The window starts at half if
+    that saves a fifth of the operations; otherwise a shorter window only removes context to learn from (`docs/LOG.md`).
 
     Args:
         context: whether the window may grow.

@@ -1,7 +1,7 @@
-"""How much memory a model takes, before it is made: in training and in use, under every switch that saves some.
+"""Estimates the memory of a model before it is made: in training and in use, with every setting that saves memory.
 
-Counted from the shapes, tensor by tensor, as the code keeps them; `btlm bench estimator` holds it against what was measured.
-Sizes are bytes on one device. What the libraries take for themselves (some 0.4 GB of a process with torch) comes on top.
+Computed from shapes, for each tensor that the code stores; `btlm bench estimator` compares it with measurements. Sizes are bytes
+on one device. Libraries take more (a process with torch some 0.4 GB).
 """
 
 # Letters: M positions of a micro-batch, N of a window, D model width, F feed-forward width, V = 2^P symbols, P bits of a patch.
@@ -23,18 +23,18 @@ class MemoryEstimate:
     """Bytes on one device.
 
     Attributes:
-        parameters: weights; under FSDP a share of them, and the blocks that are gathered whole at the time.
-        gradients: of all parameters, and the rows of sparse tables.
+        parameters: weights; with FSDP this device's part of them, and the blocks that are gathered at the time.
+        gradients: of all parameters, and of the used rows of sparse tables.
         optimizer: moments and momenta.
-        kept: weights of the best validation so far, with `train.keep_best`, and of their average, with `train.average`.
-        activations: kept for the backward pass of one micro-batch.
+        kept: weights of the best validation so far, with `train.keep_best`, and their average, with `train.average`.
+        activations: stored for the backward pass of one micro-batch.
         logits: of all nodes of the head, and their gradients.
-        working: of the branch under way, its results and gradients.
-        update: what the optimizer needs for a moment.
+        working: results and gradients of the current branch.
+        update: temporary memory of the optimizer.
         cache: keys and values of cached generation.
         experts: the bank, and the features of a batch.
-        attention_maps: with full_attn_logging, of one batch.
-        peak: most of it at once; not the sum, for not all of it is there at the same time.
+        attention_maps: of one batch, with full_attn_logging.
+        peak: the most at one time. This is less than the sum, because not everything exists at the same time.
         when: the moment of the peak.
     """
 
@@ -66,25 +66,25 @@ def estimate_memory(
 
     Args:
         model: the shape; or give its fields as keywords: `estimate_memory(d_model=512, num_layers=24)`.
-        train: batch, window, accumulation, precision (`amp` not given: float32) and optimizer; the default if not given.
-        training: otherwise the model is in use, in float32: whole windows scored, and as many streams generated, at once.
-        batch: windows in use at once; of a training, see `train`.
-        world_size: devices that share one model (FSDP), and the batch.
+        train: batch, window, accumulation, precision (`amp` not given: float32) and optimizer. Default: the default settings.
+        training: False: the model is in use, in float32. It scores `batch` whole windows, or generates as many streams, at once.
+        batch: windows at once, for a model in use; a training's batch is in `train`.
+        world_size: devices that share one model (FSDP) and the batch.
 
     Raises:
-        ConfigError: a shape that cannot be, or no devices, or windows that are not shared evenly.
+        ConfigError: an invalid shape, no devices, or a batch that cannot be divided evenly.
     """
     if model is not None and not isinstance(model, ModelConfig):
         raise ConfigError(f"got a {type(model).__name__}; a ModelConfig, or its fields, is needed. Try model.config")
     config = ModelConfig.of({**(model.model_dump() if model else {}), **fields})
     how = train or TrainConfig(steps=1)
     if world_size < 1:
-        raise ConfigError(f"world_size={world_size}; it must be at least 1. Try 1")
+        raise ConfigError(f"got world_size={world_size}; at least 1 is needed. Try 1")
     windows = how.batch_size if training else batch
     pieces = world_size * (how.accum_steps if training else 1)
     if windows < 1 or windows % pieces:
         raise ConfigError(
-            f"a batch of {windows} is not shared evenly by world_size={world_size} devices"
+            f"got a batch of {windows}, which is not shared evenly by world_size={world_size} devices"
             f"{f' and accum_steps={how.accum_steps}' if training else ''}. Try a batch of {-(-max(1, windows) // pieces) * pieces}"
         )
     if not training:
@@ -95,7 +95,7 @@ def estimate_memory(
 def largest_batch(
     model: ModelConfig, train: TrainConfig, budget: int, *, training: bool = True, world_size: int = 1
 ) -> int:
-    """The most windows that an update, or a scoring, can take at once within a budget in bytes; 0 where not one fits."""
+    """The largest batch of an update, or of scoring, within a memory budget in bytes; 0 if not one window fits."""
 
     def fits(rows: int) -> bool:
         how = train.model_copy(update={"batch_size": rows * world_size, "accum_steps": 1})
@@ -117,7 +117,7 @@ def largest_batch(
 
 @dataclass(frozen=True)
 class Saving:
-    """A switch that saves memory.
+    """A setting that saves memory.
 
     Attributes:
         settings: what to set, as on the command line.
@@ -131,7 +131,7 @@ class Saving:
 
 
 def savings(model: ModelConfig, train: TrainConfig, *, world_size: int = 1) -> list[Saving]:
-    """Switches that are off and would lower the peak of a training, the best first."""
+    """Settings that would lower the peak of a training, the best first."""
     now = estimate_memory(model, train, world_size=world_size).peak
     found = []
     for model_fields, train_fields, price in _switches(model, train, world_size):
@@ -147,32 +147,34 @@ def savings(model: ModelConfig, train: TrainConfig, *, world_size: int = 1) -> l
 def _switches(
     model: ModelConfig, train: TrainConfig, world_size: int
 ) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
-    """Fields of the model and of the training to set, and what that costs."""
+    """Fields of the model and of the training to set, and their cost."""
     choices: list[tuple[dict[str, Any], dict[str, Any], str]] = []
     if not model.reversible:
         off = {"use_checkpoint": False, "checkpoint_every": 1} if model.use_checkpoint else {}
-        choices.append(({"reversible": True, **off}, {}, "about a third more time, another function"))
+        choices.append(
+            ({"reversible": True, **off}, {}, "about a third more time; the model computes another function")
+        )
         if not model.use_checkpoint:
             choices.append(({"use_checkpoint": True}, {}, "about a fifth more time"))
         elif model.checkpoint_every > 1:
             choices.append(({"checkpoint_every": 1}, {}, "up to a fifth more time"))
     if model.chunk_size is None and model.causal:
         chunk = max(1, model.max_patches // 8) * model.patch_bits
-        choices.append(({"chunk_size": chunk}, {}, "attention reaches less far"))
+        choices.append(({"chunk_size": chunk}, {}, "attention over a shorter distance"))
     if train.batch_size % (2 * train.accum_steps * world_size) == 0:
         choices.append(({}, {"accum_steps": 2 * train.accum_steps}, "smaller matrix products"))
     if train.keep_best:
-        choices.append(({}, {"keep_best": False}, "the last weights stay, also of a training that over-fits"))
+        choices.append(({}, {"keep_best": False}, "keeps the last weights, even if the training over-fits"))
     if not train.amp:
-        choices.append(({}, {"amp": True}, "needs bfloat16 arithmetic to be fast"))
+        choices.append(({}, {"amp": True}, "fast only with bfloat16 arithmetic"))
     return choices
 
 
-# ---- counting ----
+# ---- computing ----
 
 
 def _elements(c: ModelConfig) -> tuple[int, int, int, int]:
-    """Parameters by kind: matrices of one block; tables of n-grams; of the experts' mixer; all others."""
+    """Number of parameters: matrices of one block; n-gram tables; the experts' mixer; all others."""
     V, D = 1 << c.patch_bits, c.d_model
     block = 4 * D * D + 2 * D * c.feedforward_width
     tables = c.ngram_contexts * c.ngram_rows * D
@@ -184,7 +186,7 @@ def _elements(c: ModelConfig) -> tuple[int, int, int, int]:
 def _features(c: ModelConfig) -> int:
     if c.experts is None:
         return 0
-    from bit_transformer.experts.bank import feature_count  # numba, where it is needed
+    from bit_transformer.experts.bank import feature_count  # loads numba only if needed
 
     return feature_count(c)
 
@@ -198,14 +200,14 @@ def _bank(c: ModelConfig) -> int:
 
 
 def _kept_by_branches(c: ModelConfig, rows: int, N: int, amp: bool) -> tuple[int, int]:
-    """What attention and feed-forward of one block keep for the backward pass of `rows` windows of N positions."""
+    """Bytes that attention and feed-forward of one block store for the backward pass of `rows` windows of N positions."""
     M, D, H, W = rows * N, c.d_model, c.nhead, c.attention_window
     size = HALF if amp else FLOAT
     around = M * (D + 1) * FLOAT  # norm
     around += M * D * HALF if amp else 0  # its copy for the matrix product
     around += M * D * size if c.dropout else 0
     if W is None or W >= N:
-        attention = M * (4 * D * size + H * FLOAT)  # turned queries and keys, values, output; log-sums
+        attention = M * (4 * D * size + H * FLOAT)  # rotated queries and keys, values, output; log-sums
     else:
         R = math.ceil((N - W) / W) * W  # positions in chunks after the first; keys and values of those twice
         attention = rows * ((6 * R + 4 * W + N) * D * size + (R + W) * H * FLOAT) + 2 * W * W * size
@@ -227,18 +229,18 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
     ends += (M * D + V * D) * HALF if amp else 0
     ends += M * P * (E * FLOAT + INDEX) + ((M + P * E) * D * HALF if amp else 0) if E else 0
     ends += M * contexts * (INDEX + (FLOAT if any(c.ngram_dropout) else 0))
-    results = M * D * (size + 2 * FLOAT)  # of a branch, and the gradients around it
+    results = M * D * (size + 2 * FLOAT)  # of a branch, and its gradients
     if c.reversible:
         trunk, last = 2 * M * D * FLOAT, 0
         first = trunk
-        streams = 5 * M * D * FLOAT  # being rebuilt, and their gradients
+        streams = 5 * M * D * FLOAT  # being recomputed, and their gradients
         working = results + streams + max(attention + 8 * M * D * size, feed_forward + 2 * M * F * size)
     else:
         again = math.ceil(L / c.checkpoint_every) if c.use_checkpoint else 0
         trunk = again * M * D * FLOAT + (L - again) * kept
         working = results + 2 * M * F * size
         first = M * D * FLOAT + kept if again else kept
-        # A block that is computed again takes the place of the plain one after it, unless it is the last.
+        # A recomputed block takes the place of the plain one after it, unless it is the last.
         last = kept if again and (L - 1) % c.checkpoint_every == 0 else 0
     activations, logits = trunk + ends, 2 * M * V * size
 
@@ -246,7 +248,7 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
     rows_of_tables = how.batch_size // world_size * N * contexts * (D * FLOAT + INDEX)
     parameters = (dense + tables * FLOAT) // world_size
     gradients = dense // world_size + rows_of_tables
-    if world_size > 1:  # two blocks and what is outside them are whole at a time
+    if world_size > 1:  # two blocks, and everything outside the blocks, are whole at a time
         parameters += (2 * block + mixer + others + tables) * FLOAT
         gradients += block * FLOAT
     moments = (1 if how.optim.muon else 2) * L * block + 2 * (mixer + others + tables)
@@ -283,13 +285,13 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
 
 
 def _block_in_use(c: ModelConfig, rows: int) -> tuple[int, int]:
-    """Without gradients, of whole windows: the streams between blocks, and the results of a branch."""
+    """Bytes without gradients, for whole windows: the streams between blocks, and the results of a branch."""
     M, D, F = rows * (c.max_patches + 1), c.d_model, c.feedforward_width
     return M * D * FLOAT * (4 if c.reversible else 1), M * max(8 * D, D + 2 * F) * FLOAT
 
 
 def _scoring(c: ModelConfig, rows: int) -> int:
-    """Without gradients, of whole windows: at most, in a block or in the head."""
+    """Bytes without gradients, for whole windows: the peak in a block or in the head."""
     streams, results = _block_in_use(c, rows)
     M, P = rows * (c.max_patches + 1), c.patch_bits
     head = M * (c.d_model + (1 << P)) * FLOAT + M * P * (INDEX + (3 + 2 * _features(c)) * FLOAT)
@@ -311,7 +313,7 @@ def _in_use(c: ModelConfig, batch: int, world_size: int) -> MemoryEstimate:
         + experts
         + cache
         + working,
-        "attention maps, put together": parameters + experts + 2 * maps,
+        "attention maps, joined": parameters + experts + 2 * maps,
     }
     when, peak = max(moments_of.items(), key=lambda item: item[1])
     return MemoryEstimate(

@@ -1,1 +1,1 @@
-"""The command `btlm`: parses, calls `service`, prints."""
+"""The command `btlm`: parses arguments, calls `service`, prints results."""

@@ -1,4 +1,4 @@
-"""The command `btlm`. Verbs are in `commands/`; torch loads only when one of them runs."""
+"""The command `btlm`. Its commands are in `commands/`; torch is loaded only when one of them runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bit_transformer.cli.commands import (
 app = typer.Typer(
     name="btlm",
     help="Language modelling on bits: no tokenizer, any file, text or binary.",
-    epilog="Exit codes: 0 done, 1 a fault of this program, 2 input that cannot be, 3 a benchmark missed a goal, "
+    epilog="Exit codes: 0 done, 1 a fault of this program, 2 invalid input, 3 a benchmark missed a goal, "
     "4 the gate blocked what was generated, 130 interrupted, a training under way saved.",
     no_args_is_help=True,
     add_completion=False,
@@ -61,7 +61,7 @@ def about(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options that go with no verb."""
+    """Options without a command."""
 
 
 def main() -> None:

@@ -1,23 +1,14 @@
-"""Options that several verbs share, and `--set key=value`."""
+"""Options of several commands, and `--set key=value`."""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bit_transformer.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 Device = Annotated[
@@ -26,26 +17,26 @@ Device = Annotated[
 ]
 Store = Annotated[Path, typer.Option("--store", envvar="BTLM_STORE", help="The SQLite file of run records.")]
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint file, or a run's name in the store.")
+    str, typer.Argument(metavar="RUN", help="A run folder, a checkpoint file, or the name of a run in the store.")
 ]
-Overlap = Annotated[float, typer.Option("--overlap", help="Share of a window that is only context, in [0, 1).")]
+Overlap = Annotated[float, typer.Option("--overlap", help="Fraction of a window that is only context, in [0, 1).")]
 Protocol = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="What learns from the file while it is scored: static, online (experts), online+mixer. Default: online where there are experts.",
+        help="What learns from the file while it is scored: static (nothing), online (experts), online+mixer. Default: online if the model has experts.",
     ),
 ]
 
-Recipe = Annotated[Path | None, typer.Option(help="TOML file with tables model, train and data.")]
+Recipe = Annotated[Path | None, typer.Option(help="TOML file with the tables model, train and data.")]
 Preset = Annotated[str | None, typer.Option(help="tiny, small, medium, large, or a depth such as 6. Default: small.")]
-PatchBits = Annotated[int | None, typer.Option(help="Bits the trunk sees as one position, 1 to 12. Default: 8.")]
-Parity = Annotated[bool, typer.Option("--parity", help="Bytes carry an even-parity ninth bit.")]
+PatchBits = Annotated[int | None, typer.Option(help="Bits per position of the trunk, 1 to 12. Default: 8.")]
+Parity = Annotated[bool, typer.Option("--parity", help="Add a ninth bit to each byte, for even parity.")]
 Experts = Annotated[
     bool | None,
-    typer.Option("--experts/--no-experts", help="Adaptive bit predictors beside the trunk. Default: on."),
+    typer.Option("--experts/--no-experts", help="Adaptive bit predictors that the trunk mixes. Default: on."),
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Windows of an update.")]
+BatchSize = Annotated[int | None, typer.Option(help="Windows per update.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as model.d_model=256.")
 ]
@@ -54,39 +45,37 @@ SECONDS_DEFAULT = 60.0  # as in service.settings, which would load pydantic befo
 
 
 def parse_size(text: str) -> int:
-    """Bytes, as `8GB`, `8G`, `500 MB` or `1.5GiB`.
+    """A number of bytes from `8GB`, `8G`, `500 MB` or `1.5GiB`.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: another format.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?)b?\s*", text.lower())
     if not found:
-        raise ConfigError(
-            f"got size {text!r}; it must be a positive number and kB, MB, GB, TB or KiB, MiB, GiB, TiB. Try 8GB"
-        )
+        raise ConfigError(f"got size {text!r}; a number with kB, MB, GB, TB or KiB, MiB, GiB, TiB is needed. Try 8GB")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "kmgt".index(found[2])))
 
 
 def run_folder(text: str) -> Path:
-    """What `--out` names.
+    """The folder that `--out` names.
 
     Raises:
-        ConfigError: nothing, which would be the current folder.
+        ConfigError: an empty name, which would be the current folder.
     """
     if not text.strip():
         raise ConfigError(
-            "--out got an empty name; it must name a folder. Try --out runs/NAME, or --out . for this one"
+            "--out got an empty name; the name of a folder is needed. Try --out runs/NAME, or --out . for this folder"
         )
     return Path(text)
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """`FROM:TO`.
+    """Two numbers from `FROM:TO`.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: another format.
     """
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if not found:
-        raise ConfigError(f"got the range {text!r}; it must be FROM:TO, two numbers. Try 10:20")
+        raise ConfigError(f"got the range {text!r}; two numbers FROM:TO are needed. Try 10:20")
     return int(found[1]), int(found[2])

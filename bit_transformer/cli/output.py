@@ -1,7 +1,7 @@
-"""What the command line says: results to standard output, progress and errors to standard error.
+"""Output of the command line: results go to standard output, progress and errors to standard error.
 
-Exit codes: 0 done · 1 a fault of this program (with a traceback) · 2 input that cannot be, in one line · 3 a benchmark
-missed a goal · 4 the gate blocked what was generated · 130 interrupted; a training under way is saved.
+Exit codes: 0 done · 1 a fault of this program (with a traceback) · 2 invalid input (one line) · 3 a benchmark missed a
+goal · 4 the gate blocked what was generated · 130 interrupted; a training under way is saved.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SPARK = "▁▂▃▄▅▆▇█"
 
 
 class _Console(Console):
-    """Takes text as it is, and passes on that the reader of a pipe went away."""
+    """Prints text unchanged, and raises an error if the reader of a pipe is gone."""
 
     def on_broken_pipe(self) -> None:
-        """Instead of Rich's exit code 1."""
+        """Raise the error instead of exiting with Rich's code 1."""
         raise BrokenPipeError
 
 
@@ -52,15 +52,15 @@ progress_console = _Console(stderr=True, highlight=False, markup=False)
 
 @contextmanager
 def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
-    """Turns errors of this package into one line and exit code 2; Ctrl-C into 130."""
+    """Prints errors of this package as one line, with exit code 2; Ctrl-C exits with 130."""
     try:
         yield
     except BitTransformerError as error:
         _refuse(type(error).__name__, error.said(as_flags), as_json, error.field)
     except KeyboardInterrupt:
-        print("btlm: interrupted; nothing was saved beyond what a checkpoint already held", file=sys.stderr)
+        print("btlm: interrupted; nothing was saved after the last checkpoint", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
-    except BrokenPipeError:  # the reader of a pipe went away: `btlm runs list | head`
+    except BrokenPipeError:  # the reader of a pipe is gone: `btlm runs list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except OSError as error:
@@ -101,13 +101,13 @@ def _refuse(kind: str, text: str, as_json: bool, field: str | None = None) -> No
 
 
 def show_json(value: Any) -> None:
-    """A result as one line of JSON."""
+    """Print a result as one line of JSON."""
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
     print(json.dumps(plain, default=dataclasses.asdict))
 
 
 def table(title: str, *columns: str) -> Table:
-    """An empty table: first column left, the others right."""
+    """An empty table. The first column is aligned left, the others right."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
@@ -120,7 +120,7 @@ def bpb(value: float | None) -> str:
 
 
 def show_comparison(found: Comparison, what: str) -> None:
-    """A model beside compressors on the same bytes, best first."""
+    """Print a model next to compressors on the same bytes, best first."""
     made = table(f"\n{found.bytes:,} {what}", "coder", "bits per byte")
     for name, value in sorted({"this model": found.bpb, **found.compressors}.items(), key=lambda row: row[1]):
         ours = name == "this model"
@@ -131,22 +131,22 @@ def show_comparison(found: Comparison, what: str) -> None:
 
 
 def show_stopped(done: int, total: int, what: str) -> None:
-    """How far something came that was asked to stop."""
+    """Print how far a stopped command came."""
     console.print(f"\nstopped after {done:,} of {total:,} bytes: {what}", soft_wrap=True)
 
 
 def show_alerts(alerts: Sequence[tuple[int, str, str, float]]) -> None:
-    """Where metrics of a run drifted, if they did."""
+    """Print where metrics of a run drifted, if any did."""
     if not alerts:
         return
-    made = table("\ndrift", "metric", "update", "noticed by", "change")
+    made = table("\ndrift", "metric", "update", "detected by", "change")
     for step, metric, detector, size in alerts:
         made.add_row(metric, f"{step:,}", detector, f"{size:+.3f}")
     console.print(made)
 
 
 def spark(values: Sequence[float], *, low: float = 0.0, high: float | None = None, width: int = 72) -> str:
-    """Values as a line of bars, the mean of neighbours where there are more than fit."""
+    """Values as a line of bars; if there are too many, each bar is a mean of neighbours."""
     count = min(width, len(values))
     edges = [round(i * len(values) / count) for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]

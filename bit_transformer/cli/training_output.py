@@ -1,4 +1,4 @@
-"""How a training looks while it runs and when it ends; shared by `btlm train` and unified_workflow.py."""
+"""Progress and result of a training, for `btlm train` and unified_workflow.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def live_progress() -> Iterator[Job]:
-    """A job that shows a live bar on a terminal; elsewhere a line every ten seconds."""
+    """A job that shows a progress bar on a terminal, else a line every ten seconds."""
     if not progress_console.is_terminal:
         yield Job(_plain_lines())
         return
@@ -62,7 +62,7 @@ def _plain_lines(every: float = 10.0) -> Report:
 
 
 class _TimeLeft:
-    """Seconds until something is done, at its pace since it was first heard of; none before there is a pace."""
+    """Estimates the remaining seconds from the pace so far; None before there is a pace."""
 
     def __init__(self) -> None:
         self.doing, self.first, self.done, self.began = "", 0, 0, time.monotonic()
@@ -96,7 +96,7 @@ def _line(update: Update) -> str:
 
 
 def show_training(result: TrainResult) -> None:
-    """How a training ended, and what it is worth."""
+    """Print how a training ended, and its evaluation."""
     pace = result.bytes_seen / max(result.seconds, 1e-9) / 1000
     console.print(
         f"\n{result.status} ({result.note}): {result.steps:,} updates, {result.bytes_seen / 1e6:.2f} MB "
@@ -105,16 +105,17 @@ def show_training(result: TrainResult) -> None:
         soft_wrap=True,
     )
     if result.best_step < result.steps:
-        console.print(f"The weights that validated best are kept: those of update {result.best_step:,}", soft_wrap=True)
+        console.print(f"Kept the weights of the best validation, at update {result.best_step:,}", soft_wrap=True)
     if result.steps < 20:
         console.print(
-            f"Only {result.steps} updates were made. Try a larger budget, or a smaller --batch-size", soft_wrap=True
+            f"Only {result.steps} updates fit into the budget. Try a larger one, or a smaller --batch-size",
+            soft_wrap=True,
         )
     if result.comparison:
         show_comparison(result.comparison, "held-out bytes")
         if result.val_bpb is not None:
             console.print(
-                f"val along the way, {bpb(result.val_bpb)} in the end, is of other bytes: a small sample of the training part, in windows without overlap",
+                f"val during training ({bpb(result.val_bpb)} at the end) is of other bytes: a small sample of the training part, in windows without overlap",
                 style="dim",
                 soft_wrap=True,
             )

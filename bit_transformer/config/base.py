@@ -27,17 +27,17 @@ class _ConfigType(ModelMetaclass):
     """Gives one-line errors when a config is made, and keeps pydantic's methods out of its `dir` and `help`."""
 
     def __call__(cls, *values: Any, **fields: Any) -> Any:
-        kind: type[Config] = cls  # type: ignore[assignment] - it makes only configs
+        kind: type[Config] = cls  # type: ignore[assignment]  # it makes only configs
         if values:
             name = next(iter(kind.model_fields))
             raise ConfigError(
-                f"got {len(values)} value{'s'[: len(values) - 1]} without a name; {cls.__name__} takes its fields by name. "
+                f"got {_shown(values[0])} without a name; {cls.__name__} takes its fields by name. "
                 f"Try {cls.__name__}({name}=...), or {cls.__name__}.of(mapping)"
             )
         try:
             return super().__call__(**fields)
         except ValidationError as invalid:
-            raise ConfigError(_one_line(invalid, kind)) from None
+            raise _refusal(invalid, kind) from None
 
     def __dir__(cls) -> list[str]:
         own = {name for base in cls.__mro__[: cls.__mro__.index(BaseModel)] for name in vars(base)}
@@ -64,7 +64,7 @@ class Config(BaseModel, metaclass=_ConfigType):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as invalid:
-            raise ConfigError(_one_line(invalid, cls)) from None
+            raise _refusal(invalid, cls) from None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -89,7 +89,8 @@ class Config(BaseModel, metaclass=_ConfigType):
         kind = type(self).__name__
         raise ConfigError(
             f"got {name}={value!r} for a {kind}, which cannot be changed. "
-            f"Try {kind}.of(config.model_dump() | {{{name!r}: {value!r}}})"
+            f"Try {kind}.of(config.model_dump() | {{{name!r}: {value!r}}})",
+            field=name,
         )
 
 
@@ -101,21 +102,23 @@ def switch(value: Any) -> Any:
 # ---- errors ----
 
 
-def _one_line(invalid: ValidationError, cls: type[Config]) -> str:
+def _refusal(invalid: ValidationError, cls: type[Config]) -> ConfigError:
+    """The first error of a validation, as one of ours."""
     error = invalid.errors(include_url=False)[0]
     path = error["loc"]
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return _unknown(path, cls)
+        return ConfigError(_unknown(path, cls), field=".".join(map(str, path)))
     if error["type"] == "missing":  # a tuple is too short; the error contains all of it
         path = path[:-1]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
     if error["type"] == "value_error":  # from our own validators, whose message is complete
         message = error["msg"].removeprefix("Value error, ")
-        return f"{key}.{message}" if key else message
+        return ConfigError(f"{key}.{message}" if key else message, field=key or None)
     names, indices = _divided(path)
     field = _holder(cls, names[:-1]).model_fields[names[-1]]
     got, needed = _shown(error["input"]), _type(*_part(field, indices))
-    return f"got {key}={got}; {needed} is needed. Try {_advice(key, error.get('ctx', {}), error['input'], field)}"
+    advice = _advice(key, error.get("ctx", {}), error["input"], field)
+    return ConfigError(f"got {key}={got}; {needed} is needed. Try {advice}", field=key)
 
 
 def _unknown(path: _Path, cls: type[Config]) -> str:

@@ -107,7 +107,7 @@ class InMemory:
     @cached_property
     def name(self) -> str:
         """SHA-256 of the bytes."""
-        return hashlib.sha256(self.contents).hexdigest()
+        return hashlib.sha256(self.contents.data).hexdigest()
 
     def __repr__(self) -> str:
         return f"InMemory({len(self.contents):,} bytes)"
@@ -307,7 +307,7 @@ def _similar(name: str) -> str | None:
     candidates = {p.name.casefold(): str(p / rest) for p in beside}
     if path.name == name:
         candidates |= {known: known for known in ("stdlib", *REGISTRY)}
-    near = difflib.get_close_matches(missing.name.casefold(), candidates, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(missing.name.casefold(), candidates, n=1, cutoff=0.6)
     return candidates[near[0]] if near else None
 
 

@@ -102,7 +102,7 @@ def default_protocol(model: BitTransformerLM, overlap: float = 0.5, learning: st
     if chosen not in get_args(Learning):
         raise ConfigError(f"got protocol={chosen!r}; one of {', '.join(get_args(Learning))} is needed. Try online")
     if chosen != "static" and not model.config.experts:
-        raise ConfigError(f"got protocol={chosen!r} for a model without experts; it needs experts. Try static")
+        raise ConfigError(f"got protocol={chosen!r}, which needs experts; the model has none. Try static")
     window = window_bytes(model)
     if not model.config.causal:
         return Protocol(window, window, "static", BOUND_SAMPLES)

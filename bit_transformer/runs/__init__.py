@@ -1,1 +1,1 @@
-"""Run records in SQLite: what was trained, how, and how it went. Nothing here imports torch."""
+"""Run records in SQLite: settings, metrics and results of trainings. Does not import torch."""

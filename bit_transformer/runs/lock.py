@@ -1,7 +1,7 @@
-"""One training a run folder: its process locks a file there, and the system releases the lock however the process ends.
+"""One training per run folder: its process locks a file there, and the system releases the lock when the process ends in any way.
 
-The file names the process, for messages; it is the lock that counts, so a file that a killed process left behind is no obstacle. On Windows,
-which has no such locks, folders are not locked.
+The file names the process, for messages. Only the lock counts, so the file of a killed process does no harm. Windows has no such locks; there,
+folders are not locked.
 
 Source: flock(2).
 """
@@ -21,11 +21,11 @@ from typing import IO, NamedTuple
 from bit_transformer.errors import ConfigError, Give, RunBusy
 
 LOCK_FILE = ".lock"
-TRIES, PAUSE = 10, 0.02  # who looks whether a folder is locked locks it for a moment
+TRIES, PAUSE = 10, 0.02  # checking whether a folder is locked locks it for a moment
 
 
 class Holder(NamedTuple):
-    """A process, as its lock file names it."""
+    """The process that a lock file names."""
 
     host: str
     pid: int
@@ -33,11 +33,11 @@ class Holder(NamedTuple):
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Within: no other process, nor this one again, trains in the folder. It is made, and removed if nothing was put into it.
+    """Within the context, no other training can use the folder. The folder is made, and removed if it stays empty.
 
     Raises:
-        RunBusy: another training has it.
-        ConfigError: it cannot be written to.
+        RunBusy: another training uses it.
+        ConfigError: it cannot be written.
     """
     path = folder.absolute()
     made = [part for part in (path, *path.parents) if not part.exists()]
@@ -46,17 +46,16 @@ def held(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                (path / LOCK_FILE).unlink(
-                    missing_ok=True
-                )  # before the lock goes, so that nobody waits for a file that is gone
+                # Before the lock is released, so that nobody waits for a removed file.
+                (path / LOCK_FILE).unlink(missing_ok=True)
     finally:
-        with contextlib.suppress(OSError):  # of the first that is not empty
+        with contextlib.suppress(OSError):  # from the first folder that is not empty
             for part in made:
                 part.rmdir()
 
 
 def holder(folder: Path) -> Holder | None:
-    """The process that trains in a folder, if there is one."""
+    """The process that trains in a folder, if any."""
     try:
         with (folder / LOCK_FILE).open() as file:
             return None if _lock(file, shared=True) else _named(file)
@@ -65,22 +64,22 @@ def holder(folder: Path) -> Holder | None:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder in which a training goes on.
+    """Refuse a folder that a training uses.
 
     Raises:
-        RunBusy: one does.
+        RunBusy: a training uses it.
     """
     found = holder(folder)
     if found:
         raise RunBusy(
-            f"{folder}: process {found.pid} on {found.host} is training there; a run folder is for one at a time",
+            f"{folder}: process {found.pid} on {found.host} is training there; a run folder takes one training at a time",
             field="out",
             tries=(Give("out"), "again when it has ended"),
         )
 
 
 def _taken(path: Path) -> IO[str]:
-    """The lock's file, open and locked."""
+    """The lock file, open and locked."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(TRIES):
@@ -97,11 +96,11 @@ def _taken(path: Path) -> IO[str]:
             f"out={str(path.parent)!r}: cannot be written ({refused.strerror}). Try another folder"
         ) from None
     check_free(path.parent)
-    raise RunBusy(f"{path.parent}: another training is about to begin there", field="out", tries=("again", Give("out")))
+    raise RunBusy(f"{path.parent}: another training is about to start there", field="out", tries=("again", Give("out")))
 
 
 def _lock(file: IO[str], *, shared: bool = False) -> bool:
-    """Whether the lock could be had; it goes when the file is closed."""
+    """Lock a file; whether that succeeded. Closing the file releases the lock."""
     try:
         import fcntl
     except ImportError:
@@ -114,7 +113,7 @@ def _lock(file: IO[str], *, shared: bool = False) -> bool:
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one of a path, and was not removed meanwhile."""
+    """Whether an open file is still the file at a path, and was not removed."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -122,7 +121,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _named(file: IO[str]) -> Holder:
-    """Whom a lock names; process 0 where it does not say yet."""
+    """The process that a lock file names; process 0 if it is not written yet."""
     try:
         return Holder(**json.loads(file.read()))
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
--- One row a training; one row for each number it left behind.
+-- One row per training, and one row per recorded number.
 CREATE TABLE IF NOT EXISTS runs (
     id       TEXT PRIMARY KEY,
     folder   TEXT NOT NULL,
@@ -6,7 +6,7 @@ CREATE TABLE IF NOT EXISTS runs (
     status   TEXT NOT NULL CHECK (status IN ('running', 'finished', 'stopped', 'failed')),
     note     TEXT NOT NULL DEFAULT '',   -- why it ended
     config   TEXT NOT NULL,              -- JSON: model, train, data, provenance
-    result   TEXT NOT NULL DEFAULT '{}'  -- JSON: what the last evaluation gave
+    result   TEXT NOT NULL DEFAULT '{}'  -- JSON: result of the last evaluation
 );
 CREATE TABLE IF NOT EXISTS metrics (
     run   TEXT NOT NULL REFERENCES runs (id),
@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS metrics (
     value REAL NOT NULL,
     PRIMARY KEY (run, step, key)
 ) WITHOUT ROWID;
--- One row each time that a metric drifted.
+-- One row per drift of a metric.
 CREATE TABLE IF NOT EXISTS alerts (
     run      TEXT NOT NULL REFERENCES runs (id),
     step     INTEGER NOT NULL,

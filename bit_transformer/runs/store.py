@@ -1,4 +1,4 @@
-"""The run store: an SQLite file that several processes may read and write at once. Its path is always an argument."""
+"""The run store: an SQLite file that several processes can read and write at the same time. Its path is always an argument."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Status: TypeAlias = Literal["running", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Run:
-    """A stored training.
+    """The record of a training.
 
     Attributes:
         id: its name, unique in the store.
-        folder: where its files are.
+        folder: the folder of its files.
         created: UTC, ISO 8601.
         note: why it ended.
         config: model, train, data and provenance.
-        result: what its last evaluation gave.
+        result: of the last evaluation.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Run:
 
 
 class RunStore:
-    """Runs and their metrics in one SQLite file, made when first written to."""
+    """Runs and their metrics in one SQLite file, which the first write makes."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -65,24 +65,24 @@ class RunStore:
             ) from failed
 
     def check_name(self, run: str, folder: Path) -> None:
-        """Refuse a name that is taken.
+        """Refuse a name that is in use.
 
         Raises:
-            StoreError: another folder has a run of that name here, or this is no store.
+            StoreError: a run in another folder has this name, or the file is not a store.
         """
         taken = next((r.folder for r in self.list_runs() if r.id == run), None)
         if taken not in (None, str(folder.resolve())):
             raise StoreError(
-                f"got run name {run!r}, which {taken} has in {self.path}",
+                f"got run name {run!r}; {taken} has it in {self.path}",
                 field="out",
                 tries=(Give("out"), Give("store")),
             )
 
     def remove(self, run: str) -> None:
-        """Forget a run.
+        """Remove the record of a run.
 
         Raises:
-            RunNotFound: none of that name.
+            RunNotFound: no run of that name.
         """
         self.get(run)
         with self._open(write=True) as db:
@@ -91,10 +91,10 @@ class RunStore:
             db.execute("DELETE FROM runs WHERE id = ?", (run,))
 
     def begin(self, run: str, folder: Path, config: Mapping[str, Any]) -> None:
-        """Record that a run starts; what was recorded of an earlier one in the same folder goes.
+        """Record that a run starts. Records of an earlier run in the same folder are removed.
 
         Raises:
-            StoreError: another folder has a run of that name here.
+            StoreError: a run in another folder has this name.
         """
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.check_name(run, folder)
@@ -107,10 +107,10 @@ class RunStore:
             )
 
     def go_on(self, run: str, step: int) -> None:
-        """Record that a run goes on from a step; metrics and alerts beyond it, which it is about to make again, go.
+        """Record that a run continues from a step. Later metrics and alerts are removed, because the run repeats these steps.
 
         Raises:
-            RunNotFound: none of that name.
+            RunNotFound: no run of that name.
         """
         self.get(run)
         with self._open(write=True) as db:
@@ -119,20 +119,20 @@ class RunStore:
                 db.execute(f"DELETE FROM {table} WHERE run = ? AND step > ?", (run, step))
 
     def add_metrics(self, run: str, rows: list[tuple[int, str, float]]) -> None:
-        """Record (step, key, value) rows; a key of a step that is there already is replaced."""
+        """Record (step, key, value) rows. An existing value of the same step and key is replaced."""
         with self._open(write=True) as db:
             db.executemany("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?)", [(run, *row) for row in rows])
 
     def add_alert(self, run: str, step: int, metric: str, detector: str, size: float) -> None:
-        """Record that a metric drifted, by how much and who noticed."""
+        """Record that a detector found a drift of a metric."""
         with self._open(write=True) as db:
             db.execute("INSERT OR REPLACE INTO alerts VALUES (?, ?, ?, ?, ?)", (run, step, metric, detector, size))
 
     def alerts(self, run: str) -> list[tuple[int, str, str, float]]:
-        """(step, metric, detector, size) of every drift, by step."""
+        """(step, metric, detector, size) of each drift, ordered by step."""
         with self._open(write=False) as db:
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'alerts'").fetchone():
-                return []  # a store of before there were any
+                return []  # an older store
             query = "SELECT step, metric, detector, size FROM alerts WHERE run = ? ORDER BY step, metric, detector"
             return [tuple(row) for row in db.execute(query, (run,))]
 
@@ -144,7 +144,7 @@ class RunStore:
                 db.execute("UPDATE runs SET result = ? WHERE id = ?", (json.dumps(result), run))
 
     def list_runs(self) -> list[Run]:
-        """All runs, newest first; none where there is no store yet."""
+        """All runs, newest first; none if there is no store yet."""
         if not self.path.exists():
             return []
         with self._open(write=False) as db:
@@ -152,10 +152,10 @@ class RunStore:
         return [_run(row) for row in rows]
 
     def get(self, run: str) -> Run:
-        """One run.
+        """The record of one run.
 
         Raises:
-            RunNotFound: none of that name.
+            RunNotFound: no run of that name.
         """
         if self.path.exists():
             with self._open(write=False) as db:
@@ -164,24 +164,24 @@ class RunStore:
                 return _run(row)
         known = ", ".join(r.id for r in self.list_runs()[:5]) or "none yet"
         raise RunNotFound(
-            f"got run {run!r}; it must be in {self.path} ({known})", field="run", tries=(Ask("runs.list"),)
+            f"got run {run!r}; a run in {self.path} is needed ({known})", field="run", tries=(Ask("runs.list"),)
         )
 
     def last(self, run: str, key: str) -> tuple[int, float] | None:
-        """(step, value) of the latest row of one metric, if there is one."""
+        """(step, value) of the last row of a metric, if any."""
         with self._open(write=False) as db:
             query = "SELECT step, value FROM metrics WHERE run = ? AND key = ? ORDER BY step DESC LIMIT 1"
             row: tuple[int, float] | None = db.execute(query, (run, key)).fetchone()
         return row
 
     def series(self, run: str, key: str) -> list[tuple[int, float]]:
-        """(step, value) of one metric, by step."""
+        """(step, value) of a metric, ordered by step."""
         with self._open(write=False) as db:
             query = "SELECT step, value FROM metrics WHERE run = ? AND key = ? ORDER BY step"
             return [(int(step), float(value)) for step, value in db.execute(query, (run, key))]
 
     def metric_keys(self, run: str) -> list[str]:
-        """Which metrics a run has."""
+        """Names of a run's metrics."""
         with self._open(write=False) as db:
             return [key for (key,) in db.execute("SELECT DISTINCT key FROM metrics WHERE run = ? ORDER BY key", (run,))]
 

@@ -1,4 +1,4 @@
-"""What may go out: a reference of what is normal, limits with known false alarms, a gate, and generation behind it."""
+"""Checks generated text: a reference, limits with a known false-alarm rate, a gate, and generation behind the gate."""
 
 from bit_transformer.safety.calibration import Calibration, Limits, calibrate, load_calibration, save_calibration
 from bit_transformer.safety.gate import Decision, Reason, SafetyGate

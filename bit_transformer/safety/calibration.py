@@ -1,18 +1,19 @@
-"""Which K, C and S are normal, by length, measured on reference windows; and limits whose false alarms are known.
+"""Measures the normal values of K, C and S on reference windows of several lengths, and sets limits with a known false-alarm rate.
 
-Three limits: a floor of C, a floor of S, and the most bytes that a loop may copy (`repetition.py`), in a window that follows on what came before it.
+There are three limits: a lower limit ("floor") of C, a floor of S, and the most bytes that a loop may copy (`repetition.py`).
 
-Split-conformal: reference windows are divided by chance. One part says how the values are spread: their median, and a quantile on
-the bad side. On the other each window gets a score, the least of how far its values lie on the good side of that quantile, in units of
-its distance from the median. The k-th lowest score, k = floor((n + 1) alpha) of n windows, sets the limits: of new windows of
-the same kind a share of at most alpha is beyond one, whatever the distribution (Vovk et al. 2005, "Algorithmic learning in a random
-world"). Short windows scatter more, so each length has limits of its own.
+They are split conformal. Reference windows are divided at random into two parts. The first part gives the median of each value and a
+quantile on its bad side. In the second part each window gets a score: the smallest distance of its values from that quantile, in
+units of the quantile's distance from the median. The k-th lowest score, k = floor((n + 1) alpha) of n windows, sets the limits. Of
+new windows of the same kind, a fraction of at most alpha is then beyond a limit, for any distribution (Vovk et al. 2005,
+"Algorithmic learning in a random world"). Values of short windows vary more, so each length has its own limits.
 
-Windows of one text are less alike than chance would have them: a chapter has its own share of false alarms. So the reference is also cut into blocks, each
-judged by limits that the others set, and the shares they come to say how far that of new text may lie from alpha: see `Calibration.alarms`.
+Neighbouring windows of a text are similar, so the false-alarm rate differs between chapters more than for independent windows. To
+measure that, the reference is also cut into blocks, and each block is judged by limits from the others. Their false-alarm rates give
+an interval for the rate on new text: see `Calibration.alarms`.
 """
 
-# Shapes: L lengths, N windows, Q quantiles, M = 3 metrics: K, C, S; R = 3 limits: of C and S from below, of copied bytes from above;
+# Shapes: L lengths, N windows, Q quantiles, M = 3 metrics: K, C, S; R = 3 limits: of C and S (lower), of copied bytes (upper);
 # G blocks.
 from __future__ import annotations
 
@@ -37,16 +38,16 @@ from bit_transformer.telemetry import METRICS
 from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
 
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048)  # bytes
-MOST_WINDOWS = 8000  # of one length; more say little more
+MOST_WINDOWS = 8000  # per length; more windows add little
 QUANTILES = 201
-BLOCKS = 16  # of the reference, by which the spread of false alarms is known
+BLOCKS = 16  # of the reference, to measure how much the false-alarm rate varies
 T_95 = 2.120  # the 97.5 % quantile of Student's t with as many degrees of freedom as blocks
-MOST_COPIED = 64.0  # bytes, where nothing was calibrated: a line of dashes
-SHAPE_SHARE = 1 / 4  # of the windows, for medians and low quantiles
+MOST_COPIED = 64.0  # bytes, without a calibration: a line of dashes
+SHAPE_SHARE = 1 / 4  # fraction of the windows that gives medians and quantiles
 GATE_FILE = "gate.safetensors"
-_SIDE = np.array([1.0, 1.0, -1.0])  # of C, S and copied bytes; -1: bad is above
+_SIDE = np.array([1.0, 1.0, -1.0])  # of C, S and copied bytes; -1: large values are bad
 _MOST = np.array([1.0, 1.0, np.inf])
-_LEAST_SCALE = np.array([1e-3, 1e-3, 16.0])  # from median to limit; loops of fewer bytes are of no interest
+_LEAST_SCALE = np.array([1e-3, 1e-3, 16.0])  # smallest distance from median to limit
 _FACTS = ("alpha", "patch_bits", "byte_bits", "unit_bits")
 _ARRAYS = ("lengths", "windows", "limits", "medians", "quantiles", "noise", "shares")
 
@@ -54,7 +55,7 @@ Kind = Literal["typical", "repetitive", "noise", "off-domain"]
 
 
 class Limits(NamedTuple):
-    """Of windows of one length."""
+    """Limits for windows of one length."""
 
     c_floor: float
     s_floor: float
@@ -63,17 +64,17 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is normal, by length.
+    """Normal values and limits, by window length.
 
     Attributes:
-        alpha: share of reference windows that are beyond a limit, at most.
+        alpha: largest fraction of reference windows beyond a limit.
         lengths: (L,) in bytes.
-        windows: (L,) how many were measured of each length.
-        limits: (L, R); `medians`: (L, R) of what they limit.
-        quantiles: (L, M, Q) of reference windows, evenly spaced from the least to the most.
-        noise: (L, M, Q) of windows of fair coins.
-        shares: (L, G) of false alarms in blocks of the reference, judged by limits that the other blocks set.
-        patch_bits, byte_bits, unit_bits: of the model that it is for.
+        windows: (L,) number of windows measured per length.
+        limits: (L, R); `medians`: (L, R) of the same values.
+        quantiles: (L, M, Q) of reference windows, evenly spaced from minimum to maximum.
+        noise: (L, M, Q) quantiles of windows of fair coin flips.
+        shares: (L, G) false-alarm rates of blocks of the reference, judged by limits from the other blocks.
+        patch_bits, byte_bits, unit_bits: of the model it was made for.
 
     Raises:
         ConfigError: arrays that do not fit together, values outside [0, 1], or negative bytes.
@@ -99,64 +100,62 @@ class Calibration:
         of_bytes = [self.limits[:, 2], self.medians[:, 2]] if fit else []
         most = [(table, 1.0) for table in of_bits] + [(table, sys.float_info.max) for table in of_bytes]
         if not fit or not all(bool(((table >= 0) & (table <= bound)).all()) for table, bound in most):
-            raise ConfigError(
-                "got a calibration whose tables do not fit together or leave [0, 1]. Try calibrating again"
-            )
+            raise ConfigError("got calibration tables that do not fit together or leave [0, 1]. Try calibrating again")
         if not (self.lengths[0] >= 1 and bool((np.diff(self.lengths) > 0).all())):
             raise ConfigError(f"got lengths {self.lengths.tolist()}; they must ascend. Try calibrating again")
 
     def __repr__(self) -> str:
-        """One line, without the tables."""
+        """In one line, without the tables."""
         lengths = f"{len(self.lengths)} lengths from {self.shortest} to {self.longest:,} bytes"
         shape = f"patch_bits={self.patch_bits}, byte_bits={self.byte_bits}, unit_bits={self.unit_bits}"
         return f"Calibration(alpha={self.alpha}, {lengths}, {shape})"
 
     @property
     def shortest(self) -> int:
-        """Bytes of the shortest window that can be judged."""
+        """Shortest window that can be judged, in bytes."""
         return int(self.lengths[0])
 
     @property
     def longest(self) -> int:
-        """Bytes of the longest window that can be judged."""
+        """Longest window that can be judged, in bytes."""
         return int(self.lengths[-1])
 
     def limits_at(self, size: float) -> Limits:
-        """Limits for windows of so many bytes; between the lengths that were measured, by the logarithm.
+        """Limits for windows of `size` bytes, interpolated by the logarithm of the length.
 
         Raises:
-            BitStreamError: shorter than the shortest, or longer than the longest.
+            BitStreamError: a window that is too short or too long to be judged.
         """
         return Limits(*self._at(size, self.limits).tolist())
 
     def medians_at(self, size: float) -> Limits:
-        """Medians of what they limit; see `limits_at`."""
+        """Medians of the same values; see `limits_at`."""
         return Limits(*self._at(size, self.medians).tolist())
 
     def _at(self, size: float, table: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A table's row for windows of so many bytes."""
+        """A table's row for windows of `size` bytes."""
         if not self.shortest <= size <= self.longest:
             raise BitStreamError(
-                f"got a window of {size:g} bytes; it must have {self.shortest} to {self.longest:,}, for which there is a "
-                f"calibration. Try {min(max(self.shortest, 256), self.longest)}, or more reference bytes for longer ones"
+                f"got a window of {size:g} bytes; it must have {self.shortest} to {self.longest:,}, which were calibrated. "
+                f"Try {min(max(self.shortest, 256), self.longest)}, or calibrate with more bytes for longer windows"
             )
         place = float(np.interp(math.log(size), np.log(self.lengths), np.arange(len(self.lengths))))
-        below, share = int(place), place % 1
-        row: NDArray[np.float64] = (1 - share) * table[below] + share * table[min(below + 1, len(table) - 1)]
+        below, part = int(place), place % 1
+        row: NDArray[np.float64] = (1 - part) * table[below] + part * table[min(below + 1, len(table) - 1)]
         return row
 
     def alarms(self, index: int) -> tuple[float, float]:
-        """Between which shares of false alarms new text of the reference's kind lies, with windows of `lengths[index]`: see `alarm_band`."""
+        """Interval of the false-alarm rate on new text of this kind, for windows of `lengths[index]`: see `alarm_band`."""
         return alarm_band(self.alpha, self.shares[index])
 
     def ranks(self, vitals: Vitals) -> dict[str, float]:
-        """For each metric the share of reference windows of this length that lie below."""
+        """For each metric, the fraction of reference windows of this length with a lower value."""
         rows = self._at(vitals.size, self.quantiles)
-        return {name: _share_below(row, getattr(vitals, name)) for name, row in zip(METRICS, rows, strict=True)}
+        return {name: _fraction_below(row, getattr(vitals, name)) for name, row in zip(METRICS, rows, strict=True)}
 
     def kind(self, vitals: Vitals) -> Kind:
-        """What a window is like: `repetitive` where C is below its floor or a loop copies too much, `noise` where S is below its
-        floor, and K and C are as 99 of 100 windows of fair coins have them, `off-domain` where S is below otherwise; else `typical`."""
+        """Classify a window. `repetitive`: C is below its floor, or a loop copies too much. `noise`: S is below its floor, and K and C
+        are as in 99 of 100 windows of fair coin flips. `off-domain`: S is below its floor otherwise. Else `typical`."""
         limits = self.limits_at(vitals.size)
         if not (limits.c_floor <= vitals.C and vitals.copied <= limits.most_copied):
             return "repetitive"
@@ -168,7 +167,7 @@ class Calibration:
         return "typical"
 
     def check_fits(self, model: ModelConfig, source: object) -> None:
-        """Refuse a calibration for another kind of model.
+        """Refuse a calibration that was made for another kind of model.
 
         Raises:
             CheckpointError: other patches, parity or units.
@@ -192,28 +191,28 @@ def calibrate(
     seed: int = 0,
     passed: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Measure what is normal on windows of a corpus that do not overlap, evenly spread. Loops are those of the corpus as one stream.
+    """Measure normal values on windows of a corpus, evenly spread and without overlap. Loops are those of the corpus as one stream.
 
     Args:
-        alpha: share of false alarms, in (0, 0.5).
-        lengths: in bytes, ascending; those that the corpus has not windows enough for are left out.
-        most: windows of one length, at most, unless alpha needs more.
-        passed: told how many bytes of how many were measured.
+        alpha: false-alarm rate, in (0, 0.5).
+        lengths: window lengths in bytes, ascending. A length is skipped if the corpus has too few windows.
+        most: most windows per length, unless alpha needs more.
+        passed: called with the bytes measured so far, and their total.
 
     Raises:
-        ConfigError: alpha or lengths that cannot be.
-        BitStreamError: a corpus too small for even the shortest length; says how much is needed.
+        ConfigError: an invalid alpha or invalid lengths.
+        BitStreamError: the corpus is too small for the shortest length; says how much is needed.
     """
     if not 0 < alpha < 0.5:
-        raise ConfigError(f"alpha={alpha}; it must be in (0, 0.5). Try 0.01")
+        raise ConfigError(f"got alpha={alpha}; it must be in (0, 0.5). Try 0.01")
     if list(lengths) != sorted(set(lengths)) or not lengths or lengths[0] < 8:
-        raise ConfigError(f"lengths={tuple(lengths)}; they must ascend from 8 bytes or more. Try {LENGTHS}")
+        raise ConfigError(f"got lengths={tuple(lengths)}; they must ascend, from 8 bytes or more. Try {LENGTHS}")
     needed = least_windows(alpha)
     kept = [size for size in lengths if len(corpus) // _aligned(size, model) >= needed]
     if not kept:
         size = _aligned(lengths[0], model)
         raise BitStreamError(
-            f"got {len(corpus):,} bytes of reference; alpha={alpha} needs {needed} windows, {needed * size:,} bytes for the "
+            f"got {len(corpus):,} reference bytes; alpha={alpha} needs {needed} windows, {needed * size:,} bytes for the "
             f"shortest length of {size}",
             tries=("more files", Give("alpha")),
         )
@@ -238,7 +237,7 @@ def calibrate(
 
 
 def least_windows(alpha: float) -> int:
-    """Reference windows of one length without which there is no floor: the lowest score must have a rank of alpha."""
+    """Fewest reference windows of one length for a limit: the lowest score must have a rank of at most alpha."""
     scored = math.ceil(1 / alpha - 1e-9) - 1
     return math.ceil(scored / (1 - SHAPE_SHARE))
 
@@ -248,7 +247,7 @@ def _aligned(size: int, model: ModelConfig) -> int:
 
 
 def _starts(corpus: Corpus, size: int, count: int) -> NDArray[np.int64]:
-    """Where so many windows begin that do not overlap, evenly spread."""
+    """Starts of `count` windows, evenly spread and without overlap."""
     room = len(corpus) // size
     return np.array([int(i * room / count) * size for i in range(count)], dtype=np.int64)
 
@@ -262,7 +261,7 @@ def _normal(
     alpha: float,
     random: np.random.Generator,
 ) -> tuple[NDArray[np.float64], ...]:
-    """One row of each table, from K, C, S and copied bytes of windows of one length, in order."""
+    """One row of each table, from K, C, S and copied bytes of windows of one length, in the order of the corpus."""
     limited_NR = np.column_stack((values_NM[:, 1:], copied_N))
     limits, medians = conformal_limits(random.permutation(limited_NR), alpha)
     coins = random.integers(0, 256, (ROWS, size), dtype=np.uint8)
@@ -279,7 +278,7 @@ def _normal(
 
 
 def conformal_limits(limited_NR: NDArray[np.float64], alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Split-conformal limits, and medians, of C, S and copied bytes; of rows that are exchangeable, or were shuffled."""
+    """Split-conformal limits and medians of C, S and copied bytes. Rows must be exchangeable, for example shuffled."""
     shape = max(1, len(limited_NR) - math.ceil(len(limited_NR) * (1 - SHAPE_SHARE)))
     shape_NR, scored_NR = limited_NR[:shape] * _SIDE, limited_NR[shape:] * _SIDE  # so that low is bad
     medians = np.median(shape_NR, axis=0)
@@ -291,13 +290,13 @@ def conformal_limits(limited_NR: NDArray[np.float64], alpha: float) -> tuple[NDA
 
 
 def beyond(limited_NR: NDArray[np.float64], limits_R: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which windows have C, S or copied bytes beyond their limits."""
+    """Which windows have C, S or copied bytes beyond the limits."""
     over_N: NDArray[np.bool_] = ((limited_NR - limits_R) * _SIDE < 0).any(1)
     return over_N
 
 
 def block_shares(limited_NR: NDArray[np.float64], alpha: float, random: np.random.Generator) -> NDArray[np.float64]:
-    """Share of windows, which are in order, beyond a limit in each block, by limits that the others set."""
+    """False-alarm rate in each block of windows, judged by limits from the other blocks. Windows must be in order."""
     shares = []
     for block in np.array_split(np.arange(len(limited_NR)), BLOCKS):
         limits, _ = conformal_limits(random.permutation(np.delete(limited_NR, block, axis=0)), alpha)
@@ -306,11 +305,11 @@ def block_shares(limited_NR: NDArray[np.float64], alpha: float, random: np.rando
 
 
 def alarm_band(alpha: float, shares_G: NDArray[np.float64]) -> tuple[float, float]:
-    """Between which shares of false alarms new text of a reference's kind lies, in 95 of 100 cases.
+    """95 % prediction interval of the false-alarm rate on new text of the reference's kind.
 
-    A prediction interval about alpha, from how far the shares of the reference's blocks lie from it: Student's t, of the arc sine of the root, in
-    which shares of any size scatter alike. For a text at least as long as a block, of which the reference is a fair sample; what kinds of
-    text the reference has not, it cannot know. Without blocks nothing is known: (0, 1).
+    From the deviations of the blocks' rates from alpha, by Student's t on the arc sine of their square root, which makes the
+    variance independent of the rate. It holds for text at least as long as a block, if the reference is a representative sample.
+    Without blocks: (0, 1).
 
     Source: Anscombe 1948, "The transformation of Poisson, binomial and negative-binomial data" (the arc sine).
     """
@@ -322,21 +321,21 @@ def alarm_band(alpha: float, shares_G: NDArray[np.float64]) -> tuple[float, floa
     return math.sin(max(0.0, middle - half)) ** 2, math.sin(min(math.pi / 2, middle + half)) ** 2
 
 
-def _share_below(quantiles: NDArray[np.float64], value: float) -> float:
+def _fraction_below(quantiles: NDArray[np.float64], value: float) -> float:
     return float(np.searchsorted(quantiles, value) / len(quantiles))
 
 
-# ---- with a checkpoint ----
+# ---- files ----
 
 
 def save_calibration(path: str | Path, calibration: Calibration, reference: Reference, *, of_model: bool) -> None:
     """Write a calibration.
 
     Args:
-        of_model: whether the reference is the model's own bank; else it is written too.
+        of_model: whether the reference is the model's own bank; if not, the bank is written too.
 
     Raises:
-        CheckpointError: the disk refused.
+        CheckpointError: the file could not be written.
     """
     tensors = {name: torch.from_numpy(np.array(getattr(calibration, name))) for name in _ARRAYS}
     if not of_model:
@@ -351,16 +350,16 @@ def save_calibration(path: str | Path, calibration: Calibration, reference: Refe
 
 
 def load_calibration(path: str | Path, model: ModelConfig, bank: ExpertBank | None) -> tuple[Calibration, Reference]:
-    """The inverse of `save_calibration`.
+    """Read a calibration that `save_calibration` wrote.
 
-    Files from before loops were watched have a ceiling of S instead, which stopped what a model says at temperature 0.7. It is left out, and a
-    loop may copy `MOST_COPIED` bytes; the floors hold as they did.
+    Files from before loop detection have an upper limit of S instead, which blocked normal text at temperature 0.7. It is
+    ignored, and a loop may copy `MOST_COPIED` bytes. The floors stay.
 
     Args:
         bank: the model's own, if it has experts.
 
     Raises:
-        CheckpointError: no such file, a damaged one, or one for another model or another state of its experts.
+        CheckpointError: the file is missing or damaged, or was made for another model or another state of its experts.
     """
     tensors, document = read_tensors(Path(path))
     try:
@@ -371,7 +370,7 @@ def load_calibration(path: str | Path, model: ModelConfig, bank: ExpertBank | No
         calibration = Calibration(**parts, **{name: document[name] for name in _FACTS})
         experts, known = document["experts"], document["reference"]
     except (KeyError, IndexError, TypeError, ConfigError):
-        raise CheckpointError(f"{path}: holds no calibration that can be used", tries=(Ask("calibrate"),)) from None
+        raise CheckpointError(f"{path}: contains no valid calibration", tries=(Ask("calibrate"),)) from None
     calibration.check_fits(model, path)
     if experts is not None:
         config = model.model_copy(update={"experts": ExpertConfig.of(experts)})

@@ -1,6 +1,6 @@
-"""The gate: smoothed C and S, and loops, against their limits, a decision for every window, and reasons that a person can act on.
+"""The gate: compares C, S and loops with their limits, decides on every window, and gives reasons and advice.
 
-The gate never fails open: a measurement that is missing or no number blocks, and so does an error inside the gate.
+The gate fails closed: it blocks if a measurement is missing or is not a number, or if the gate itself has an error.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from bit_transformer.telemetry import METRICS
 
 _LOOSER = "a higher temperature, a repetition penalty, or no_repeat_ngram"
 _MEANING = {
-    "C below": ("it repeats itself", _LOOSER),
-    "S below": ("it is unlike the reference", "a lower temperature or top_p, or a prompt of the reference's kind"),
-    "repeats": ("it goes round and round", _LOOSER),
-    "parity": ("parity bits do not fit their bytes", "force_parity=True, or repair_parity"),
-    "judged": ("nothing is known of the window", "measuring it again, or a checkpoint before"),
+    "C below": ("the text repeats itself", _LOOSER),
+    "S below": (
+        "the text is unlike the reference",
+        "a lower temperature or top_p, or a prompt of the reference's kind",
+    ),
+    "repeats": ("the text is in a loop", _LOOSER),
+    "parity": ("bytes have wrong parity", "force_parity=True, or repair_parity"),
+    "judged": ("the window could not be judged", "measuring it again, or an earlier checkpoint"),
 }
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a window is not as it should be.
+    """Why a window was blocked.
 
     Attributes:
-        kind: `C below`, `S below`, `repeats`, `parity`, or `judged` where it could not be.
-        text: with the values.
+        kind: `C below`, `S below`, `repeats`, `parity`, or `judged` if it could not be judged.
+        text: the reason with its values.
     """
 
     kind: str
@@ -43,19 +46,19 @@ class Reason:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate says of one window.
+    """The gate's decision on one window.
 
     Attributes:
-        allow: whether the window may pass.
-        reasons: why not; or what was low although it passed, in the burn-in.
-        vitals: what was measured; none where measuring failed.
-        smoothed: C and S as compared, after smoothing.
-        limits: what they were compared with; none where it could not be judged.
-        window: how many windows of this stream came before.
-        stream: which.
-        margin: the least of how far C, S and copied bytes are within their limits; negative beyond. In units of the distance of the
-            median from the limit, so that 1 is typical; without a calibration C and S as they are. Without end where parity is wrong
-            or nothing is known.
+        allow: whether the window passes.
+        reasons: why it is blocked, or, in the burn-in, why it would be.
+        vitals: what was measured; None if measuring failed.
+        smoothed: C and S after smoothing, as compared.
+        limits: what they were compared with; None if the window could not be judged.
+        window: number of earlier windows of this stream.
+        stream: number of the stream.
+        margin: smallest distance of C, S and copied bytes from their limits; negative if beyond. In units of the distance
+            between median and limit, so 1 is typical; without a calibration, in units of C and S. Minus infinity if parity is wrong
+            or the window could not be judged.
     """
 
     allow: bool
@@ -70,7 +73,7 @@ class Decision:
 
 @dataclass
 class _State:
-    """A stream so far: its smoothed C and S, how many windows it had, and how many of them were averaged."""
+    """State of a stream: smoothed C and S, the number of windows, and how many of them were averaged."""
 
     C: float = 0.0
     S: float = 0.0
@@ -79,19 +82,18 @@ class _State:
 
 
 class SafetyGate:
-    """Blocks what repeats itself, within a window (C below its floor) or over the whole stream (a loop copies more than it may), and
-    what is unlike the reference (S below its floor).
+    """Blocks text that repeats itself, within a window (C below its floor) or in the whole stream (a loop copies too much), and
+    text that is unlike the reference (S below its floor).
 
     Args:
-        c_floor, s_floor: floors of C and S in [0, 1], for windows of any length. `SafetyGate.calibrated` has better ones.
+        c_floor, s_floor: lower limits of C and S in [0, 1], for windows of any length. `SafetyGate.calibrated` has better ones.
         most_copied: bytes that a loop may copy.
-        decay: of the moving averages that are compared, in [0, 1); 0 takes every window by itself.
-        burn_in: windows of a stream that are measured before the first that is blocked for C or S. Wrong parity and failures block
-            from the first on.
-        calibration: limits by length, in place of the three.
+        decay: of the moving averages that are compared, in [0, 1); 0 judges each window independently.
+        burn_in: number of first windows of a stream that are not blocked for C, S or loops. Wrong parity and failures always block.
+        calibration: limits by length, instead of the three above.
 
     Raises:
-        ConfigError: a floor outside [0, 1], or another value that cannot be.
+        ConfigError: a floor outside [0, 1], or another invalid value.
     """
 
     def __init__(
@@ -106,13 +108,13 @@ class SafetyGate:
     ) -> None:
         for name, value in (("c_floor", c_floor), ("s_floor", s_floor)):
             if not 0 <= value <= 1:
-                raise ConfigError(f"{name}={value}; it must be in [0, 1]. Try {0.3 if name == 'c_floor' else 0.5}")
+                raise ConfigError(f"got {name}={value}; it must be in [0, 1]. Try {0.3 if name == 'c_floor' else 0.5}")
         if not 0 <= decay < 1:
-            raise ConfigError(f"decay={decay}; it must be in [0, 1). Try 0.9")
+            raise ConfigError(f"got decay={decay}; it must be in [0, 1). Try 0.9")
         if burn_in < 0:
-            raise ConfigError(f"burn_in={burn_in}; it must not be negative. Try 0")
+            raise ConfigError(f"got burn_in={burn_in}; it must not be negative. Try 0")
         if not most_copied >= 0:
-            raise ConfigError(f"most_copied={most_copied}; it must be 0 or more bytes. Try {MOST_COPIED:g}")
+            raise ConfigError(f"got most_copied={most_copied}; it must be 0 or more bytes. Try {MOST_COPIED:g}")
         self.decay, self.burn_in = decay, burn_in
         self.limits = Limits(c_floor, s_floor, most_copied)
         self.calibration = calibration
@@ -121,7 +123,7 @@ class SafetyGate:
 
     @classmethod
     def calibrated(cls, calibration: Calibration) -> SafetyGate:
-        """The gate that a calibration is for: every window by itself, against limits for its length."""
+        """A gate with calibrated limits, which judges each window independently."""
         return cls(decay=0.0, burn_in=0, calibration=calibration)
 
     def __repr__(self) -> str:
@@ -130,12 +132,12 @@ class SafetyGate:
         return f"SafetyGate({limits}, decay={self.decay}, burn_in={self.burn_in})"
 
     def update(self, vitals: Vitals | None, stream: int = 0, *, failure: str = "nothing was measured") -> Decision:
-        """Take the next window of a stream.
+        """Judge the next window of a stream.
 
         Args:
-            vitals: what was measured, by `Reference.measure`; none where measuring failed, which blocks.
-            stream: which; each has averages of its own.
-            failure: why it failed, if it did.
+            vitals: what `Reference.measure` measured; None if measuring failed, which blocks.
+            stream: number of the stream; each has its own averages.
+            failure: why measuring failed, if it did.
         """
         state = self._streams.setdefault(stream, _State())
         window = state.windows
@@ -150,7 +152,7 @@ class SafetyGate:
         return decision
 
     def update_batch(self, vitals: Sequence[Vitals]) -> list[Decision]:
-        """Take the next window of each of several streams: those numbered 0, 1, ..."""
+        """Judge the next window of each of several streams, numbered 0, 1, ..."""
         return [self.update(of_one, stream) for stream, of_one in enumerate(vitals)]
 
     def _decide(self, vitals: Vitals | None, state: _State, window: int, stream: int, failure: str) -> Decision:
@@ -177,14 +179,14 @@ class SafetyGate:
         tests = (
             ("C below", state.C - limits.c_floor, scales.c_floor, f"C {state.C:.3f} is below its floor {limits.c_floor:.3f}"),
             ("S below", state.S - limits.s_floor, scales.s_floor, f"S {state.S:.3f} is below its floor {limits.s_floor:.3f}"),
-            ("repeats", limits.most_copied - vitals.copied, scales.most_copied, _round_and_round(vitals, limits.most_copied)),
+            ("repeats", limits.most_copied - vitals.copied, scales.most_copied, _loop(vitals, limits.most_copied)),
         )  # fmt: skip
         reasons = [Reason(kind, text + note) for kind, room, _, text in tests if not room >= 0]
         allow = burning_in or not reasons
         margin = min(room / scale for _, room, scale, _ in tests)
         if vitals.odd_bytes:
             reasons = [Reason("parity", f"parity is wrong in {vitals.odd_bytes} bytes"), *reasons]
-            allow, margin = False, -math.inf  # no matter of degree
+            allow, margin = False, -math.inf  # not a matter of degree
         smoothed = {"C": state.C, "S": state.S}
         return Decision(allow, tuple(reasons), vitals, smoothed, limits, window, stream, margin)
 
@@ -192,14 +194,14 @@ class SafetyGate:
         return Decision(False, (Reason("judged", text),), vitals, {}, None, window, stream, -math.inf)
 
     def explain(self, decision: Decision | None = None) -> str:
-        """A decision in plain words: which metric, which window, by how much, what to try.
+        """Explain a decision: which window, which metric, by how much, what to try.
 
         Args:
-            decision: not given: the latest.
+            decision: Default: the latest.
         """
         d = decision or self._latest
         if d is None:
-            return "No window was seen yet."
+            return "No window has been judged yet."
         size = f", {d.vitals.size:,.6g} bytes" if d.vitals else ""
         stream = f" of stream {d.stream + 1}" if d.stream else ""
         lines = [f"{'Allowed' if d.allow else 'Blocked'}: window {d.window + 1}{stream}{size}."]
@@ -211,12 +213,12 @@ class SafetyGate:
             copied = d.vitals.copied if d.vitals else 0
             lines.append(
                 f"  C {d.smoothed['C']:.3f}, floor {c_floor:.3f}; S {d.smoothed['S']:.3f}, floor {s_floor:.3f}; "
-                f"{copied:,.0f} bytes copied in a loop, at most {most_copied:,.0f} may be."
+                f"{copied:,.0f} bytes copied in a loop, at most {most_copied:,.0f} are allowed."
             )
         if self.calibration is not None and d.vitals is not None and d.limits:
             rank = self.calibration.ranks(d.vitals)
-            below = ", ".join(f"{name} of {share:.1%}" for name, share in rank.items())
-            lines.append(f"  Of reference windows of this length, lower have: {below}.")
+            below = ", ".join(f"{name}: {fraction:.1%}" for name, fraction in rank.items())
+            lines.append(f"  Reference windows of this length with a lower value: {below}.")
         return "\n".join(lines)
 
     def reset(self) -> None:
@@ -225,29 +227,29 @@ class SafetyGate:
         self._latest = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Every stream's state, as plain JSON."""
+        """The state of each stream, as plain JSON."""
         return {str(stream): asdict(state) for stream, state in self._streams.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`.
+        """Restore a state from `state_dict`.
 
         Raises:
-            ConfigError: something else.
+            ConfigError: an invalid state.
         """
         try:
             streams = {int(stream): _State(**values) for stream, values in state.items()}
             if any(set(values) != set(asdict(_State())) for values in state.values()):
-                raise ValueError("C, S, windows and averaged are needed for each stream")
+                raise ValueError("each stream needs C, S, windows and averaged")
             for s in streams.values():
                 if not (0 <= s.C <= 1 and 0 <= s.S <= 1 and 0 <= s.averaged <= s.windows):
-                    raise ValueError(f"{s} cannot be")
+                    raise ValueError(f"{s} is impossible")
         except (AttributeError, TypeError, ValueError) as wrong:
-            raise ConfigError(f"got a gate state that cannot be read ({wrong}). Try gate.state_dict()") from None
+            raise ConfigError(f"got an invalid gate state ({wrong}). Try gate.state_dict()") from None
         self._streams = streams
 
 
-def _round_and_round(vitals: Vitals, most: float) -> str:
-    """What a loop does, in words."""
+def _loop(vitals: Vitals, most: float) -> str:
+    """Describe a loop."""
     rounds = 1 + vitals.copied / vitals.period if vitals.period else 1
     return (
         f"{vitals.copied + vitals.period:,.6g} bytes are {rounds:.1f} times the same {vitals.period:,.6g}; a loop may copy "

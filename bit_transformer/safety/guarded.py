@@ -1,7 +1,7 @@
-"""Generation behind a gate: window by window, stopped, asked about, or drawn again.
+"""Generation behind a gate: each window is judged; a blocked one is sampled again, shown to a person, or ends the generation.
 
-C and S of a window are judged by themselves, whatever came before it. Loops are looked for in all that the stream said, the prompt left out: a loop whose
-period is longer than a window is seen in the window in which it begins its third round, at the latest in its middle.
+C and S of a window are judged without what came before. Loops are searched in the whole generated stream, without the prompt. A loop whose
+period is longer than a window is detected in the window where its third round begins, at the latest in the middle of that round.
 """
 
 # Shapes: B streams, T bits.
@@ -31,15 +31,15 @@ WARMER, COOLER, WARM = 1.25, 0.8, 0.4  # see `_again`
 
 @dataclass(frozen=True)
 class Guard:
-    """A gate, what it compares with, and how long its windows are.
+    """A gate, its reference, and the length of its windows.
 
     Attributes:
-        gate: one that takes every window by itself, as `SafetyGate.calibrated` does.
-        window: bytes; 0: 256, or the longest that was calibrated.
+        gate: must judge each window independently, as `SafetyGate.calibrated` does.
+        window: in bytes; 0: 256, or the longest that was calibrated.
 
     Raises:
-        ConfigError: a window that the gate was not calibrated for or in which units of the reference do not fit, or a gate with
-            decay or burn_in, which would let windows through for what came before them.
+        ConfigError: a window that was not calibrated or that is not whole units of the reference, or a gate with decay or
+            burn_in, which would let windows pass because of earlier ones.
     """
 
     gate: SafetyGate
@@ -52,40 +52,40 @@ class Guard:
         object.__setattr__(self, "window", window)
         if self.gate.decay or self.gate.burn_in:
             raise ConfigError(
-                f"got a gate with decay={self.gate.decay} and burn_in={self.gate.burn_in}; behind one each window is judged by itself. "
-                f"Try SafetyGate(..., decay=0, burn_in=0), or SafetyGate.calibrated"
+                f"got a gate with decay={self.gate.decay} and burn_in={self.gate.burn_in}; generation needs each window judged "
+                f"independently. Try SafetyGate(..., decay=0, burn_in=0), or SafetyGate.calibrated"
             )
         if window < 1 or window % align or (known and not known.shortest <= window <= known.longest):
             lengths = f"{known.shortest} to {known.longest:,}" if known else "1 or more"
             multiple = f", a multiple of {align}" if align > 1 else ""
-            raise ConfigError(f"window={window} bytes; the gate judges {lengths}{multiple}. Try leaving it out")
+            raise ConfigError(f"got window={window} bytes; the gate judges {lengths}{multiple}. Try leaving it out")
 
     @property
     def least_bytes(self) -> int:
-        """The shortest window that can be judged."""
+        """Shortest window that can be judged, in bytes."""
         return self.gate.calibration.shortest if self.gate.calibration else 1
 
     def check(self, bits_T: Tensor, stream: int = 0, before_T: Tensor | None = None) -> Decision:
-        """Measure one window, which begins where a unit does, and decide. What cannot be measured is blocked.
+        """Measure and judge one window, which must start where a unit starts. If measuring fails, it is blocked.
 
         Args:
-            before_T: whole units, what the stream said before the window.
+            before_T: the earlier bits of the stream, in whole units.
         """
         try:
             (vitals,) = self.reference.measure(bits_T[None], None if before_T is None else before_T[None])
-        except Exception as failed:  # whatever it is, nothing is known of the window
+        except Exception as failed:  # of any kind: the window is then unknown
             return self.gate.update(
                 None, stream, failure=f"it could not be measured ({type(failed).__name__}: {failed})"
             )
         return self.gate.update(vitals, stream)
 
     def spans(self, size: int) -> Iterator[tuple[int, int]]:
-        """The windows that so many bytes, from the start of a unit on, are judged in: where each begins and ends.
+        """Start and stop of each window in which `size` bytes are judged. The first byte must be the start of a unit.
 
-        A remainder that is too short to be judged is judged together with the end of the window before.
+        A remainder that is too short is judged together with the end of the previous window.
 
         Raises:
-            ConfigError: fewer bytes than can be judged.
+            ConfigError: too few bytes to be judged.
         """
         if size < self.least_bytes:
             raise ConfigError(
@@ -103,7 +103,7 @@ class Guard:
 
 @dataclass(frozen=True)
 class Piece:
-    """A window of gated generation: its bytes, empty where it was blocked, what the gate said, and how often it was drawn again."""
+    """A window of generated bytes, empty if it was blocked, with the gate's decision and how often it was sampled again."""
 
     data: bytes
     decision: Decision
@@ -112,19 +112,19 @@ class Piece:
 
 @dataclass(frozen=True)
 class SafeSample:
-    """What gated generation gave: the bytes that were allowed, and every decision."""
+    """The result of generation behind a gate: the allowed bytes, and all decisions."""
 
     data: bytes
     pieces: tuple[Piece, ...]
 
     @property
     def complete(self) -> bool:
-        """Whether no window was blocked for good."""
+        """Whether every window was allowed in the end."""
         return all(piece.decision.allow for piece in self.pieces)
 
     @property
     def retries(self) -> int:
-        """Windows that were drawn again, in all."""
+        """How often windows were sampled again, in total."""
         return sum(piece.retries for piece in self.pieces)
 
 
@@ -137,27 +137,28 @@ def stream_guarded(
     *,
     retries: int = 0,
 ) -> Iterator[Piece]:
-    """Continue a prompt, of a diffusion model by filling in; give each window when the gate has allowed it, and stop at the first that it blocks for good.
+    """Continue a prompt, window by window. Yields each window that the gate allows, and stops at one that stays blocked.
 
-    As long as nothing is blocked the bytes are those of `stream_bytes`, or of `restoration.continued`.
+    While nothing is blocked, the bytes are those of `stream_bytes`; for a diffusion model, of `restoration.continued`.
 
     Args:
-        retries: how often a blocked window is drawn again: warmer where it repeats itself, cooler where it is foreign.
+        retries: how often a blocked window is sampled again: at a higher temperature if it repeats itself, at a lower one if it
+            is unlike the reference.
 
     Yields:
-        the windows; a last one without bytes where one was blocked.
+        the windows; if one is blocked, it is the last and has no bytes.
 
     Raises:
-        ConfigError: fewer bytes than the gate can judge, or sampling that cannot be judged or drawn again; before any is drawn.
+        ConfigError: too few bytes to be judged, or sampling that cannot be judged or retried. Raised before any sampling.
     """
     asked = sampling or Sampling()
     if model.config.parity and not asked.force_parity:
-        raise ConfigError("got force_parity=False; behind a gate bytes come with even parity. Try force_parity=True")
+        raise ConfigError("got force_parity=False; behind a gate, even parity is needed. Try force_parity=True")
     if retries and asked.learn == "prompt":
         raise ConfigError(
-            "got learn='prompt' with retries, for which what was allowed becomes prompt. Try learn='nothing'"
+            "got learn='prompt' with retries; a retry would also learn from the allowed windows. Try learn='nothing'"
         )
-    # Windows begin where units do: with a prompt that ends inside one, at its last bytes.
+    # Windows start where units start: if the prompt ends inside a unit, at the last bytes of the prompt.
     inside = len(prompt) % guard.reference.align_bytes
     return _guarded(model, prompt, inside, guard, guard.spans(inside + max_bytes), asked, retries)
 
@@ -183,7 +184,7 @@ def _guarded(
         for tried in count():
             fresh = bytes(islice(stream, size))
             window = (text + fresh)[ahead + begin :]
-            decision = replace(guard.check(bits_of(window), 0, bits_of(said)), window=index)  # draws are not windows
+            decision = replace(guard.check(bits_of(window), 0, bits_of(said)), window=index)  # retries are not windows
             if decision.allow or tried == retries:
                 break
             how = _again(how, decision, tried)
@@ -193,7 +194,7 @@ def _guarded(
             return
         text += fresh
         yield Piece(fresh, decision, tried)
-        if tried:  # from here on as was asked, with other draws
+        if tried:  # continue with the requested sampling and another seed
             seed = None if asked.seed is None else asked.seed + len(text)
             stream = _bytes(model, text, asked.model_copy(update={"seed": seed}))
 
@@ -205,7 +206,7 @@ def _bytes(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> Iterat
 
 
 def _again(how: Sampling, decision: Decision, tried: int) -> Sampling:
-    """How a blocked window is drawn again."""
+    """The sampling with which a blocked window is sampled again."""
     kinds = {reason.kind for reason in decision.reasons}
     temperature = how.temperature
     if kinds & {"C below", "repeats"}:
@@ -225,7 +226,7 @@ def safe_sample_with_retry(
     *,
     retries: int = 3,
 ) -> SafeSample:
-    """`stream_guarded` to its end: each blocked window is drawn again, up to `retries` times; then it stops with what was allowed."""
+    """All of `stream_guarded`: a blocked window is sampled again up to `retries` times, then generation stops with what was allowed."""
     pieces = tuple(stream_guarded(model, prompt, max_bytes, guard, sampling, retries=retries))
     return SafeSample(b"".join(piece.data for piece in pieces), pieces)
 
@@ -239,27 +240,27 @@ def hil_safe_inference(
     *,
     ask: Callable[[Decision], bool] | None = None,
 ) -> tuple[Tensor, list[Decision]]:
-    """Continue prompts and let nothing blocked out without a person's word (human in the loop).
+    """Continue prompts; a person decides about blocked windows (human in the loop).
 
     Args:
-        ask: called with each decision that blocks; whether it may pass all the same. Not given: nothing may.
+        ask: called with each decision that blocks; returns whether to allow it. Default: allow none.
 
     Returns:
-        (B, max_new_bits) bits, and the decisions: those of the first row's windows, then the second's, ...
+        (B, max_new_bits) bits, and the decisions: on the first row's windows, then the second's, ...
 
     Raises:
-        SafetyRejection: a blocked window that was not let through; it carries the decision.
-        ConfigError: fewer bytes than the gate can judge.
+        SafetyRejection: a blocked window was not allowed; it has the decision.
+        ConfigError: too few bytes to be judged.
     """
     known_BT, width = torch.as_tensor(prompt_BT), guard.reference.byte_bits
-    inside = known_BT.shape[1] % (guard.reference.align_bytes * width)  # windows begin where units do
+    inside = known_BT.shape[1] % (guard.reference.align_bytes * width)  # windows start where units start
     spans = list(guard.spans((inside + max_new_bits) // width))
     bits_BT = infer_long(model, known_BT, max_new_bits, sampling)
     judged_BT = torch.cat((known_BT[:, known_BT.shape[1] - inside :].to(bits_BT), bits_BT), dim=1)
     decisions = []
     for stream, row in enumerate(judged_BT):
         for index, (begin, end) in enumerate(spans):
-            stop = len(row) if index == len(spans) - 1 else width * end  # bits after the last whole byte go with it
+            stop = len(row) if index == len(spans) - 1 else width * end  # with the bits after the last whole byte
             decision = guard.check(row[width * begin : stop], stream, row[: width * begin])
             decisions.append(replace(decision, window=index))
     for decision in decisions:

@@ -1,6 +1,6 @@
-"""What a domain's bits are like: a bank of experts that has read some of them, and from then on only compares.
+"""The reference: a bank of experts that has read text of a domain. It measures how similar other text is, and no longer learns.
 
-A model with experts has one already. For others a small one is fitted: contexts of one to four units.
+A model with experts uses its own bank. For other models a small one is fitted, with contexts of one to four units.
 """
 
 # Shapes: B windows, T bits.
@@ -27,18 +27,18 @@ from bit_transformer.telemetry.measures import bit_negentropy, lz_complexity, sy
 
 SMALL = ExpertConfig(orders=(1, 2, 3, 4), words=False, buckets=1 << 16, history=1 << 16)
 PIECE = 1 << 22  # bytes read at a time
-ROWS = 256  # windows to measure at a time, for those who have many
+ROWS = 256  # windows measured at a time
 
 
 @dataclass(frozen=True)
 class Vitals:
-    """What was measured of a window.
+    """Measurements of a window.
 
     Attributes:
-        K, C, S: see `telemetry/measures.py`; S is that of the bits against a reference.
-        size: how long the window is, in bytes.
-        odd_bytes: bytes whose parity bit is wrong; 0 without parity.
-        copied, period: bytes, of the longest loop that ends in the window: see `repetition.py`; zeros where none does.
+        K, C, S: see `telemetry/measures.py`; S compares the bits with the reference.
+        size: length of the window, in bytes.
+        odd_bytes: bytes with wrong parity; 0 without parity.
+        copied, period: in bytes, of the longest loop that ends in the window: see `repetition.py`; 0 if there is none.
     """
 
     K: float
@@ -51,10 +51,10 @@ class Vitals:
 
 
 class Reference:
-    """Bits of a domain, as a bank of experts knows them that is not taught any more.
+    """Measures windows against a bank of experts.
 
     Args:
-        bank: what is known; it is asked, never changed.
+        bank: has read text of the domain; it is not changed.
         byte_bits: 9 with parity, else 8.
     """
 
@@ -68,12 +68,12 @@ class Reference:
 
     @property
     def align_bytes(self) -> int:
-        """Windows must begin at multiples of this many bytes, where units begin."""
+        """Windows must start at multiples of this many bytes, where units start."""
         return self.bank.unit_bits // math.gcd(self.bank.unit_bits, self.byte_bits)
 
     @classmethod
     def fit(cls, corpus: Corpus, model: ModelConfig) -> Reference:
-        """A small bank that has read a corpus, for models that have none."""
+        """Let a small bank read a corpus, for models without experts."""
         small = model.experts or SMALL.model_copy(update={"unit_bits": model.unit_bits})
         config = model.model_copy(update={"experts": small})
         bank = ExpertBank.of(config)
@@ -83,19 +83,19 @@ class Reference:
             bank.read(corpus_units(corpus, offset, piece, config), stream, learn=True, wanted=False)
         return cls(bank, model.byte_bits)
 
-    def chances(self, bits_BT: NDArray[np.uint8]) -> Tensor:
-        """P(bit = 1) of every bit of windows that are read each by itself, from a blank context: (B, T), float64."""
+    def probabilities(self, bits_BT: NDArray[np.uint8]) -> Tensor:
+        """P(bit = 1) of each bit, for windows read independently from an empty context: (B, T), float64."""
         said_BTF = ExpertStreams(self.bank, len(bits_BT), self.bank.unit_bits).peek(bits_BT)
         return torch.sigmoid(torch.from_numpy(said_BTF[..., -1]).double() / FEATURE_ONE)
 
     def measure(
         self, bits: Tensor | NDArray[np.uint8], before: Tensor | NDArray[np.uint8] | None = None
     ) -> list[Vitals]:
-        """K, C and S of windows of one length, and the longest loop that ends in each.
+        """Measure K, C and S of windows of one length, and the longest loop that ends in each.
 
         Args:
-            bits: (B, T) zeros and ones, each row from the start of a unit on.
-            before: (B, any number of units) what each stream said before, of which the latest 64 KiB are looked at for loops.
+            bits: (B, T) zeros and ones; each row starts where a unit starts.
+            before: (B, any number of units) the earlier bits of each stream; the last 64 KiB are searched for loops.
 
         Raises:
             BitStreamError: not bits, or fewer than eight.
@@ -105,7 +105,7 @@ class Reference:
         if not len(bits_BT):
             raise BitStreamError("got no window; at least one is needed. Try bits[None]")
         bits_BT = bits_BT.astype(np.uint8, copy=False)
-        S_B = symbiosis(torch.from_numpy(bits_BT), self.chances(bits_BT))
+        S_B = symbiosis(torch.from_numpy(bits_BT), self.probabilities(bits_BT))
         whole = bits_BT.shape[1] // 9 * 9
         odd = [len(find_parity_errors(row[:whole])) if self.byte_bits == 9 else 0 for row in bits_BT]
         before_BT = before_BT[:, max(0, before_BT.shape[1] - MEMORY * self.byte_bits) :]
@@ -121,5 +121,5 @@ def _as_numpy(bits: Tensor | NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def as_array(vitals: Sequence[Vitals]) -> NDArray[np.float64]:
-    """K, C and S of windows as an array: (N, 3)."""
+    """K, C and S as an array: (N, 3)."""
     return np.array([(v.K, v.C, v.S) for v in vitals], dtype=np.float64).reshape(-1, 3)

@@ -1,8 +1,8 @@
-"""Loops in a stream, whatever their period: how much of its end copies what came one period before.
+"""Finds loops in a stream, of any period: how many bytes at its end copy the bytes one period earlier.
 
-The nearest earlier match is followed, as a match model does: a period d, and how many bytes were copied from d back. Quoting a paragraph once
-copies d at most, for the original lies at least as far back as it is long. A loop copies its own copy: after three rounds it has copied 2 d. From 1.5 d on
-a copy is called a loop. How long loops are in normal text (dashes, tables, "no, no, no") is calibrated on a reference.
+The nearest earlier match is followed, as in a match model: a period d, and how many bytes were copied from d bytes back. A quotation copies at most d
+bytes, because the original is at least that far back. A loop copies its own copy: after three rounds it has copied 2 d. A copy of 1.5 d or more is called
+a loop. Normal text has short loops too (dashes, tables, "no, no, no"); how long they may be is calibrated on a reference.
 """
 
 # Shapes: T symbols of a stream, in order; E symbols that end a loop; N windows.
@@ -19,24 +19,22 @@ from numpy.typing import NDArray
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.data.sources import Corpus
 
-NEAREST, FARTHEST = 4, 1 << 14  # bytes: what has a shorter period lowers C at once
+NEAREST, FARTHEST = 4, 1 << 14  # bytes: shorter periods already lower C
 MEMORY = 1 << 16  # bytes of a stream that are remembered: four rounds of the longest period
-ROUNDS = (
-    1.5  # periods that a loop copies, at least: more than the one of a quotation, less than the two of a third round
-)
+ROUNDS = 1.5  # fewest periods that a loop copies: a quotation copies one, a third round makes it two
 CONTEXT = 64  # bits that a match must agree in
-PENALTY, CREDIT = 8, 32  # symbols: what a difference costs, and how much can be saved up to pay for several
-SLOTS = 1 << 17  # contexts whose latest place is known
+PENALTY, CREDIT = 8, 32  # symbols: the cost of a difference, and the largest credit to pay for several
+SLOTS = 1 << 17  # hash table of the latest position of each context
 PIECE = 1 << 20  # bytes of a corpus at a time
 _compiled: Any = njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 
 class Loop(NamedTuple):
-    """The longest loop of a stretch; zeros where there is none.
+    """The longest loop of a stretch; zeros if there is none.
 
     Attributes:
-        copied: bytes that copy what came a period before.
-        period: bytes.
+        copied: number of bytes that copy the bytes one period earlier.
+        period: in bytes.
     """
 
     copied: float
@@ -48,14 +46,14 @@ class Repetition:
 
     Args:
         byte_bits: 9 with parity, else 8.
-        unit_bits: of a reference's units. Symbols that both consist of are compared, which mostly are bytes.
+        unit_bits: of the reference. Symbols of the greatest common divisor are compared, usually bytes.
     """
 
     def __init__(self, byte_bits: int, unit_bits: int) -> None:
         self.byte_bits, self.width = byte_bits, math.gcd(byte_bits, unit_bits)
 
     def longest(self, bits_T: NDArray[np.uint8], fresh: int) -> Loop:
-        """The longest loop that ends in the last `fresh` bits of a stream. Bits after its last whole symbol are left out."""
+        """The longest loop that ends in the last `fresh` bits of a stream. Bits after the last whole symbol are ignored."""
         copied_T, period_T = self._loops(bits_T)
         first = max(0, (len(bits_T) - fresh) // self.width)
         if not copied_T[first:].any():
@@ -65,10 +63,10 @@ class Repetition:
         return Loop(int(copied_T[at]) * scale, int(period_T[at]) * scale)
 
     def of_windows(self, corpus: Corpus, windows: Sequence[tuple[NDArray[np.int64], int]]) -> list[NDArray[np.float64]]:
-        """Bytes copied by the longest loop that ends in each window of a corpus that is read as one stream.
+        """Bytes copied by the longest loop that ends in each window, with the corpus read as one stream.
 
         Args:
-            windows: of each length where they begin, (N,) and ascending, and how many bytes they have.
+            windows: for each length, the starts of the windows, (N,) and ascending, and the length in bytes.
         """
         longest = [np.zeros(len(starts)) for starts, _ in windows]
         scale = self.width / self.byte_bits
@@ -86,7 +84,7 @@ class Repetition:
         return longest
 
     def _loops(self, bits_T: NDArray[np.uint8]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Symbols copied by the loop that ends in each symbol of a stream, and its period; zeros where none does."""
+        """For each symbol of a stream, the symbols copied by the loop that ends there, and its period; zeros if there is none."""
         whole = bits_T[: len(bits_T) // self.width * self.width].reshape(-1, self.width)
         symbol_T = whole @ (1 << np.arange(self.width - 1, -1, -1, dtype=np.uint16))
         per_byte = self.byte_bits // self.width
@@ -100,7 +98,7 @@ class Repetition:
 
 @_compiled
 def _follow(symbol_T, width, context, farthest, most, latest):
-    """How many symbols the end of the stream copies, and from how far back, after each symbol."""
+    """After each symbol: how many symbols the end of the stream copies, and from how far back."""
     copied_T = np.zeros(len(symbol_T), dtype=np.int32)
     period_T = np.zeros(len(symbol_T), dtype=np.int32)
     copied, period, credit = 0, 0, 0

@@ -25,10 +25,10 @@ Settings = dict[str, dict[str, Any]]
 
 
 def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A recipe file, overlaid by assignments such as `model.d_model=256` or `train.optim.lr=0.001`.
+    """Settings from a recipe file, overridden by assignments such as `model.d_model=256` or `train.optim.lr=0.001`.
 
     Raises:
-        ConfigError: no such file, no TOML, or an assignment of another form.
+        ConfigError: no such file, invalid TOML, or an invalid assignment.
     """
     settings: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     if recipe:
@@ -44,19 +44,19 @@ def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, 
             ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as invalid:
             raise ConfigError(
-                f"{recipe}: is not TOML ({invalid}). Try the recipe tinyshakespeare-cpu as a model",
+                f"{recipe}: is not valid TOML ({invalid}). Try the recipe tinyshakespeare-cpu as an example",
                 field="recipe",
             ) from None
         for section, values in stored.items():
             if not isinstance(values, dict):
-                raise ConfigError(f"{recipe}: {section}={values!r}; it must be a table. Try [{section}]")
+                raise ConfigError(f"{recipe}: got {section}={values!r}; a table is needed. Try [{section}]")
             settings[_section(section)] |= values
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         section, _, key = path.strip().partition(".")
         if not equals or not key:
             raise ConfigError(
-                f"got the setting {assignment!r}; it must be section.key=value", tries=(Give("model.d_model", 256),)
+                f"got the setting {assignment!r}; section.key=value is needed", tries=(Give("model.d_model", 256),)
             )
         place = settings[_section(section)]
         *groups, last = key.split(".")
@@ -64,7 +64,7 @@ def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, 
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
                 raise ConfigError(
-                    f"got the setting {assignment!r}; {group} is no group of settings",
+                    f"got the setting {assignment!r}; {group} is not a group of settings",
                     tries=(Give("train.optim.lr", 0.001),),
                 )
         place[last] = parse_value(text)
@@ -74,13 +74,13 @@ def read_settings(recipe: Path | None, assignments: Sequence[str]) -> dict[str, 
 def _section(name: str) -> str:
     if name not in SECTIONS:
         raise ConfigError(
-            f"got section {name!r}; it must be one of {', '.join(SECTIONS)}", tries=(Give("model.d_model", 256),)
+            f"got section {name!r}; one of {', '.join(SECTIONS)} is needed", tries=(Give("model.d_model", 256),)
         )
     return name
 
 
 def parse_value(text: str) -> Any:
-    """A value as TOML writes it; what is no TOML is a string."""
+    """A TOML value; text that is not TOML is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -90,7 +90,7 @@ def parse_value(text: str) -> Any:
 def model_of(
     settings: Settings, name: str | None, patch_bits: int | None, parity: bool, experts: bool | None
 ) -> ModelConfig:
-    """The model that settings and flags describe; flags win."""
+    """The model from settings and flags; flags override settings."""
     if patch_bits is not None:
         settings["model"]["patch_bits"] = patch_bits
     if parity:
@@ -101,15 +101,15 @@ def model_of(
 
 
 def training_of(settings: Settings, model: ModelConfig, flags: dict[str, Any]) -> TrainConfig:
-    """The training that settings and flags describe; flags win, and rates follow the model's width."""
+    """The training from settings and flags; flags override settings, and learning rates follow the model's width."""
     train = with_budget(settings["train"], flags)
-    if isinstance(optim := train.get("optim", {}), dict):  # else its error comes from TrainConfig
+    if isinstance(optim := train.get("optim", {}), dict):  # else TrainConfig raises the error
         train["optim"] = optim_for(model).model_dump() | optim
     return TrainConfig.of(train)
 
 
 def data_of(settings: Settings) -> DataConfig:
-    """The data that settings describe.
+    """The data from settings.
 
     Raises:
         ConfigError: no corpus, or invalid fields.
@@ -132,7 +132,7 @@ def recipe_file(recipe: Path) -> Path:
 
 
 def with_budget(train: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a training with the flags over them, and with a budget."""
+    """Settings of a training, overridden by flags, with a default budget."""
     if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's
         train = {key: value for key, value in train.items() if key not in BUDGETS}
     train = train | flags
@@ -142,10 +142,10 @@ def with_budget(train: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_diffusion(settings: Settings, diffusion: bool, noise: str | None, steps: int | None, curriculum: bool) -> None:
-    """Write what the flags of a diffusion say into settings.
+    """Write the flags for diffusion models into settings.
 
     Raises:
-        ConfigError: one of them without `diffusion`, for a model that is none.
+        ConfigError: one of the flags for another model, without `diffusion`.
     """
     if diffusion:
         settings["model"]["causal"] = False
@@ -153,7 +153,7 @@ def set_diffusion(settings: Settings, diffusion: bool, noise: str | None, steps:
     name = next((name for name, value in given.items() if value is not None), None)
     if name and settings["model"].get("causal", True):
         raise ConfigError(
-            f"got {name}={given[name]!r} without diffusion, with which it goes",
+            f"got {name}={given[name]!r} without diffusion, which it needs",
             field=name,
             tries=(Give("diffusion", True),),
         )

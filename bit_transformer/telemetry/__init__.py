@@ -1,4 +1,4 @@
-"""What is measured of predictions and bits: K, C, S, what training can differentiate of them, and whether they drift."""
+"""Measurements of predictions and bits: K, C and S, differentiable penalties for training, and drift detection."""
 
 from bit_transformer.telemetry.drift import Adwin, Alert, DriftMonitor, PageHinkley, detect_metric_drift
 from bit_transformer.telemetry.measures import METRICS, bit_negentropy, lz_complexity, negentropy, symbiosis

@@ -1,4 +1,4 @@
-"""Has a stream of numbers changed? Page-Hinkley and ADWIN, one number at a time, in constant and logarithmic memory."""
+"""Detects changes in a stream of numbers: Page-Hinkley in constant memory, and ADWIN in logarithmic memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 Direction = Literal["up", "down", "both"]
-# What is bad news of each metric; K, C and S rise in the course of a healthy training, and its loss falls.
+# The direction in which each metric gets worse. In a healthy training, K, C and S rise and the loss falls.
 BAD_NEWS: dict[str, Direction] = {"K": "down", "C": "down", "S": "down", "train_bpb": "up", "val_bpb": "up"}
 
 
 @dataclass(frozen=True)
 class Alert:
-    """A change that was noticed.
+    """A detected change.
 
     Attributes:
-        step: of the training, or the index in a series, at which it was noticed.
+        step: step of the training, or index in a series, at which it was detected.
         detector: `page-hinkley` or `adwin`.
-        size: how far the values since the change lie from those before, in the metric's own units, with its sign.
+        size: difference of the values after and before the change, in the metric's units.
     """
 
     step: int
@@ -30,18 +30,18 @@ class Alert:
 
 
 class PageHinkley:
-    """Cumulative deviation from the running mean; alarms when it has risen by more than a threshold above its lowest point.
+    """Sums deviations from the running mean, and alarms when the sum is more than a threshold above its lowest point.
 
-    After an alarm it starts anew.
+    It restarts after an alarm.
 
     Args:
         threshold: of the cumulative deviation.
-        delta: deviations up to this much are no change.
-        least: values before the first alarm.
-        forget: share of the cumulative deviation that each value leaves.
+        delta: deviations up to this size are not a change.
+        least: number of values before the first alarm.
+        forget: factor by which each value reduces the earlier cumulative deviation.
 
     Attributes:
-        change: at the latest alarm, how far the mean since the extreme point lay from the mean before it.
+        change: at the latest alarm, the mean since the extreme point minus the mean before it.
 
     Source: Page 1954, "Continuous inspection schemes"; Hinkley 1971.
     """
@@ -62,7 +62,10 @@ class PageHinkley:
     def _restart(self) -> None:
         self.count, self.mean = 0, 0.0
         self.up = self.up_least = self.down = self.down_most = 0.0
-        self.lowest = self.highest = (0, 0.0)  # values up to the extreme points of the two sums, and their mean
+        self.lowest = self.highest = (
+            0,
+            0.0,
+        )  # number of values up to the extreme points of the two sums, and their mean
 
     def update(self, value: float) -> bool:
         """Take the next value; whether it completes a change."""
@@ -88,15 +91,15 @@ class PageHinkley:
 class Adwin:
     """A window that grows until its older and its newer part have different means.
 
-    Values are kept in buckets of 1, 2, 4, ... of them, at most five of a size, so memory and time are logarithmic. Every `clock`
-    values each boundary between buckets is tried as the place of a change; it is one where the means on both sides differ by more
-    than chance would (a Bernstein bound at confidence `delta`). Then it starts anew, so that a change is told once.
+    Values are stored in buckets of 1, 2, 4, ... values, at most five of each size, so memory and time are logarithmic. After every
+    `clock` values, each boundary between buckets is tested: there is a change if the means on both sides differ significantly (a
+    Bernstein bound at confidence `delta`). It then restarts, so each change is reported once.
 
     Args:
-        delta: chance of a false alarm, in (0, 1).
+        delta: probability of a false alarm, in (0, 1).
 
     Attributes:
-        change: how far the newer mean lay from the older one at the latest alarm.
+        change: at the latest alarm, the newer mean minus the older one.
 
     Source: Bifet and Gavalda 2007, "Learning from time-changing data with adaptive windowing".
     """
@@ -114,7 +117,7 @@ class Adwin:
 
     @property
     def mean(self) -> float:
-        """Of the window."""
+        """Mean of the window."""
         return self.total / self.width if self.width else 0.0
 
     def update(self, value: float) -> bool:
@@ -138,7 +141,7 @@ class Adwin:
             self.rows[power + 1].append(row.popleft() + row.popleft())
 
     def _changed(self) -> bool:
-        """Whether some boundary between buckets divides different means; `change` is that of the clearest."""
+        """Whether the means on both sides of some boundary differ; sets `change` from the clearest one."""
         clearest = 1.0
         old_count, old_sum = 0, 0.0
         for power in range(len(self.rows) - 1, -1, -1):
@@ -154,18 +157,18 @@ class Adwin:
 
     def _bound(self, old: int, new: int) -> float:
         ln = math.log(2 * math.log(self.width) / self.delta)
-        share = 1 / (old - self.least + 1) + 1 / (new - self.least + 1)
-        return math.sqrt(2 * share * (self.spread / self.width) * ln) + 2 / 3 * ln * share
+        inverse = 1 / (old - self.least + 1) + 1 / (new - self.least + 1)
+        return math.sqrt(2 * inverse * (self.spread / self.width) * ln) + 2 / 3 * ln * inverse
 
 
 class DriftMonitor:
-    """Watches one metric with both detectors and says when it got worse.
+    """Watches one metric with both detectors and reports when it gets worse.
 
-    Values are scaled by the spread of the first ones, so that one pair of thresholds fits every metric.
+    Values are scaled by the spread of the first ones, so the same thresholds work for every metric.
 
     Args:
-        metric: its name, which says what is bad news (`BAD_NEWS`); of others, any change.
-        least: values from which the spread is taken; before, there is no alert.
+        metric: its name. `BAD_NEWS` says in which direction it gets worse; for other names, any change is reported.
+        least: number of values that give the spread; there is no alert before.
     """
 
     def __init__(self, metric: str, *, least: int = 30) -> None:
@@ -177,7 +180,7 @@ class DriftMonitor:
         self.adwin = Adwin()
 
     def update(self, step: int, value: float) -> list[Alert]:
-        """Take the next value; what is noticed. Values that are no number are no evidence of drift and are left out."""
+        """Take the next value; returns the alerts. Values that are not finite are ignored."""
         if not math.isfinite(value):
             return []
         if len(self.first) < self.least:
@@ -185,11 +188,11 @@ class DriftMonitor:
             if len(self.first) < self.least:
                 return []
             mean = sum(self.first) / self.least
-            self.scale = max(_spread(self.first), 1e-6 * abs(mean), 1e-6)  # of a constant, more than rounding
+            self.scale = max(_spread(self.first), 1e-6 * abs(mean), 1e-6)  # for a constant, more than rounding errors
         alerts = []
         if self.page_hinkley.update(value / self.scale):
             alerts.append(Alert(step, self.metric, "page-hinkley", self.page_hinkley.change * self.scale))
-        # ADWIN's bound is for values within [0, 1]: eight spreads are made one.
+        # ADWIN's bound needs values in [0, 1]: eight spreads are scaled to one.
         if self.adwin.update(value / (8 * self.scale)) and self._is_bad(self.adwin.change):
             alerts.append(Alert(step, self.metric, "adwin", self.adwin.change * 8 * self.scale))
         return alerts
@@ -201,13 +204,13 @@ class DriftMonitor:
 def detect_metric_drift(
     metrics: Mapping[str, Iterable[tuple[int, float]]] | Mapping[str, Sequence[float]],
 ) -> list[Alert]:
-    """Where the metrics of a finished run got worse.
+    """Find where the metrics of a finished run got worse.
 
     Args:
-        metrics: by name, values in order, or (step, value) pairs.
+        metrics: for each name, values in order, or (step, value) pairs.
 
     Returns:
-        alerts by step.
+        alerts, ordered by step.
     """
     alerts: list[Alert] = []
     for name, series in metrics.items():
@@ -219,7 +222,7 @@ def detect_metric_drift(
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Standard deviation about a straight line through the values, for a metric that is still moving steadily."""
+    """Standard deviation around a straight line through the values, because a metric may still change steadily."""
     n = len(values)
     middle, mean = (n - 1) / 2, sum(values) / n
     slope = sum((i - middle) * (v - mean) for i, v in enumerate(values)) / sum((i - middle) ** 2 for i in range(n))

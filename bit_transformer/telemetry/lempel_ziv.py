@@ -1,9 +1,9 @@
 """Counting Lempel-Ziv phrases in linear time, compiled by numba.
 
-A sequence is cut into phrases from left to right; each is the shortest stretch that has not occurred before, occurrences
-that overlap it included (the exhaustive history of Lempel and Ziv 1976). Whether a stretch has occurred is asked of the suffix
-automaton of what was read, which grows by one bit at a time: constant time a bit on average, where comparing with every
-earlier place takes time in proportion to the length.
+A sequence is cut into phrases from left to right. Each phrase is the shortest stretch that has not occurred before, including
+overlapping occurrences (the exhaustive history of Lempel and Ziv 1976). The suffix automaton of the bits so far tells whether a
+stretch has occurred. It grows by one bit at a time, in constant time per bit on average; comparing with every earlier position
+would take time proportional to the length.
 
 Sources: Lempel and Ziv 1976, "On the complexity of finite sequences"; Blumer et al. 1985, "The smallest automaton recognizing
 the subwords of a text" (suffix automata).
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 Bits = NDArray[np.uint8]
 
-# Columns of a state: where a zero and a one lead (0: nowhere, for nothing leads to the root), its suffix link, and the
-# length of its longest string. One state is 16 bytes, so that asking for one is one look into memory.
+# Columns of a state: the next states after a zero and a one (0: none, because nothing leads to the root), its suffix link,
+# and the length of its longest string. One state is 16 bytes, so reading it is one memory access.
 LINK, LENGTH = 2, 3
 _compiled: Any = njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 
 def count_phrases(bits_BT: Bits) -> NDArray[np.int64]:
-    """LZ76 phrases of every row; the last one counts although it may be incomplete. Zeros and ones are not checked.
+    """LZ76 phrases of each row. The last phrase counts even if it is incomplete. The bits are not validated.
 
-    Memory: 32 bytes a bit of the longest row.
+    Memory: 32 bytes per bit of the longest row.
     """
     rows, length = bits_BT.shape
     counts = np.zeros(rows, dtype=np.int64)
@@ -53,7 +53,7 @@ def _count(bits_T, states):
     for bit in bits_T:
         at = states[at, bit]
         matched += 1
-        if at == 0:  # it has not occurred: the phrase ends with this bit
+        if at == 0:  # new: the phrase ends with this bit
             phrases += 1
             matched = 0
         # Extend the automaton by the bit.
@@ -72,7 +72,7 @@ def _count(bits_T, states):
             length = states[source, LENGTH] + 1
             if states[target, LENGTH] == length:
                 states[new, LINK] = target
-            else:  # the shorter strings of the target part from the longer ones
+            else:  # split the shorter strings of the target from the longer ones
                 clone = used
                 used += 1
                 for column in range(3):

@@ -1,12 +1,12 @@
-"""K, C and S: how ordered, how complex, how much like a reference. Pure functions on tensors; nothing here knows a model.
+"""K, C and S: order, complexity, similarity to a reference. Pure functions on tensors, independent of models.
 
 Each is in [0, 1], takes a batch, and is computed in float64.
 
-- **K, negentropy**: 0 is noise, 1 is order. Of predictions (`negentropy`), or of bits (`bit_negentropy`).
-- **C, Lempel-Ziv complexity**: 0 is a constant, 1 a fair coin, at every length (`lz_complexity`).
-- **S, symbiosis**: 1 where predictions, or bits, agree with those of a reference (`symbiosis`).
+- **K, negentropy**: 0 is noise, 1 is order. Of predictions (`negentropy`) or of bits (`bit_negentropy`).
+- **C, Lempel-Ziv complexity**: 0 is a constant, 1 is fair coin flips, at every length (`lz_complexity`).
+- **S, symbiosis**: 1 if predictions, or bits, agree with a reference (`symbiosis`).
 
-`penalties.py` has what training can differentiate; `drift.py` watches their course.
+`penalties.py` has differentiable versions for training; `drift.py` detects changes over time.
 """
 
 # Shapes: B batch, T bits.
@@ -22,11 +22,11 @@ from torch import Tensor
 from bit_transformer.errors import BitStreamError
 
 METRICS = ("K", "C", "S")
-LEAST_BITS = 8  # fewer say nothing about order or complexity
+LEAST_BITS = 8  # too few bits for order or complexity below this
 LONGEST_WORD = 12
 
-# Mean number of LZ76 phrases of T fair coins, times log2(T) / T, for T = 2^3 .. 2^22: it falls to 1 (Lempel and Ziv 1976), but at
-# 4,096 bits is still 4 % above. Measured over 16 million bits a length or more; a test draws coins of its own and compares.
+# Mean number of LZ76 phrases of T fair coin flips, times log2(T) / T, for T = 2^3 .. 2^22. The limit is 1 (Lempel and Ziv 1976); at
+# 4,096 bits it is still 4 % above. Measured over at least 16 million bits per length; a test compares with its own coin flips.
 # fmt: off
 FAIR_COIN_RATIO = (
     1.4589, 1.3974, 1.3087, 1.2263, 1.1626, 1.1160, 1.0839, 1.0623, 1.0472, 1.0370,
@@ -34,20 +34,20 @@ FAIR_COIN_RATIO = (
 )
 # fmt: on
 FIRST_POWER = 3
-CONSTANT_PHRASES = 2  # of any constant sequence: its first bit, and all the others
+CONSTANT_PHRASES = 2  # of any constant sequence: its first bit, and all other bits
 
 
 def negentropy(logits: Tensor) -> Tensor:
-    """K of predictions: how far they are from a fair coin.
+    """K of predictions: how far they are from a fair coin flip.
 
     Args:
-        logits: (B, T, 2), log-odds of the two values of each bit; infinite ones are certain.
+        logits: (B, T, 2) of the two values of each bit; may be infinite.
 
     Returns:
-        (B,) in [0, 1], float64: 1 - the mean entropy in bits. 0: a fair coin everywhere; 1: certain everywhere.
+        (B,) in [0, 1], float64: 1 - the mean entropy in bits. 0: probability 1/2 everywhere; 1: certain everywhere.
 
     Raises:
-        BitStreamError: another shape, no bit, or NaN.
+        BitStreamError: another shape, no bits, or NaN.
 
     Source: Brillouin 1953, "The negentropy principle of information"; Shannon entropy.
     """
@@ -62,16 +62,16 @@ def negentropy(logits: Tensor) -> Tensor:
 def bit_negentropy(bits: Tensor | NDArray[np.generic], word_bits: int | None = None) -> Tensor:
     """K of bits: 1 - their block-entropy rate.
 
-    The entropy of all overlapping words of k bits, divided by k. Entropy from counts is too low by about (words that
-    occur - 1) / (2 N ln 2) (Miller and Madow); that is added. The share of ones alone would not do: it is near 1/2 for any text.
-    Only order within k bits is seen, so that of short windows looks lower: 0101... has 0.5 at 16 bits and 0.9 at 65,536.
+    The rate is the entropy of all overlapping words of k bits, divided by k. Entropy from counts is too low by about (words that
+    occur - 1) / (2 N ln 2) (Miller and Madow); this is corrected. The fraction of ones is not enough: it is near 1/2 for any text.
+    K measures order within k bits only, so short windows have lower values: 0101... has 0.5 at 16 bits and 0.9 at 65,536.
 
     Args:
         bits: (B, T) zeros and ones.
-        word_bits: k; not given: the longest, from 2 up to 12, of which every word could occur eight times.
+        word_bits: k. Default: the largest from 2 to 12 for which each word could occur eight times.
 
     Returns:
-        (B,) in [0, 1], float64. 0: all words equally often; 1: always the same.
+        (B,) in [0, 1], float64. 0: all words equally frequent; 1: always the same word.
 
     Raises:
         BitStreamError: not bits, or fewer than eight.
@@ -83,25 +83,25 @@ def bit_negentropy(bits: Tensor | NDArray[np.generic], word_bits: int | None = N
     B, T = bits_BT.shape
     k = min(LONGEST_WORD, max(2, T.bit_length() - 4)) if word_bits is None else word_bits
     if not 1 <= k <= LONGEST_WORD or k > T:
-        raise BitStreamError(f"got words of {k} bits; 1 to {min(LONGEST_WORD, T)} are possible here. Try word_bits=4")
+        raise BitStreamError(f"got word_bits={k}; 1 to {min(LONGEST_WORD, T)} is needed here. Try word_bits=4")
     N = T - k + 1
     word_BN = np.zeros((B, N), dtype=np.int64)
     for j in range(k):
         word_BN = 2 * word_BN + bits_BT[:, j : j + N]
     word_BN += (np.arange(B) << k)[:, None]
     count_BV = np.bincount(word_BN.ravel(), minlength=B << k).reshape(B, 1 << k)
-    share_BV = count_BV / N
-    logs_BV = np.log2(share_BV, out=np.zeros_like(share_BV), where=count_BV > 0)
+    frequency_BV = count_BV / N
+    logs_BV = np.log2(frequency_BV, out=np.zeros_like(frequency_BV), where=count_BV > 0)
     missing_B = ((count_BV > 0).sum(1) - 1) / (2 * N * math.log(2))
-    rate_B = (missing_B - (share_BV * logs_BV).sum(1)) / k
+    rate_B = (missing_B - (frequency_BV * logs_BV).sum(1)) / k
     return torch.from_numpy(np.clip(1 - rate_B, 0.0, 1.0))
 
 
 def lz_complexity(bits: Tensor | NDArray[np.generic]) -> Tensor:
-    """C: Lempel-Ziv phrases, where a constant has 0 and fair coins have 1, at every length.
+    """C: the number of Lempel-Ziv phrases, scaled so that a constant has 0 and fair coin flips have 1, at every length.
 
-    (c - c0) / (c1 - c0) of c phrases, where c0 = 2 is what a constant has and c1 what fair coins of this length have on average,
-    which was measured; cut at 1. With what is cut the mean of fair coins is 0.87 at 8 bits, 0.97 at 64, 0.996 at 2,048.
+    C is (c - c0) / (c1 - c0) for c phrases, cut at 1. A constant has c0 = 2 phrases; c1 is the measured mean for fair coin flips of
+    this length. Because of the cut, the mean C of fair coin flips is 0.87 at 8 bits, 0.97 at 64, 0.996 at 2,048.
 
     Args:
         bits: (B, T) zeros and ones.
@@ -125,10 +125,10 @@ def lz_complexity(bits: Tensor | NDArray[np.generic]) -> Tensor:
 def symbiosis(p: Tensor, q: Tensor) -> Tensor:
     """S: agreement of predictions, or of bits, with a reference.
 
-    1 - the Jensen-Shannon distance: the root of the mean divergence, in bits, of P(bit = 1) and the reference's. Bits are
-    predictions that are certain: the divergence of a bit that the reference gave chance q is 1 + (q log2 q - (1 + q)
-    log2 (1 + q)) / 2, between 0 (it was sure, and right) and 1 (sure, and wrong). Unlike a log-likelihood it is bounded, so that
-    one impossible bit does not decide alone. The root makes it a metric, and puts English and noise on either side of 1/2.
+    S is 1 - the Jensen-Shannon distance, which is the root of the mean divergence in bits between P(bit = 1) and the reference's. Bits
+    count as certain predictions: the divergence of a bit to which the reference gave probability q is 1 + (q log2 q - (1 + q)
+    log2 (1 + q)) / 2, from 0 (certain and right) to 1 (certain and wrong). Unlike a log-likelihood it is bounded, so one
+    impossible bit cannot dominate. The root makes it a metric, and puts English and noise on different sides of 1/2.
 
     Args:
         p: (B, T) probabilities of a one, or bits.
@@ -138,7 +138,7 @@ def symbiosis(p: Tensor, q: Tensor) -> Tensor:
         (B,) in [0, 1], float64.
 
     Raises:
-        BitStreamError: shapes that differ, no bit, NaN, or values that are no probabilities.
+        BitStreamError: different shapes, no bits, NaN, or values outside [0, 1].
 
     Sources: Lin 1991, "Divergence measures based on the Shannon entropy"; Endres and Schindelin 2003, "A new metric for
     probability distributions" (the root).
@@ -146,35 +146,35 @@ def symbiosis(p: Tensor, q: Tensor) -> Tensor:
     for name, x in (("p", p), ("q", q)):
         if x.shape != p.shape or x.ndim != 2 or not x.shape[1] or not bool(((x >= 0) & (x <= 1)).all()):
             raise BitStreamError(
-                f"got {name} of shape {tuple(x.shape)}; probabilities in [0, 1] of shape (batch, bits), both alike, are "
-                f"needed, without NaN. Try torch.sigmoid(logits)"
+                f"got {name} of shape {tuple(x.shape)}; probabilities in [0, 1] without NaN are needed, p and q of the same "
+                f"shape (batch, bits). Try torch.sigmoid(logits)"
             )
     return 1 - divergence(p.double(), q.double()).mean(-1).clamp(0, 1).sqrt()
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of coins, in bits, element by element."""
+    """Jensen-Shannon divergence of Bernoulli distributions, in bits, element by element."""
     return binary_entropy((p + q) / 2) - (binary_entropy(p) + binary_entropy(q)) / 2
 
 
 def binary_entropy(p: Tensor) -> Tensor:
-    """Entropy of coins, in bits, element by element."""
+    """Entropy of Bernoulli distributions, in bits, element by element."""
     return (torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)
 
 
 def fair_coin_phrases(length: int) -> float:
-    """Mean number of LZ76 phrases of so many fair coins: as measured, between powers of two and beyond by 1 / log2(T)."""
+    """Mean number of LZ76 phrases of `length` fair coin flips, as measured; interpolated and extrapolated by 1 / log2(T)."""
     powers = np.arange(FIRST_POWER, FIRST_POWER + len(FAIR_COIN_RATIO))
     ratio = np.interp(1 / math.log2(length), [0, *1 / powers[::-1]], [1, *FAIR_COIN_RATIO[::-1]])
     return float(ratio) * length / math.log2(length)
 
 
 def _odds(logits: Tensor) -> Tensor:
-    """Logit of a one, in float64; two infinite log-odds of one sign say nothing, like NaN."""
+    """Log-odds of a one, in float64. Two infinite logits of the same sign give NaN, which is refused."""
     odds_BT = logits[..., 1].double() - logits[..., 0].double()
     if bool(odds_BT.isnan().any()):
         raise BitStreamError(
-            "got NaN among the logits; log-odds are needed. Try a lower learning rate, or a checkpoint before"
+            "got NaN among the logits; numbers are needed. Try a lower learning rate, or an earlier checkpoint"
         )
     return odds_BT
 

@@ -1,4 +1,4 @@
-"""Measurements by name, made when they are asked for: a forward pass whose telemetry nobody reads pays nothing for it."""
+"""Measurements by name, computed when they are read: telemetry that nobody reads costs nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Telemetry(Mapping[str, Tensor]):
-    """A mapping from names to measurements; each is made once, when it is first read."""
+    """A mapping from names to measurements. Each is computed once, when it is first read."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
         self._makers = dict(makers)

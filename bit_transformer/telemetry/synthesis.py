@@ -1,4 +1,4 @@
-"""Many windows, a few to look at: clusters of windows by their telemetry, and the most informative of each."""
+"""Selects a few of many windows to look at: clusters them by their telemetry."""
 
 # Shapes: N windows, M metrics, C clusters.
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Synthesis:
     """Clusters of windows.
 
     Attributes:
-        informative: index of the window that stands for each cluster: the first is the most typical of all, every further one
-            is the least like those before.
-        cluster: for each window, which of them it is like.
-        size: windows of each cluster.
+        informative: index of the window that represents each cluster. The first is the most typical of all; each further one
+            is the least like the previous ones.
+        cluster: for each window, the index of its cluster.
+        size: number of windows in each cluster.
     """
 
     informative: tuple[int, ...]
@@ -29,40 +29,42 @@ class Synthesis:
 
 
 class TelemetrySynthesizer:
-    """Groups windows by their telemetry and picks those worth reading.
+    """Groups windows by their telemetry and selects the ones worth reading.
 
-    Metrics are scaled to the same spread. Picked are the window nearest to the medians, then again and again the window farthest
-    from all that were picked; every window belongs to its nearest. No window is then farther from its own than twice what
-    the best choice could give, and the outcome depends on nothing but the windows.
+    Metrics are scaled to the same spread. The first selected window is the one nearest to the medians, each further one is the
+    farthest from all selected so far. Every window joins the nearest selected one. The largest distance is then at most twice
+    the optimum, and the result is deterministic.
 
     Args:
-        clusters: how many windows to pick, at most.
+        clusters: most windows to select.
 
     Source: Gonzalez 1985, "Clustering to minimize the maximum intercluster distance".
     """
 
     def __init__(self, clusters: int = 5) -> None:
         if clusters < 1:
-            raise ConfigError(f"clusters={clusters}; at least 1 is needed. Try 5")
+            raise ConfigError(f"got clusters={clusters}; at least 1 is needed. Try 5")
         self.clusters = clusters
 
     def cluster(self, metrics: Mapping[str, Sequence[float]]) -> Synthesis:
         """Cluster windows.
 
         Args:
-            metrics: by name, one value a window.
+            metrics: for each name, one value per window.
 
         Raises:
-            ConfigError: no window, values that are no numbers, or series of different lengths.
+            ConfigError: no windows, values that are not finite, or series of different lengths.
         """
         sizes = {len(values) for values in metrics.values()}
         if len(sizes) != 1 or 0 in sizes:
             raise ConfigError(
-                f"got series of {sorted(sizes) or 'no'} values; all need one a window. Try K, C and S of a file"
+                f"got series of {sorted(sizes) or 'no'} values; each needs one value per window. Try K, C and S of a file"
             )
         points_NM = np.array([list(values) for values in metrics.values()], dtype=np.float64).T
         if not np.isfinite(points_NM).all():
-            raise ConfigError("got values that are no finite numbers. Try leaving those windows out")
+            raise ConfigError(
+                "got values that are not finite; finite numbers are needed. Try leaving those windows out"
+            )
         spread_M = points_NM.std(0)
         points_NM = (points_NM - np.median(points_NM, 0)) / np.where(spread_M > 0, spread_M, 1)
         picked = [int((points_NM**2).sum(1).argmin())]

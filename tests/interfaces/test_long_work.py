@@ -138,6 +138,6 @@ def test_progress_names_what_is_left_and_when_it_ends(monkeypatch, capsys) -> No
 
 def test_the_final_figures_say_how_validation_differs(btlm, text_file) -> None:
     done = btlm("train", text_file, *SMALL, "--steps", 5, "--out", "runs/one")
-    assert "val along the way, " in done.stdout and "small sample" in done.stdout
+    assert "val during training (" in done.stdout and "small sample" in done.stdout
     none = btlm("train", text_file, *SMALL, "--steps", 5, "--set", "data.holdout=0", "--out", "runs/two")
-    assert none.returncode == 0 and "val along the way" not in none.stdout
+    assert none.returncode == 0 and "val during training" not in none.stdout

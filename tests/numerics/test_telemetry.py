@@ -147,7 +147,7 @@ def test_the_table_of_fair_coins_is_what_fair_coins_have() -> None:
         (lambda: lz_complexity(torch.full((1, 9), 2)), "from 2 to 2"),
         (lambda: bit_negentropy(torch.full((1, 9), 0.5)), "float32"),
         (lambda: bit_negentropy(torch.zeros(1, 9, dtype=torch.long), 13), "1 to 9"),
-        (lambda: bit_negentropy(torch.zeros(1, 9, dtype=torch.long), 0), "words of 0 bits"),
+        (lambda: bit_negentropy(torch.zeros(1, 9, dtype=torch.long), 0), "got word_bits=0"),
         (lambda: negentropy(torch.zeros(1, 0, 2)), "(1, 0, 2)"),
         (lambda: negentropy(torch.zeros(4, 2)), "(batch, bits, 2)"),
         (lambda: negentropy(torch.full((1, 4, 2), math.nan)), "NaN"),

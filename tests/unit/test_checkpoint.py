@@ -45,10 +45,10 @@ def test_other_files_and_other_shapes_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
         load_checkpoint(tmp_path / "text.safetensors")
     write_tensors(tmp_path / "t.safetensors", {"a": torch.ones(2)}, {})
-    with pytest.raises(CheckpointError, match="holds no model"):
+    with pytest.raises(CheckpointError, match="contains no model"):
         load_checkpoint(tmp_path / "t.safetensors")
     path = save_checkpoint(tmp_path, random_model(max_seq_len=64))
-    with pytest.raises(CheckpointError, match="d_model=24 is not 128"):
+    with pytest.raises(CheckpointError, match="got d_model=24; d_model=128 is needed"):
         load_checkpoint(path, config=ModelConfig(d_model=128))
 
 

@@ -91,7 +91,7 @@ def test_presets_by_name_by_depth_and_with_overrides():
     assert preset("tiny", patch_bits=1).ngram_orders == ()
     assert preset("tiny", ngram_orders=(2, 3)).ngram_dropout == ()
     for name in ("huge", "0", "65"):
-        with pytest.raises(ConfigError, match="preset="):
+        with pytest.raises(ConfigError, match="got preset="):
             preset(name)
 
 
@@ -147,7 +147,7 @@ KINDS = (DataConfig, ExpertConfig, GrowthConfig, ModelConfig, OptimConfig, Sampl
                                                 "optim=OptimConfig()"),
         (lambda: TrainConfig(steps=1, seed=1 << 32), "got seed=4294967296; int in [0, 2,147,483,648) is needed. Try seed=0"),
         (lambda: DataConfig(corpora="a"), "got corpora='a'; tuple of str is needed. Try corpora=('stdlib',)"),
-        (lambda: Sampling(0.7), "got 1 value without a name; Sampling takes its fields by name. Try "
+        (lambda: Sampling(0.7), "got 0.7 without a name; Sampling takes its fields by name. Try "
                                 "Sampling(temperature=...), or Sampling.of(mapping)"),
     ],
 )  # fmt: skip
@@ -155,6 +155,20 @@ def test_a_config_made_directly_fails_in_one_line(make, text):
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value) == text
+
+
+def test_an_error_names_its_field():
+    for make, field in (
+        (lambda: Sampling(temprature=1), "temprature"),
+        (lambda: Sampling(temperature=-1), "temperature"),
+        (lambda: TrainConfig.of({"steps": 1, "optim": {"betas": (1, 1)}}), "optim.betas[0]"),
+        (lambda: ModelConfig(experts={"order": 1}), "experts.order"),
+        (lambda: ModelConfig(experts={"buckets": 3}), "experts"),
+        (lambda: TrainConfig(), None),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert caught.value.field == field
 
 
 @pytest.mark.parametrize("kind", KINDS)

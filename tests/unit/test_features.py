@@ -339,11 +339,11 @@ def test_a_checkpoint_carries_the_bank(tmp_path: Path, monkeypatch: pytest.Monke
     loaded = load_checkpoint(tmp_path / "m.safetensors")
     assert loaded.bank.digest() == model.bank.digest()
     other = BitTransformerLM(SHAPE, patch_bits=4)
-    with pytest.raises(CheckpointError, match="patch_bits=8 is not 4"):
+    with pytest.raises(CheckpointError, match="got patch_bits=8; patch_bits=4 is needed"):
         load_checkpoint(tmp_path / "m.safetensors", config=other.config)
     assert checkpoint.BANK_VERSION == bank_module.STATE_VERSION
     monkeypatch.setattr(checkpoint, "BANK_VERSION", 0)
-    with pytest.raises(CheckpointError, match="learned by arithmetic 1, this version has 0"):
+    with pytest.raises(CheckpointError, match="got experts of format 1; format 0 is needed"):
         load_checkpoint(tmp_path / "m.safetensors")
 
 

@@ -148,7 +148,7 @@ def test_what_a_loop_does_is_said(guard: Guard):
     size = 770 if guard.window == 256 else 771
     (reason,) = (reason for reason in decision.reasons if reason.kind == "repeats")
     assert f"{size} bytes are 3.0 times the same 257" in str(reason)
-    assert "it goes round and round. Try a higher temperature" in guard.gate.explain(decision)
+    assert "the text is in a loop. Try a higher temperature" in guard.gate.explain(decision)
 
 
 def test_a_loop_is_drawn_again_and_what_was_not_let_out_does_not_count(guard: Guard, monkeypatch):

@@ -131,7 +131,7 @@ def test_a_gate_that_goes_on_from_its_state_decides_alike():
         first.update(v, stream=i % 3)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert [second.update(v, stream=(17 + i) % 3) for i, v in enumerate(values[17:])] == expected[17:]
-    with pytest.raises(ConfigError, match="gate state"):
+    with pytest.raises(ConfigError, match="invalid gate state"):
         second.load_state_dict({"0": {"C": 1}})
 
 
@@ -165,7 +165,7 @@ def test_what_is_no_number_inside_the_gate_does_not_open_it(calibrated):
         {"C": "0.5", "S": 0.9, "windows": 1, "averaged": 1},
         {"D": 0.5},
     ):
-        with pytest.raises(ConfigError, match="gate state"):
+        with pytest.raises(ConfigError, match="invalid gate state"):
             SafetyGate().load_state_dict({"0": state})
     found = calibrated[0]
     for name in ("limits", "medians", "quantiles", "noise"):
@@ -196,7 +196,7 @@ def test_wrong_parity_blocks_from_the_first_window_on():
 
 def test_explanations_name_window_metric_and_remedy(calibrated):
     gate = SafetyGate(burn_in=0, decay=0)
-    assert gate.explain() == "No window was seen yet."
+    assert gate.explain() == "No window has been judged yet."
     gate.update(GOOD)
     assert gate.explain().startswith("Allowed: window 1, 256 bytes.")
     blocked = gate.update(LOOP, stream=3)
@@ -208,7 +208,10 @@ def test_explanations_name_window_metric_and_remedy(calibrated):
     )
     gate = SafetyGate.calibrated(calibrated[0])
     gate.update(FOREIGN)
-    assert "unlike the reference" in gate.explain() and "Of reference windows of this length" in gate.explain()
+    assert (
+        "unlike the reference" in gate.explain()
+        and "Reference windows of this length with a lower value" in gate.explain()
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +252,7 @@ def test_a_reference_likes_what_it_read_and_not_noise(config: ModelConfig, corpu
     assert read.S > 0.6 > 0.5 > foreign.S
     assert read.size == 300 and read.odd_bytes == 0
     assert bit_negentropy(bits)[0] == read.K and lz_complexity(bits)[0] == read.C
-    assert symbiosis(torch.from_numpy(bits), reference.chances(bits))[0] == read.S
+    assert symbiosis(torch.from_numpy(bits), reference.probabilities(bits))[0] == read.S
     assert 0.96 < foreign.C <= 1 and foreign.K < 0.05
 
 
@@ -375,7 +378,7 @@ def test_floors_rise_with_length_and_lie_between_those_measured(calibrated):
     assert s45 == pytest.approx((1 - share) * s32 + share * s64)
     assert found.limits_at(256) == tuple(found.limits[-1])
     for size in (31, 257, 5000):  # nothing was measured there
-        with pytest.raises(BitStreamError, match="it must have 32 to 256, for which there is a calibration"):
+        with pytest.raises(BitStreamError, match="it must have 32 to 256, which were calibrated"):
             found.limits_at(size)
         decision = SafetyGate.calibrated(found).update(replace(GOOD, size=size))
         assert not decision.allow and "it must have 32 to 256" in str(decision.reasons[0])

@@ -19,6 +19,7 @@ from bit_transformer.evaluation.baselines import Compressor, compressors, compre
 from bit_transformer.evaluation.metrics import ModelScorer, bits_per_byte, byte_costs, default_protocol
 from bit_transformer.evaluation.scorer import Score, Scorer, cost_of
 from bit_transformer.service.evaluation import compare_on
+from bit_transformer.service.jobs import Job, Reading
 from tests.conftest import prose, random_model
 
 
@@ -113,6 +114,8 @@ def test_nothing_to_score_is_refused_by_all():
 def test_the_table_of_an_evaluation_comes_from_scorers():
     data = prose(6, 200)
     model = random_model(max_seq_len=256)
-    found = compare_on(model, bytes_corpus(data))
+    told: list[Reading] = []
+    found = compare_on(model, bytes_corpus(data), Job(told.append))
+    assert told[-1].done == told[-1].total == len(data)
     assert found.bpb == bits_per_byte(model, data).bpb and found.bytes == len(data)
     assert found.compressors == compressors_bpb(bytes_corpus(data))

@@ -39,7 +39,7 @@ def test_beginning_again_keeps_one_record(tmp_path):
     store.begin("a", tmp_path, {"x": 1})
     assert [(r.status, r.result) for r in store.list_runs()] == [("running", {})]
     assert store.series("a", "loss") == []
-    with pytest.raises(StoreError, match="Try another --out or --store"):
+    with pytest.raises(StoreError, match="Try another out, or another store"):
         store.begin("a", tmp_path / "elsewhere", {})
 
 
@@ -69,5 +69,5 @@ def test_several_writers_do_not_lose_rows(tmp_path):
 
 def test_a_file_that_is_no_store_is_refused(tmp_path):
     (tmp_path / "runs.sqlite").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(StoreError, match="--store"):
+    with pytest.raises(StoreError, match="Try another store"):
         RunStore(tmp_path / "runs.sqlite").list_runs()

@@ -1,1 +1,1 @@
-"""One file for each verb."""
+"""One file per command."""

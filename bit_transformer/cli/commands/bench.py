@@ -17,18 +17,20 @@ FOLDER = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 def run(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as bit-tax; without a name, they are listed.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Within 45 seconds, with wider error.")] = False,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A benchmark, such as bit-tax. Without a name, lists them.")
+    ] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Take at most 45 seconds; less precise.")] = False,
 ) -> None:
-    """Measure, print a table and, last, one line of JSON with figures and goals."""
+    """Run a benchmark: prints a table and then one line of JSON with figures and goals."""
     with errors_in_one_line():
         if not FOLDER.is_dir():
-            raise ConfigError(f"{FOLDER}: got no such folder; benchmarks run from a source checkout. Try git clone")
+            raise ConfigError(f"{FOLDER}: there is no such folder; benchmarks need a source checkout. Try git clone")
         known = {path.stem.replace("_", "-"): path for path in sorted(FOLDER.glob("*.py")) if path.stem not in SHARED}
         if not name:
             console.print("\n".join(known))
             return
         if name not in known:
-            raise ConfigError(f"got benchmark {name!r}; it must be one of {', '.join(known)}. Try btlm bench startup")
+            raise ConfigError(f"got benchmark {name!r}; one of {', '.join(known)} is needed. Try btlm bench startup")
         code = subprocess.run([sys.executable, str(known[name]), *(["--quick"] if quick else [])]).returncode
         raise typer.Exit(code if code in (0, 2, EXIT_GOAL_MISSED) else 1)

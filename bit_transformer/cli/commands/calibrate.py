@@ -1,4 +1,4 @@
-"""`btlm calibrate`: measure what is normal, and set the limits of a run's gate."""
+"""`btlm calibrate`: measure normal text, and set the limits of a run's gate."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="FILES...",
-            help="Reference files that the model was not trained on. Default: what the run held out.",
+            help="Reference files that the model was not trained on. Default: the run's held-out data.",
         ),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Share of false alarms, in (0, 0.5).")] = 0.01,
-    seed: Annotated[int, typer.Option(help="Of the division of the windows.")] = 0,
+    alpha: Annotated[float, typer.Option(help="False-alarm rate, in (0, 0.5).")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Seed of the random division of the windows.")] = 0,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Set the limits of a run's gate, by length, so that a known share of normal windows is blocked."""
+    """Set the limits of a run's gate, for each window length, so that a known fraction of normal windows is blocked."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace
@@ -39,7 +39,7 @@ def run(
             show_json(found)
             return
         columns = ("bytes", "windows", "C floor", "median", "S floor", "median", "loop", "alarms")
-        made = table(f"\nlimits for {found.alpha:.2%} of false alarms", *columns)
+        made = table(f"\nlimits for a false-alarm rate of {found.alpha:.2%}", *columns)
         for row in found.lengths:
             numbers = (row.C_floor, row.C_median, row.S_floor, row.S_median)
             expected = f"{row.alarms[0]:.2%} to {row.alarms[1]:.2%}"
@@ -49,11 +49,11 @@ def run(
         if found.left_out:
             sizes = ", ".join(f"{size:,}" for size in found.left_out)
             console.print(
-                f"left out: {sizes} bytes; for {found.alpha:g} they need more reference bytes", soft_wrap=True
+                f"left out: {sizes} bytes; alpha={found.alpha:g} needs more reference bytes for them", soft_wrap=True
             )
         console.print(
             f"reference of S: {found.reference}; {found.reference_bytes:,} reference bytes; loop: bytes that a loop may copy; alarms: "
-            f"where their share lies on new text of this kind, in 95 of 100 cases. Written to {found.file}",
+            f"95 % interval of the false-alarm rate on new text of this kind. Written to {found.file}",
             style="dim",
             soft_wrap=True,
         )

@@ -23,28 +23,28 @@ from bit_transformer.service import DEFAULT_STORE
 
 def run(
     model: RunArgument,
-    out_: Annotated[str, typer.Option("--out", help="Run folder of the small one; made, must not hold a run.")],
+    out_: Annotated[str, typer.Option("--out", help="Run folder of the small model; must not contain a run.")],
     corpora: Annotated[
         list[str] | None,
-        typer.Argument(metavar="CORPUS...", help="What to teach with. Default: what the run was trained on."),
+        typer.Argument(metavar="CORPUS...", help="Training data. Default: the data of the run."),
     ] = None,
-    num_layers: Annotated[int | None, typer.Option(help="Default: half as many.")] = None,
-    d_model: Annotated[int | None, typer.Option(help="Default: half as wide, heads as wide as before.")] = None,
-    nhead: Annotated[int | None, typer.Option(help="Default: as many as the width holds.")] = None,
+    num_layers: Annotated[int | None, typer.Option(help="Number of layers. Default: half of the run's.")] = None,
+    d_model: Annotated[int | None, typer.Option(help="Width. Default: half of the run's.")] = None,
+    nhead: Annotated[int | None, typer.Option(help="Number of heads. Default: heads as wide as the run's.")] = None,
     seconds: Annotated[
         float | None, typer.Option(help=f"Budget in wall-clock seconds. Default: {SECONDS_DEFAULT:g}.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in optimizer updates.")] = None,
     batch_size: BatchSize = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, windows and dropout.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, windows and dropout.")] = None,
     set_: Set = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    eval_bytes: Annotated[int, typer.Option(help="Held-out bytes of the last evaluation, at most.")] = 1 << 18,
+    eval_bytes: Annotated[int, typer.Option(help="Most held-out bytes that the last evaluation scores.")] = 1 << 18,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Train a smaller model on what a run predicts, beside the data, and say what was lost."""
+    """Train a smaller model on data and on a run's predictions (distillation), and compare the two."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.settings import read_settings, with_budget

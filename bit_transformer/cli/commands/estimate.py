@@ -1,4 +1,4 @@
-"""`btlm estimate`: memory of a training, or of a model in use, before there is one."""
+"""`btlm estimate`: memory of a training, or of a model in use, before the model is made."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _MEANING = {
     "gradients": "",
     "optimizer": "momenta and moments",
     "kept": "the best weights so far, and an average of the latest",
-    "activations": "kept for the backward pass of a micro-batch",
+    "activations": "stored for the backward pass of a micro-batch",
     "logits": "of all nodes of the head",
-    "working": "results and gradients of the branch under way",
-    "update": "of the optimizer, for a moment",
+    "working": "results and gradients of the current branch",
+    "update": "temporary, of the optimizer",
     "cache": "keys and values of cached generation",
     "experts": "the bank, and the features of a batch",
     "attention_maps": "full_attn_logging",
@@ -47,16 +47,17 @@ def run(
     batch_size: BatchSize = None,
     set_: Set = None,
     in_use: Annotated[
-        bool, typer.Option("--in-use", help="Not of a training: batch-size windows scored, or streams generated.")
+        bool,
+        typer.Option("--in-use", help="For use instead of training: batch-size windows scored, or streams generated."),
     ] = False,
     budget: Annotated[
-        str | None, typer.Option(help="Memory of a device, such as 8GB. Default: what is free here.")
+        str | None, typer.Option(help="Memory of a device, such as 8GB. Default: the free memory of this machine.")
     ] = None,
     world_size: Annotated[int, typer.Option(help="Devices that share the model and the batch (FSDP).")] = 1,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Memory on each device: where it goes, the largest batch that fits, and what would save how much."""
+    """Estimate memory per device: what takes it, the largest batch that fits, and which settings save how much."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.settings import model_of, read_settings, training_of
 
@@ -94,11 +95,11 @@ def _show(found: MemoryReport) -> None:
         size = getattr(found.estimate, part)
         if size:
             made.add_row(part.replace("_", " "), _size(size), meaning)
-    made.add_row("most at once", _size(found.estimate.peak), f"during {found.estimate.when}", style="bold")
+    made.add_row("peak", _size(found.estimate.peak), f"during {found.estimate.when}", style="bold")
     made.columns[2].justify = "left"
     console.print(made)
     console.print(
-        f"{found.model_parameters:,} parameters, {found.active_parameters:,} of them take part in one position",
+        f"{found.model_parameters:,} parameters, {found.active_parameters:,} of them active per position",
         style="dim",
     )
     if found.budget:
@@ -108,14 +109,14 @@ def _show(found: MemoryReport) -> None:
         )
         console.print(f"\nIn {_size(found.budget)}, {fits}.", soft_wrap=True)
     if found.savings:
-        saved = table("\nwhat would save", "setting", "most at once", "price")
+        saved = table("\nsettings that save memory", "setting", "peak", "price")
         for saving in found.savings:
             saved.add_row(saving.settings, _size(saving.peak), saving.price)
         saved.columns[2].justify = "left"
         console.print(saved)
     console.print(
-        "\nTensors alone: a process with torch takes some 0.4 GB more, and on a processor its allocator keeps 0.1 to 0.7 GB of what is "
-        "free. Leave room for them.",
+        "\nThis counts tensors only. A process with torch takes some 0.4 GB more, and on a CPU its allocator keeps 0.1 to 0.7 GB of freed "
+        "memory. Leave room for them.",
         style="dim",
         soft_wrap=True,
     )
@@ -124,7 +125,7 @@ def _show(found: MemoryReport) -> None:
 def _too_small(found: MemoryReport) -> str:
     fixed = found.estimate.parameters + found.estimate.optimizer
     if found.budget and fixed > found.budget:
-        return f"no batch fits: parameters and optimizer alone take {_size(fixed)}; a smaller model or more devices would take less"
+        return f"no batch fits: parameters and optimizer alone take {_size(fixed)}; use a smaller model or more devices"
     return "not one window fits at once"
 
 

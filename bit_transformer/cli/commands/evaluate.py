@@ -1,4 +1,4 @@
-"""`btlm evaluate`: bits per byte of files, beside compressors."""
+"""`btlm evaluate`: bits per byte of files, next to compressors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Bits per byte: every byte of every file scored once, with the protocol named."""
+    """Bits per byte of files, next to compressors. Every byte is scored once; the protocol is printed."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace

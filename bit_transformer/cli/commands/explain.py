@@ -1,4 +1,4 @@
-"""`btlm explain`: what K, C and S mean for a run."""
+"""`btlm explain`: what values of K, C and S mean for a run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def run(
     K: Annotated[float, typer.Option("--K", help="Negentropy, in [0, 1].")],
     C: Annotated[float, typer.Option("--C", help="Lempel-Ziv complexity, in [0, 1].")],
     S: Annotated[float, typer.Option("--S", help="Symbiosis, in [0, 1].")],
-    bytes_: Annotated[int, typer.Option("--bytes", help="Bytes of the window that they were measured on.")] = 512,
+    bytes_: Annotated[int, typer.Option("--bytes", help="Bytes of the window on which they were measured.")] = 512,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Typical, repetitive, noise or off-domain? By the quantiles that were measured when the run was calibrated."""
+    """Classify K, C and S as typical, repetitive, noise or off-domain, by the quantiles that were calibrated for the run."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace

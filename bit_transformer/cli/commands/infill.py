@@ -1,4 +1,4 @@
-"""`btlm infill`: fill in what is missing of some bytes."""
+"""`btlm infill`: fill in missing bytes."""
 
 from __future__ import annotations
 
@@ -17,33 +17,38 @@ from bit_transformer.service import DEFAULT_STORE
 
 def run(
     model: RunArgument,
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="What is to be completed.")] = None,
-    text: Annotated[str | None, typer.Option(help="The same as text, instead of a file; its gaps are '_'.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The file to complete.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text to complete, instead of a file; its gaps are '_'.")] = None,
     gap: Annotated[
-        str | None, typer.Option(help="Bytes that mark what is missing, one mark for so many. Of --text: '_'.")
+        str | None,
+        typer.Option(
+            help="Marker of missing bytes; each one stands for as many bytes as it has. Default with --text: '_'."
+        ),
     ] = None,
     hide: Annotated[
-        list[str] | None, typer.Option(metavar="FROM:TO", help="Bytes that are missing; may be given again.")
+        list[str] | None, typer.Option(metavar="FROM:TO", help="Range of missing bytes; can be repeated.")
     ] = None,
     hide_bits: Annotated[
-        list[str] | None, typer.Option(metavar="FROM:TO", help="Bits that are missing, as the model reads them.")
+        list[str] | None, typer.Option(metavar="FROM:TO", help="Range of missing bits, as the model reads them.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the result. Default: standard output.")] = None,
-    samples: Annotated[int, typer.Option(help="How many ways to fill it in.")] = 1,
+    samples: Annotated[int, typer.Option(help="Number of different completions.")] = 1,
     steps: Annotated[
-        int | None, typer.Option(help="Network calls of a window, at most. Default: the model's, or one a patch.")
+        int | None, typer.Option(help="Most network calls per window. Default: the model's, or one per patch.")
     ] = None,
     order: Annotated[
         str | None,
         typer.Option(help="first-hitting, ancestral or confidence. Default: first-hitting; with --steps ancestral."),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest; 1 draws as the model believes.")] = 0.8,
-    seed: Annotated[int | None, typer.Option(help="Of the draws; none: another each time.")] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most likely patch; 1 samples from the model's distribution.")
+    ] = 0.8,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling. Default: a different one each time.")] = None,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Fill in what is missing, wherever it stands, from what is before and after it; for runs of `btlm train --diffusion`."""
+    """Fill in missing bytes from those before and after them. Needs a run of `btlm train --diffusion`."""
     with errors_in_one_line(as_json):
         from bit_transformer.errors import ConfigError
         from bit_transformer.service.files import check_out, read_file, write_file
@@ -53,7 +58,7 @@ def run(
         if (file is None) == (text is None):
             raise ConfigError("got neither or both of FILE and --text; one of them is needed. Try --text 'def ____():'")
         if out and samples > 1:
-            raise ConfigError(f"--out got samples={samples}; a file takes one. Try --samples 1, or --json")
+            raise ConfigError(f"got --out with samples={samples}; a file takes one. Try --samples 1, or --json")
         if out:
             check_out(out)
         mark = gap if gap is not None else "_" if text is not None else ""

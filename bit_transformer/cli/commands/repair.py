@@ -1,4 +1,4 @@
-"""`btlm repair`: set flipped bits right; `btlm protect`: give bytes a parity bit, so that more can be."""
+"""`btlm repair`: correct flipped bits. `btlm protect`: add parity bits, so that more can be corrected."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ LISTED = 10
 
 def run(
     model: RunArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What was received; of a model with parity, protected.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The damaged file; for a model with parity, a protected one.")
+    ],
     out: Annotated[Path, typer.Option(help="File for the repaired bytes.")],
     rate: Annotated[
-        float | None, typer.Option(help="Share of bits that were flipped, in (0, 0.5). Default: found from the file.")
+        float | None, typer.Option(help="Fraction of flipped bits, in (0, 0.5). Default: estimated from the file.")
     ] = None,
     range_: Annotated[
         str | None,
-        typer.Option("--range", metavar="FROM:TO", help="Bytes to repair; the others stay as received. Default: all."),
+        typer.Option("--range", metavar="FROM:TO", help="Bytes to repair; the others stay unchanged. Default: all."),
     ] = None,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Set right the bits of a file that were flipped; with any run, best one with experts and parity, trained on files of its kind."""
+    """Correct flipped bits of a file. Works with any run; best with experts and parity, trained on similar files."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace
@@ -62,7 +64,7 @@ def _show(found: RepairReport, out: Path, *, rate_given: bool) -> None:
     if done > begin:
         console.print(
             f"{found.flipped_bits:,} bits changed in {done - begin:,} bytes{more}{found_rate}. "
-            f"{found.doubtful:,} patches are doubtful still. Written to {out}",
+            f"{found.doubtful:,} patches are still doubtful. Written to {out}",
             soft_wrap=True,
         )
     if found.stopped:
@@ -70,7 +72,7 @@ def _show(found: RepairReport, out: Path, *, rate_given: bool) -> None:
 
 
 def _show_rest(found: RepairReport, out: Path) -> None:
-    """How to go on with what was stopped."""
+    """Print how to continue a stopped repair."""
     (begin, done), end = found.repaired, found.asked[1]
     if done == begin:
         console.print("Stopped before the first piece was done; nothing was written", soft_wrap=True)
@@ -96,7 +98,7 @@ def protect(
     undo: Annotated[bool, typer.Option("--undo", help="Read a protected file back.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Follow each byte of a file by its parity bit, nine bits to a byte, packed: what `btlm repair` reads for models with parity."""
+    """Add a parity bit to each byte of a file and pack the nine bits, for `btlm repair` with models with parity."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace

@@ -1,4 +1,4 @@
-"""`btlm runs`: what was trained."""
+"""`btlm runs`: the recorded trainings."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bit_transformer.cli.options import Json, Store
 from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_alerts, show_json, table
 from bit_transformer.service import DEFAULT_STORE
 
-app = typer.Typer(help="Runs and how they went.", no_args_is_help=False, invoke_without_command=True)
+app = typer.Typer(help="List, show and remove runs.", no_args_is_help=False, invoke_without_command=True)
 
 
 @app.callback()
 def default(context: typer.Context, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """Runs and how they went; alone it lists them."""
+    """List, show and remove runs. Without a command, lists them."""
     if context.invoked_subcommand is None:
         list_(store, as_json)
 
 
 @app.command("list")
 def list_(store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """All runs, newest first."""
+    """List all runs, newest first."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace
@@ -56,7 +56,7 @@ def show(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """All that is recorded of a run."""
+    """Show the record of a run."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace
@@ -90,12 +90,12 @@ def remove(
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names, as `btlm runs list` gives them.")],
     files: Annotated[
         bool,
-        typer.Option("--files", help="Also what was written into their folders: settings, checkpoints, gate, metrics."),
+        typer.Option("--files", help="Also remove their files: settings, checkpoints, gate, metrics."),
     ] = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Forget runs; without --files their folders stay. Runs that are being trained are refused."""
+    """Remove the records of runs; without --files their folders stay. Refuses runs that are training."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace

@@ -1,4 +1,4 @@
-"""`btlm score`: where a file is surprising."""
+"""`btlm score`: where a file is surprising to a model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def run(
     model: RunArgument,
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to score, or '-'.")],
-    window: Annotated[int, typer.Option(help="Bytes of a stretch.")] = 256,
-    top: Annotated[int, typer.Option(help="How many of the most surprising stretches to list.")] = 10,
+    window: Annotated[int, typer.Option(help="Bytes per stretch.")] = 256,
+    top: Annotated[int, typer.Option(help="Number of most surprising stretches to list.")] = 10,
     plot: Annotated[Path | None, typer.Option(help="Also draw bits per byte by offset, as a PNG.")] = None,
     overlap: Overlap = 0.5,
     protocol: Protocol = None,
@@ -37,7 +37,7 @@ def run(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Bits per byte by stretch of a file: high where the model is surprised."""
+    """Bits per byte for each stretch of a file: high where the model is surprised."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace
@@ -56,7 +56,7 @@ def run(
 def _show(found: Scoring, top: int) -> None:
     costs = [w.bpb for w in found.windows]
     console.print(
-        f"{found.file}: {bpb(found.bpb)} bits per byte, from {bpb(min(costs))} to {bpb(max(costs))} a stretch"
+        f"{found.file}: {bpb(found.bpb)} bits per byte; stretches from {bpb(min(costs))} to {bpb(max(costs))}"
     )
     console.print(spark(costs), soft_wrap=True)
     made = table("\nmost surprising", "offset", "bytes", "bits per byte")

@@ -28,18 +28,18 @@ LEGEND = "K: 0 noise, 1 order · C: 0 constant, 1 fair coins · S: 1 like the re
 def run(
     target: Annotated[str, typer.Argument(metavar="FILE|RUN", help="A file, '-', or a run: its name or folder.")],
     model: Annotated[
-        str | None, typer.Option("--run", help="Of a file: a calibrated run, whose reference S is measured against.")
+        str | None, typer.Option("--run", help="For a file: a calibrated run; S is measured against its reference.")
     ] = None,
-    window: Annotated[int, typer.Option(help="Of a file: bytes of a window.")] = 512,
+    window: Annotated[int, typer.Option(help="For a file: bytes per window.")] = 512,
     top: Annotated[
-        int, typer.Option(help="Of a file: how many windows to list: the most typical, and those least like it.")
+        int, typer.Option(help="For a file: number of windows to list: the most typical, and those least like it.")
     ] = 5,
     plot: Annotated[Path | None, typer.Option(help="Also draw them, as a PNG.")] = None,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Order (K), complexity (C) and likeness to a reference (S): of a file by window, or of a run's predictions by step."""
+    """Order (K), complexity (C) and similarity to a reference (S), of a file by window or of a run's predictions by step."""
     with errors_in_one_line(as_json):
         from bit_transformer.service import telemetry
         from bit_transformer.service.operations import call
@@ -63,7 +63,7 @@ def _say_where(plot: Path | None) -> None:
 
 
 def _bars(values: list[float]) -> str:
-    """Their course between the least and the most; what moves by less than 0.02 stays flat."""
+    """Bars from the minimum to the maximum; changes of less than 0.02 look flat."""
     return spark(values, low=min(values), high=max(max(values), min(values) + 0.02), width=60)
 
 

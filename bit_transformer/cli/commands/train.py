@@ -36,7 +36,7 @@ def run(
         ),
     ] = None,
     out_: Annotated[
-        str | None, typer.Option("--out", help="Run folder; made, must not hold a run. Default: runs/DATE-TIME.")
+        str | None, typer.Option("--out", help="Run folder; must not contain a run. Default: runs/DATE-TIME.")
     ] = None,
     recipe: Recipe = None,
     preset: Preset = None,
@@ -51,41 +51,46 @@ def run(
     bytes_: Annotated[int | None, typer.Option("--bytes", help="Budget in data bytes.")] = None,
     batch_size: BatchSize = None,
     auto_batch: Annotated[
-        bool, typer.Option("--auto-batch", help="Out of memory: smaller micro-batches, more of them an update.")
+        bool, typer.Option("--auto-batch", help="If memory runs out, use more and smaller micro-batches.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="Of weights, windows and dropout.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, windows and dropout.")] = None,
     set_: Set = None,
     diffusion: Annotated[
-        bool, typer.Option("--diffusion", help="A model that reads both sides, to fill in and to repair.")
+        bool,
+        typer.Option("--diffusion", help="Train a diffusion model, which reads both sides, for infill and repair."),
     ] = False,
     noise: Annotated[
         str | None,
-        typer.Option(help="Of --diffusion: hidden (fills in patches) or flips (corrects bits). Default: hidden."),
+        typer.Option(help="With --diffusion: hidden (masked patches) or flips (flipped bits). Default: hidden."),
     ] = None,
     diffusion_steps: Annotated[
-        int | None, typer.Option(help="Of --diffusion: network calls of a sample, at most. Default: one a patch.")
+        int | None, typer.Option(help="With --diffusion: most network calls per sample. Default: one per patch.")
     ] = None,
     diffusion_curriculum: Annotated[
-        bool, typer.Option("--diffusion-curriculum", help="Of --diffusion: noise widens over half of the training.")
+        bool,
+        typer.Option(
+            "--diffusion-curriculum", help="With --diffusion: the noise range widens over half of the training."
+        ),
     ] = False,
     progressive: Annotated[
-        bool, typer.Option("--progressive", help="Begin with a smaller model, and grow it to this one on plateaus.")
+        bool,
+        typer.Option("--progressive", help="Begin with a smaller model and grow it when validation stops improving."),
     ] = False,
     init: Annotated[
         str | None,
-        typer.Option(help="Begin with the model of this run, its experts and optimizers; default data: that run's."),
+        typer.Option(help="Begin with the model, experts and optimizers of this run. Default data: that run's."),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run in --out, with its own settings, or with a larger budget."),
+        typer.Option("--resume", help="Continue the run in --out with its own settings, or with a larger budget."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    eval_bytes: Annotated[int, typer.Option(help="Held-out bytes of the last evaluation, at most.")] = 1 << 18,
+    eval_bytes: Annotated[int, typer.Option(help="Most held-out bytes that the last evaluation scores.")] = 1 << 18,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Train a model on any bytes; a run folder gets config, checkpoint, metrics and a loss curve."""
+    """Train a model on any bytes. Writes config, checkpoint, metrics and a loss curve into a run folder."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.settings import (
@@ -122,7 +127,7 @@ def run(
         shaped = [flag for flag, value in shape.items() if value is not None]
         if resume:
             if out is None:
-                raise ConfigError("--resume got no --out; it must name the run to go on with. Try --out runs/NAME")
+                raise ConfigError("got --resume without --out; the run to continue is needed. Try --out runs/NAME")
             budget = {name: value for name, value in flags.items() if name in ("steps", "epochs", "bytes", "seconds")}
             if corpora or recipe or init or shaped or len(budget) < len(flags) or len(budget) > 1 or set_ or overwrite:
                 raise ConfigError(
@@ -140,7 +145,7 @@ def run(
             if init is not None:
                 if shaped or settings["model"]:
                     setting = shaped[0] if shaped else f"model.{next(iter(settings['model']))}"
-                    raise ConfigError(f"--init got {setting}; the model keeps its shape. Try without {setting}")
+                    raise ConfigError(f"got --init with {setting}; the model keeps its shape. Try without {setting}")
                 train = with_budget(settings["train"], flags)
                 asked = ("train_further", {**common, "run": init, "train": train, "data": settings["data"]})
             else:
