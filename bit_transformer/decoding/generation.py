@@ -22,7 +22,7 @@ from bit_transformer.nn.patching import pack_patches
 @torch.inference_mode()
 def generate(
     model: BitTransformerLM,
-    prompt_BT: Tensor,
+    prompt_BT: Tensor | Bits,
     max_new_bits: int,
     sampling: Sampling | None = None,
     *,
@@ -51,7 +51,7 @@ def generate(
 
 
 def infer_long(
-    model: BitTransformerLM, prompt_BT: Tensor, max_new_bits: int, sampling: Sampling | None = None
+    model: BitTransformerLM, prompt_BT: Tensor | Bits, max_new_bits: int, sampling: Sampling | None = None
 ) -> Tensor:
     """`generate` past `max_seq_len`: a full window forgets its older half and keeps the rest of the cache as it is."""
     return generate(model, prompt_BT, max_new_bits, sampling, long=True)

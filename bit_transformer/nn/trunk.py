@@ -63,7 +63,7 @@ class Trunk(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trunk:
         """Move or cast all of it; rotary positions stay in float32 at least: in bfloat16 those that are far apart would be equal."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.rotary_NK2.dtype.itemsize < 4:
             exact_NK2 = rotary_table(len(self.rotary_NK2), 2 * self.rotary_NK2.shape[1])
             self.rotary_NK2 = exact_NK2.to(self.rotary_NK2.device, torch.float32)

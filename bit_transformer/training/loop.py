@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -190,8 +190,8 @@ class Trainer:
             step=progress.step,
             bytes=progress.bytes_seen,
             seconds=progress.seconds,
-            train_bpb=train_bpb,
-            grad_norm=norm,
+            train_bpb=cast(float, train_bpb),
+            grad_norm=cast(float, norm),
             rate=rate,
         )
         self._unsettled.append((train_bpb, norm))

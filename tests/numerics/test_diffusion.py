@@ -133,8 +133,8 @@ def test_the_training_loss_is_the_bound_on_average() -> None:
     want = exact_bound(model, pack_patches(bits, 2)[0].tolist()) * math.log(2) / 6
     torch.manual_seed(0)
     with torch.no_grad():
-        losses = torch.stack([losses(model, bits.expand(64, -1))[0] for _ in range(300)])
-    assert abs(losses.mean().item() - want) < 4 * losses.std().item() / math.sqrt(300)
+        found = torch.stack([losses(model, bits.expand(64, -1))[0] for _ in range(300)])
+    assert abs(found.mean().item() - want) < 4 * found.std().item() / math.sqrt(300)
 
 
 # ---- flips ----

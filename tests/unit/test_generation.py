@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,7 +96,7 @@ def test_a_batch_of_unequal_prompts_equals_each_alone():
 @pytest.mark.parametrize("patch_bits", [1, 3, 9, 12, 6])
 def test_forced_parity_makes_every_byte_decode(patch_bits):
     model = random_model(patch_bits=patch_bits, parity=True, max_seq_len=patch_bits * 120)
-    out = generate(model, text_to_bits("ab", parity=True)[None].expand(3, -1), 90, Sampling(seed=1))
+    out = generate(model, np.tile(text_to_bits("ab", parity=True), (3, 1)), 90, Sampling(seed=1))
     for row in out:
         assert len(bits_to_bytes(row, parity=True)) == 10
     free = generate(model, text_to_bits("ab", parity=True)[None], 900, Sampling(seed=1, force_parity=False), long=True)
@@ -106,7 +107,7 @@ def test_forced_parity_makes_every_byte_decode(patch_bits):
 
 def test_parity_holds_when_a_prompt_ends_inside_a_byte():
     model = random_model(patch_bits=3, parity=True, max_seq_len=270)
-    prompt = text_to_bits("ab", parity=True)[None, :14]
+    prompt = torch.from_numpy(text_to_bits("ab", parity=True)[None, :14])
     whole = torch.cat((prompt, generate(model, prompt, 90 - 14, Sampling(seed=1))), 1)
     assert len(find_parity_errors(whole[0])) == 0
     with pytest.raises(ParityError, match="repair_parity"):
@@ -202,7 +203,13 @@ def test_a_trained_model_continues_what_it_knows():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(
-    "name", ["embed.weight", "blocks.1.attend.out.weight", "blocks.0.feed_forward.out.weight", "head.bias"]
+    "name",
+    [
+        "trunk.embed.weight",
+        "trunk.blocks.1.attend.out.weight",
+        "trunk.blocks.0.feed_forward.out.weight",
+        "head.bias",
+    ],
 )
 @pytest.mark.parametrize("reversible", [False, True])
 def test_weights_that_are_no_numbers_are_an_error_in_any_batch(name, bad, reversible):

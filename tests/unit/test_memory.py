@@ -171,12 +171,11 @@ def test_a_resumed_training_keeps_its_micro_batches_and_may_get_more(tmp_path):
 
 
 def test_no_memory_for_validation_is_said_too(monkeypatch):
-    from bit_transformer import training
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(training, "bits_per_byte", full)
+    monkeypatch.setattr("bit_transformer.training.validation.bits_per_byte", full)
     model = BitTransformerLM(**SHAPE)
     trainer = Trainer(model, _windows(model), TrainConfig(steps=1, batch_size=2), bytes_corpus(TEXT[:500]))
     with pytest.raises(OutOfMemory, match="Try"):

@@ -44,6 +44,7 @@ def test_the_state_is_that_of_the_last_batch_given_and_a_training_goes_on_from_t
 def test_an_error_of_the_thread_is_raised_where_the_batch_is_asked_for(monkeypatch) -> None:
     ahead = Prefetched(windows(), pin=False)
     ahead.draw(2)
+    ahead._ahead.result()  # type: ignore[union-attr]  # the next one is drawn
     monkeypatch.setattr(ahead.windows, "draw", lambda count: 1 / 0)
     ahead.draw(2)  # was drawn before
     with pytest.raises(ZeroDivisionError):
