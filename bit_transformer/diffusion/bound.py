@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class Bound:
 @torch.inference_mode()
 def likelihood_bound(
     model: BitTransformerLM,
-    bits_BT: Tensor,
+    bits_BT: Tensor | NDArray[Any],
     *,
     samples: int = 16,
     estimator: Estimator = "discrete",
@@ -84,6 +84,7 @@ def likelihood_bound(
     if estimator not in get_args(Estimator):
         raise ConfigError(f"estimator={estimator!r}; it must be one of {', '.join(get_args(Estimator))}. Try discrete")
     check_diffusion(model)
+    bits_BT = torch.as_tensor(bits_BT)
     model.check_bits(bits_BT)
     model.check_window(bits_BT)
     patch_BN = pack_patches(bits_BT, model.config.patch_bits).to(model.head.weight.device)

@@ -138,6 +138,7 @@ def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:
     if plot:
         check_plot(plot)
     workspace.check_order("score", run, [request.name])
+    workspace.model_path(run)  # an error of the run comes first
     path = find_file(request.name, "score", ", or evaluate")
     model = workspace.model(run)
     protocol = default_protocol(model, request.overlap, request.learning)
