@@ -31,6 +31,7 @@ LENGTH, WINDOW = 24_576, 64  # bytes of the damaged file, and of a point in its 
 # Where the file is damaged, and how.
 DAMAGE = {"flips": (4_096, 6_144), "noise": (10_240, 11_264), "repeat": (16_384, 18_432)}
 FLIPPED = 0.01
+TOP = 16  # bits per byte
 LABELS = {"flips": "1 % of bits flipped", "noise": "replaced by noise", "repeat": "the 2 KiB before, repeated"}
 
 
@@ -51,7 +52,7 @@ class Theme:
 
 
 THEMES = (
-    Theme("light", "#24292f", "#d0d7de", "#0072b2", "#56b4e9", "#d55e00", "#009e73"),
+    Theme("light", "#24292f", "#d0d7de", "#0072b2", "#4a8fc4", "#d55e00", "#009e73"),
     Theme("dark", "#e6edf3", "#3d444d", "#56b4e9", "#9ecbe8", "#e69f00", "#3fc79a"),
 )
 
@@ -79,20 +80,21 @@ def bits_against_seconds(axes: Axes, theme: Theme) -> None:
     trunk = budgets("tinyshakespeare", r"(\d+) s$")
     axes.plot(*zip(*experts, strict=True), "o-", color=theme.ours, markersize=8, linewidth=2)
     axes.plot(*zip(*trunk, strict=True), "o-", color=theme.trunk, markersize=6, linewidth=1.5)
-    note(axes, experts[-1], "BitTransformerLM", theme.ours, (0, -18), weight="bold", ha="right")
-    note(axes, trunk[0], "without experts", theme.trunk, (0, 10), ha="center")
+    note(axes, experts[-1], "BitTransformerLM", theme.ours, (10, 0), weight="bold", va="center")
+    note(axes, trunk[-1], "without experts", theme.trunk, (10, 0), va="center")
     for row in read("compressors")["rows"]:
         if row["name"] in ("zpaq -m5", "PPMd order 6", "xz -9e"):
             point = row["seconds"], row["bits_per_byte"]
             axes.plot(*point, "s", color=theme.compressor, markersize=8)
-            note(axes, point, row["name"], theme.compressor, (10, 0), va="center")
+            note(axes, point, f"{row['name']}, primed", theme.compressor, (10, 0), va="center")
     axes.plot(*NANOGPT, "D", color=theme.other, markersize=8, markerfacecolor="none", markeredgewidth=2)
-    note(axes, NANOGPT, "nanoGPT on an A100 GPU,\nits published figure", theme.other, (12, 4), va="center")
+    note(axes, NANOGPT, "nanoGPT on an A100 GPU,\nits published figure", theme.other, (10, 2), va="bottom")
     axes.set_xscale("log")
-    axes.set_xlim(0.1, 2_000)
-    axes.set_xticks([0.1, 1, 10, 100, 1_000], ["0.1", "1", "10", "100", "1,000"])
-    finish(axes, theme, "seconds, log scale (2 CPU cores; compressors use one)", "bits per byte, lower is better")
-    axes.set_title("Tiny Shakespeare, last 10 % after reading the first 90 %", loc="left", color=theme.ink)
+    axes.set_xlim(0.2, 4_000)
+    axes.set_ylim(1.7, 2.6)
+    axes.set_xticks([1, 10, 100, 1_000], ["1", "10", "100", "1,000"])
+    finish(axes, theme, "seconds (log scale), on 2 CPU cores unless noted", "bits per byte (lower is better)")
+    axes.set_title("Tiny Shakespeare: the last 10 %, after training on the first 90 %", loc="left", color=theme.ink)
 
 
 def damaged_file(axes: Axes, theme: Theme) -> None:
@@ -104,14 +106,17 @@ def damaged_file(axes: Axes, theme: Theme) -> None:
     for kind, (first, last) in found["damage"].items():
         damaged[first // window : last // window] = True
         axes.axvspan(first / 1024, last / 1024, color=theme.compressor, alpha=0.16, linewidth=0)
-        note(axes, ((first + last) / 2048, 10.1), LABELS[kind], theme.compressor, (0, 0), ha="center", va="bottom")
+        note(axes, ((first + last) / 2048, TOP), LABELS[kind], theme.compressor, (0, 4), ha="center", va="bottom")
     axes.stairs(bpb, edges, baseline=None, color=theme.ours, linewidth=1.1)
     usual = float(np.median(bpb[~damaged]))
     axes.axhline(usual, color=theme.ink, linewidth=0.8, linestyle=":")
     note(axes, (edges[-1], usual), f"median of the\nrest: {usual:.2f}", theme.ink, (6, 0), va="center", fontsize=9)
     axes.set_xlim(0, edges[-1])
-    axes.set_ylim(0, 10)
-    finish(axes, theme, "position in the file, KiB", f"bits per byte, by {window} bytes")
+    axes.set_xticks(range(0, int(edges[-1]) + 1, 4))
+    axes.set_ylim(0, TOP)
+    axes.set_yticks(range(0, TOP + 1, 4))
+    finish(axes, theme, "position in the file, KiB", f"bits per byte ({window}-byte windows)")
+    axes.set_title("A damaged text file, scored by a model trained for 3 minutes", loc="left", color=theme.ink, pad=24)
 
 
 def note(axes: Axes, point: tuple[float, float], text: str, color: str, offset: tuple[int, int], **style: Any) -> None:
@@ -127,7 +132,7 @@ def finish(axes: Axes, theme: Theme, x: str, y: str) -> None:
     axes.tick_params(which="minor", length=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(theme.faint)
-    axes.grid(color=theme.faint, linewidth=0.6)
+    axes.grid(axis="y", color=theme.faint, linewidth=0.6)
     axes.set_axisbelow(True)
 
 

@@ -108,8 +108,10 @@ def _refusal(invalid: ValidationError, cls: type[Config]) -> ConfigError:
     path = error["loc"]
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return ConfigError(_unknown(path, cls), field=".".join(map(str, path)))
-    if error["type"] == "missing":  # a tuple is too short; the error contains all of it
-        path = path[:-1]
+    if error["type"] == "missing":
+        if len(path) == 1:
+            return ConfigError(_unknown_or_missing(invalid, cls, str(path[0])), field=str(path[0]))
+        path = path[:-1]  # a tuple is too short; the error contains all of it
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
     if error["type"] == "value_error":  # from our own validators, whose message is complete
         message = error["msg"].removeprefix("Value error, ")
@@ -119,6 +121,15 @@ def _refusal(invalid: ValidationError, cls: type[Config]) -> ConfigError:
     got, needed = _shown(error["input"]), _type(*_part(field, indices))
     advice = _advice(key, error.get("ctx", {}), error["input"], field)
     return ConfigError(f"got {key}={got}; {needed} is needed. Try {advice}", field=key)
+
+
+def _unknown_or_missing(invalid: ValidationError, cls: type[Config], name: str) -> str:
+    """Of a field that is missing: perhaps it was given by another name."""
+    for error in invalid.errors(include_url=False):
+        if error["type"] == "extra_forbidden":
+            return _unknown(error["loc"], cls)
+    description = cls.model_fields[name].description
+    return f"got no {name}; it is needed{f': {description}' if description else ''}"
 
 
 def _unknown(path: _Path, cls: type[Config]) -> str:

@@ -130,8 +130,14 @@ class Span:
         return contents[self.start + start : min(self.start + stop, self.stop)]
 
 
-@lru_cache(maxsize=64)
 def _mapped(path: Path) -> NDArray[np.uint8]:
+    """The file as it is now: another one of the same name, or the same name in another working folder, is mapped anew."""
+    stat = os.stat(path)
+    return _mapped_as(path, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _mapped_as(path: Path, *identity: int) -> NDArray[np.uint8]:
     return np.memmap(path, dtype=np.uint8, mode="r")
 
 

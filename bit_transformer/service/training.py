@@ -436,7 +436,7 @@ def _trainer(
         model, windows = begin(stages(request.model, context=False)[0])
     validation = data.validation if len(data.validation) else None
     trainer = Trainer(model, windows, config, validation, teacher=teacher, target=request.model)
-    trainer.may_grow = lambda shape: fits(shape, config, device, trainer.micro_batches)
+    trainer.growth.may_grow = lambda shape: fits(shape, config, device, trainer.micro_batches)
     return trainer
 
 

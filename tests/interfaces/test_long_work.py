@@ -123,16 +123,16 @@ def test_a_range_is_repaired_and_the_rest_copied(btlm, trained, tmp_path) -> Non
 def test_progress_names_what_is_left_and_when_it_ends(monkeypatch, capsys) -> None:
     now = [0.0]
     monkeypatch.setattr(training_output.time, "monotonic", lambda: now[0])
-    with live_progress() as report:
+    with live_progress() as job:
         for done in range(0, 101, 5):
-            report(Reading(done * 10_000, 1_000_000, "scored"))
+            job.tell(Reading(done * 10_000, 1_000_000, "scored"))
             now[0] += 3.0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "scored 0.2 of 1.0 MB · eta 0:48"  # at 12 s, of 20 pieces of 3 s four are done
     assert lines[-1] == "scored 1.0 of 1.0 MB" and len(lines) == 5
-    with live_progress() as report:  # what takes no time says only that it is done
+    with live_progress() as job:  # what takes no time says only that it is done
         for done in (10, 20):
-            report(Reading(done, 20, "filled", "bits"))
+            job.tell(Reading(done, 20, "filled", "bits"))
     assert capsys.readouterr().err.splitlines() == ["filled 20 of 20 bits"]
 
 

@@ -176,7 +176,7 @@ def test_moments_go_where_their_weights_went() -> None:
     assert (new["exp_avg"][:, 32:] == 0).all() and new["step"] == old["step"] == 6
     projection = model.trunk.blocks[1].attend.query_key_value.weight
     old_momentum = optimizers.parts["matrix"].state[projection]["momentum"].view(3, 32, 32)
-    now = carried.parts["matrix"].state[grown.blocks[1].attend.query_key_value.weight]["momentum"].view(3, 64, 64)
+    now = carried.parts["matrix"].state[grown.trunk.blocks[1].attend.query_key_value.weight]["momentum"].view(3, 64, 64)
     assert_close(now[:, :32, :32], old_momentum / s)
     assert (now[:, 32:] == 0).all() and (now[:, :, 32:] == 0).all()
 
@@ -261,7 +261,7 @@ def test_a_plateau_brings_growth_forward() -> None:
 
 def test_without_memory_it_grows_no_further() -> None:
     trainer = growing()
-    trainer.may_grow = lambda shape: shape.num_layers < 4
+    trainer.growth.may_grow = lambda shape: shape.num_layers < 4
     trainer.run()
     assert (
         trainer.progress.ceiling and trainer.model.config.num_layers == 2 and trainer.progress.stopped == "budget spent"

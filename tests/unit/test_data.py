@@ -335,3 +335,14 @@ def test_a_part_is_taken_out_of_a_corpus(tmp_path):
         where = [{(s.path, at) for s in c.spans for at in range(s.start, s.stop)} for c in (even, part, rest)]
         assert where[1] | where[2] == where[0] and not where[1] & where[2]
         assert all(s.start % align == 0 and len(s) % align == 0 for s in rest.spans)
+
+
+def test_a_file_that_was_replaced_and_one_of_the_same_name_elsewhere_are_read_as_they_are(tmp_path, monkeypatch) -> None:
+    for folder, data in (("a", b"one"), ("b", b"two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_bytes(data)
+        monkeypatch.chdir(tmp_path / folder)
+        assert whole_files([Path("file")]).read(0, 9).tobytes() == data
+    (tmp_path / "new").write_bytes(b"thr")
+    (tmp_path / "new").replace("file")
+    assert whole_files([Path("file")]).read(0, 9).tobytes() == b"thr"
