@@ -7,6 +7,7 @@ import threading
 import zipfile
 from collections import Counter
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -337,7 +338,9 @@ def test_a_part_is_taken_out_of_a_corpus(tmp_path):
         assert all(s.start % align == 0 and len(s) % align == 0 for s in rest.spans)
 
 
-def test_a_file_that_was_replaced_and_one_of_the_same_name_elsewhere_are_read_as_they_are(tmp_path, monkeypatch) -> None:
+def test_a_file_that_was_replaced_and_one_of_the_same_name_elsewhere_are_read_as_they_are(
+    tmp_path, monkeypatch
+) -> None:
     for folder, data in (("a", b"one"), ("b", b"two")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_bytes(data)
