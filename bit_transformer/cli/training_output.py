@@ -108,7 +108,7 @@ def show_training(result: TrainResult) -> None:
         console.print(f"Kept the weights of the best validation, at update {result.best_step:,}", soft_wrap=True)
     if result.steps < 20:
         console.print(
-            f"Only {result.steps} updates fit into the budget. Try a larger one, or a smaller --batch-size",
+            f"Only {result.steps} updates were made. Try a larger budget, or a smaller --batch-size",
             soft_wrap=True,
         )
     if result.comparison:

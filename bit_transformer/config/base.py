@@ -70,16 +70,19 @@ class Config(BaseModel, metaclass=_ConfigType):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Add the fields to the docstring, and leave the annotations out of the signature, where they would fill a page."""
         super().__pydantic_init_subclass__(**kwargs)
-        lines = (_documented(name, field) for name, field in cls.model_fields.items())
-        cls.__doc__ = "\n\n".join((inspect.cleandoc(cls.__doc__ or ""), "Args:\n" + "\n".join(lines)))
-        by_name = inspect.Parameter.KEYWORD_ONLY
-        parameters = [inspect.Parameter(n, by_name, default=field.default) for n, field in cls.model_fields.items()]
-        cls.__signature__ = inspect.Signature(parameters)
+        fields = cls.model_fields.items()
+        lines = "\n".join(_documented(name, field) for name, field in fields)
+        cls.__doc__ = "\n\n".join((inspect.cleandoc(cls.__doc__ or ""), *([f"Args:\n{lines}"] if lines else [])))
+        parameter = inspect.Parameter
+        defaults = {name: parameter.empty if field.is_required() else _default(field) for name, field in fields}
+        cls.__signature__ = inspect.Signature(
+            [parameter(name, parameter.KEYWORD_ONLY, default=default) for name, default in defaults.items()]
+        )
 
     def __repr_args__(self) -> Iterable[tuple[str, Any]]:
         """The fields that differ from their defaults: for `repr`, `str` and Rich."""
         for name, field in type(self).model_fields.items():
-            if (value := getattr(self, name)) != field.default:
+            if (value := getattr(self, name)) != _default(field):
                 yield name, value
 
     def __str__(self) -> str:
@@ -147,7 +150,9 @@ def _advice(key: str, bounds: Mapping[str, Any], value: Any, field: FieldInfo) -
         return f"{key}={near!r}"
     if isinstance(value, int) and (above := bounds.get("gt")) is not None:
         return f"{key}={above + 1!r}"
-    return "leaving it out" if field.default is None else f"{key.partition('[')[0]}={field.default!r}"
+    if field.is_required():
+        return "another value"
+    return "leaving it out" if _default(field) is None else f"{key.partition('[')[0]}={_default(field)!r}"
 
 
 def _divided(path: _Path) -> tuple[list[str], list[int]]:
@@ -184,8 +189,13 @@ def _shown(value: Any) -> str:
 # ---- fields in words ----
 
 
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True, validated_data={})
+
+
 def _documented(name: str, field: FieldInfo) -> str:
-    text = f"{name} ({_type(field.annotation, field.metadata)}, default {field.default!r}): {field.description}"
+    default = "required" if field.is_required() else f"default {_default(field)!r}"
+    text = f"{name} ({_type(field.annotation, field.metadata)}, {default}): {field.description or ''}"
     return textwrap.fill(text, 112, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
 
 
@@ -207,9 +217,10 @@ def _choices(annotation: Any, metadata: Iterable[Any]) -> list[str]:
         return [f"tuple of {_type(args[0])}" if args[-1] is Ellipsis else f"({', '.join(map(_type, args))})"]
     if annotation is type(None):
         return ["None"]
-    if issubclass(annotation, Config):
-        return [annotation.__name__, "a mapping of its fields"]
-    return [f"{annotation.__name__}{_bounds(metadata)}"]
+    kind = origin or annotation
+    if isinstance(kind, type) and issubclass(kind, Config):
+        return [kind.__name__, "a mapping of its fields"]
+    return [f"{getattr(kind, '__name__', kind)}{_bounds(metadata)}"]
 
 
 def _bounds(metadata: Iterable[Any]) -> str:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import pydoc
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from bit_transformer import config as configs
 from bit_transformer.config import (
@@ -242,6 +244,37 @@ def test_what_help_hides_still_works():
     assert config.model_copy(update={"num_layers": 7}).num_layers == 7
     assert ModelConfig.model_json_schema()["properties"]["patch_bits"]["maximum"] == 12
     assert hash(config) == hash(ModelConfig.of(config.model_dump()))
+
+
+class Asked(Config):
+    """Fields that must be given, and fields with a default of their own each."""
+
+    run: str = Field(description="Which run.")
+    steps: int
+    more: dict[str, Any] = Field(default_factory=dict, description="More.")
+
+
+def test_fields_that_must_be_given_say_so():
+    assert str(inspect.signature(Asked)) == "(*, run, steps, more={})"
+    assert Asked.__doc__ is not None and Asked.__doc__.splitlines()[2:] == [
+        "Args:",
+        "    run (str, required): Which run.",
+        "    steps (int, required):",
+        "    more (dict, default {}): More.",
+    ]
+    made = Asked(run="a", steps=1)
+    assert repr(made) == "Asked(run='a', steps=1)" and repr(Asked(run="a", steps=1, more={"b": 2})).endswith(
+        "more={'b': 2})"
+    )
+    for fields, text in (
+        ({"run": 3, "steps": 1}, "got run=3; str is needed. Try another value"),
+        ({"steps": 1}, "got no run; it is needed: Which run."),
+        ({"rnu": "a", "steps": 1}, "unknown key 'rnu' in Asked. Did you mean 'run'?"),
+        ({"run": "a", "steps": 1, "more": 3}, "got more=3; dict is needed. Try more={}"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            Asked.of(fields)
+        assert str(caught.value) == text
 
 
 def test_every_alias_leads_to_a_field():
