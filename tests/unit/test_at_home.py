@@ -10,6 +10,7 @@ from bit_transformer import BitTransformerLM, bits_per_byte, losses, surprise
 from bit_transformer.bit_io import bytes_to_bits, text_to_bits
 from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.nn.position import rotary_table, rotate
 from bit_transformer.presets import preset
 from tests.conftest import TEXT, random_bits, random_model
 
@@ -88,3 +89,16 @@ def test_a_preset_is_the_one_of_the_command_line() -> None:
     assert model.config == preset("tiny", experts=None) and model.config.ngram_orders
     with pytest.raises(ConfigError, match="preset='huge'"):
         BitTransformerLM.of_preset("huge")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_compilers_rotate_as_eager_mode_does(dtype: torch.dtype, monkeypatch) -> None:
+    table = rotary_table(9, 8).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    x = torch.randn(2, 9, 3, 8, dtype=dtype, requires_grad=True)
+    weight, found = torch.randn(2, 9, 3, 8, dtype=dtype), []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        y = rotate(x, table)
+        found.append((y.detach(), *torch.autograd.grad((y * weight).sum(), x)))
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(eager, compiled)
