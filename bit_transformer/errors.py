@@ -13,6 +13,7 @@ BitTransformerError
 │   ├── RunNotFound                 no run of that name
 │   ├── RunBusy                     another training uses the run folder
 │   └── RunNotRunning               a run was asked to stop and is not being trained
+├── Cancelled                       work that was asked to stop before it had a result
 ├── TrainingError                   a training that cannot continue
 │   ├── NonFiniteLoss               the loss or the gradient became NaN or infinite; has the step
 │   ├── StreamOverflow              values of a reversible trunk are too large to be recomputed exactly
@@ -78,6 +79,17 @@ class BitTransformerError(Exception):
     def __str__(self) -> str:
         return self.said()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuilt(kind: type[BitTransformerError], given: tuple[Any, ...], state: dict[str, Any]) -> BitTransformerError:
+    """An error that comes from another process, whatever its class is made with."""
+    error = kind.__new__(kind)
+    error.args = given
+    error.__dict__.update(state)
+    return error
+
 
 class ConfigError(BitTransformerError, ValueError):
     """An invalid setting, or settings that do not fit together."""
@@ -121,6 +133,10 @@ class RunBusy(StoreError):
 
 class RunNotRunning(StoreError):
     """A run that was asked to stop, and is not being trained."""
+
+
+class Cancelled(BitTransformerError):
+    """Work that was asked to stop before it had anything to show."""
 
 
 class TrainingError(BitTransformerError):

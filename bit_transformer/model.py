@@ -251,7 +251,7 @@ class BitTransformerLM(nn.Module):
         """What the bank as it is says of windows that follow nothing: features_BTF."""
         return torch.from_numpy(self.bank.peek(bits_BT.cpu().numpy())).to(bits_BT.device)
 
-    def learn(self, bits_BT: Tensor) -> None:
+    def learn(self, bits_BT: Tensor | NDArray[Any]) -> None:
         """Teach the experts some windows, in a training loop of one's own: after their `losses`, so that they were predicted first.
 
         Each row is read from a blank context. Bits that come again are predicted too well; for several epochs use the windows of
@@ -271,6 +271,7 @@ class BitTransformerLM(nn.Module):
             raise ConfigError(
                 "got a model without experts, which learn from bits directly. Try BitTransformerLM(experts=True)"
             )
+        bits_BT = torch.as_tensor(bits_BT)
         self.check_bits(bits_BT)
         if bits_BT.shape[1] % c.unit_bits:
             raise BitStreamError(
@@ -282,7 +283,7 @@ class BitTransformerLM(nn.Module):
             self.bank.note(np.packbits(row_T))
             self.bank.read(unit_N, self.bank.stream(), learn=True, wanted=False)
 
-    def nll(self, bits_BT: Tensor, features_BTF: Tensor | None = None) -> Tensor:
+    def nll(self, bits_BT: Tensor | NDArray[Any], features_BTF: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of every bit, the first included, in nats: (B, T), T a multiple of `patch_bits`.
 
         It checks the shape, not the values.
@@ -294,6 +295,7 @@ class BitTransformerLM(nn.Module):
         Raises:
             BitStreamError: a partial last patch, or a longer window than the model's.
         """
+        bits_BT = torch.as_tensor(bits_BT, device=self.head.weight.device)
         z_BNP, _, _ = self.window_logits(bits_BT, features_BTF)
         return nats_of(z_BNP, bits_BT)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from bit_transformer.errors import Advice, Ask, BitTransformerError, Give
+from bit_transformer.errors import Advice, Ask, BitTransformerError, Cancelled, Give
 
 if TYPE_CHECKING:
     from bit_transformer.service.evaluation import Comparison
@@ -34,7 +34,8 @@ COMMANDS = {  # operations that are verbs of other names here
     "runs.stop": "runs stop",
     "telemetry_of_run": "telemetry",
 }
-ARGUMENTS = ("names", "path", "name")  # fields that are arguments, and have no flag
+ARGUMENTS = ("names", "path", "name", "data.corpora")  # fields that are arguments, and have no flag
+FLAGS = {"holes": "--hide", "bit_holes": "--hide-bits", "max_bytes": "--bytes", "data": "--text"}
 SPARK = "▁▂▃▄▅▆▇█"
 
 
@@ -55,6 +56,9 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
     """Prints errors of this package as one line, with exit code 2; Ctrl-C exits with 130."""
     try:
         yield
+    except Cancelled as error:
+        print(f"btlm: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except BitTransformerError as error:
         _refuse(type(error).__name__, error.said(as_flags), as_json, error.field)
     except KeyboardInterrupt:
@@ -82,7 +86,11 @@ def as_flags(advice: Advice) -> str:
         return f"`{' '.join(words)}`"
     if not isinstance(advice, Give):
         return advice
-    flag = advice.field if advice.field.startswith("-") else f"--{advice.field.replace('_', '-')}"
+    if advice.field == "budget" and isinstance(advice.value, dict):
+        return " ".join(f"--{name} {amount}" for name, amount in advice.value.items())
+    if (advice.field, advice.value) == ("model.causal", False):
+        return "--diffusion"
+    flag = FLAGS.get(advice.field, f"--{advice.field.replace('_', '-')}")
     if advice.field in ARGUMENTS:
         values = advice.value if isinstance(advice.value, tuple) else (advice.value,)
         return shlex.join(map(str, values))
@@ -90,7 +98,8 @@ def as_flags(advice: Advice) -> str:
         return f"--set {advice.field}={advice.value}"
     if advice.value is None:
         return f"another {flag}"
-    return flag if advice.value is True else f"{flag} {shlex.quote(str(advice.value))}"
+    value = os.fsdecode(advice.value) if isinstance(advice.value, bytes) else str(advice.value)
+    return flag if advice.value is True else f"{flag} {shlex.quote(value)}"
 
 
 def _refuse(kind: str, text: str, as_json: bool, field: str | None = None) -> NoReturn:

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from bit_transformer.config.base import Config, switch
 from bit_transformer.config.experts import ExpertConfig
 
-Schedule = Literal["linear", "cosine", "exponential", "log-linear"]  # see `nn/noise.py`
+Schedule = Literal["linear", "cosine", "exponential", "log-linear"]  # see `diffusion/noise.py`
 Noise = Literal["hidden", "flips"]
 FLIP_LEVELS = 32  # noise levels that a model of flips distinguishes
 

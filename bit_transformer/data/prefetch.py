@@ -23,7 +23,7 @@ class Prefetched:
     def __init__(self, windows: Windows, *, pin: bool) -> None:
         self.windows, self.pin = windows, pin
         self._state = windows.state_dict()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="windows")
+        self._thread: ThreadPoolExecutor | None = None
         self._ahead: Future[tuple[Batch, SamplerState]] | None = None
         self._count = 0
 
@@ -37,27 +37,31 @@ class Prefetched:
 
     def draw(self, count: int) -> Batch:
         """The next `count` windows; an error of the thread is raised here."""
-        if self._ahead is None or count != self._count:
+        if self._ahead is not None and count != self._count:
             self.close()
-            self._ahead = self._thread.submit(self._draw, count)
-        batch, self._state = self._ahead.result()
-        self._count = count
-        self._ahead = self._thread.submit(self._draw, count)
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="windows")
+        ahead = self._ahead or self._thread.submit(self._draw, count)
+        self._ahead = None  # after an error nothing is
+        batch, self._state = ahead.result()
+        self._count, self._ahead = count, self._thread.submit(self._draw, count)
         return batch
 
     def _draw(self, count: int) -> tuple[Batch, SamplerState]:
         batch = self.windows.draw(count)
         if self.pin:
-            features_BTF = None if batch.features_BTF is None else batch.features_BTF.pin_memory()
-            batch = Batch(batch.bits_BT.pin_memory(), features_BTF)
+            features_BTF = None if batch.features_BTF is None else _pinned(batch.features_BTF)
+            batch = Batch(_pinned(batch.bits_BT), features_BTF)
         return batch, self.windows.state_dict()
 
     def close(self) -> None:
-        """Forget what was drawn ahead: the windows stand where the last batch given stands."""
-        if self._ahead is not None:
-            self._ahead.result()
+        """End the thread, and forget what was drawn ahead: the windows stand where the last batch given stands."""
+        ahead, self._ahead = self._ahead, None
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+        if ahead is not None and ahead.exception() is None:
             self.windows.load_state_dict(self._state, {})
-            self._ahead = None
 
     def state_dict(self) -> SamplerState:
         """Where the last batch that was given stands."""
@@ -72,3 +76,8 @@ class Prefetched:
         self.close()
         self.windows.load_state_dict(state, tensors)
         self._state = state
+
+
+def _pinned(part: Tensor) -> Tensor:
+    """In page-locked memory, unless it is on a device already."""
+    return part.pin_memory() if part.device.type == "cpu" else part

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -115,30 +115,51 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes [start, stop) of a file, or of bytes in memory."""
+    """Bytes [start, stop) of a file, or of bytes in memory.
+
+    Attributes:
+        identity: of the file when the span was made: another file of the same name is not read in its place.
+    """
 
     path: Path | InMemory
     start: int
     stop: int
+    identity: tuple[int, ...] = field(default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.path, Path) and not self.identity:
+            object.__setattr__(self, "identity", _identity(self.path))
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Bytes [start, stop) of the span, counted from its start; fewer at its end."""
-        contents = self.path.contents if isinstance(self.path, InMemory) else _mapped(self.path)
+        contents = self.path.contents if isinstance(self.path, InMemory) else _mapped(self.path, self.identity)
         return contents[self.start + start : min(self.start + stop, self.stop)]
 
 
-def _mapped(path: Path) -> NDArray[np.uint8]:
-    """The file as it is now: another one of the same name, or the same name in another working folder, is mapped anew."""
+def _identity(path: Path) -> tuple[int, ...]:
+    """Which file a path leads to now, and in which state."""
     stat = os.stat(path)
-    return _mapped_as(path, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 @lru_cache(maxsize=64)
-def _mapped_as(path: Path, *identity: int) -> NDArray[np.uint8]:
-    return np.memmap(path, dtype=np.uint8, mode="r")
+def _mapped(path: Path, identity: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A file in memory. What is mapped stays readable, even if the file is removed.
+
+    Raises:
+        BitStreamError: it is not the file any more that it was.
+    """
+    try:
+        contents = np.memmap(path, dtype=np.uint8, mode="r")
+        changed = _identity(path) != identity
+    except OSError:
+        changed = True
+    if changed:
+        raise BitStreamError(f"{path}: was changed or removed while it was in use. Try again, with a copy of it")
+    return contents
 
 
 class Corpus:
@@ -171,7 +192,7 @@ class Corpus:
 
     def aligned(self, align: int) -> Corpus:
         """The same corpus, with each span cut to a multiple of `align` bytes."""
-        return self if align == 1 else Corpus(Span(s.path, s.start, s.stop - len(s) % align) for s in self.spans)
+        return self if align == 1 else Corpus(replace(s, stop=s.stop - len(s) % align) for s in self.spans)
 
     def thinned(self, limit: int, piece: int, align: int = 1) -> Corpus:
         """A sample of at most `limit` bytes: at least eight pieces of at most `piece` bytes, evenly spread.
@@ -198,9 +219,9 @@ class Corpus:
             begin = span.start
             for hole in sorted((s for s in part.spans if s.path == span.path), key=lambda s: s.start):
                 if begin < hole.stop and hole.start < span.stop:
-                    kept.append(Span(span.path, begin, hole.start))
+                    kept.append(replace(span, start=begin, stop=hole.start))
                     begin = hole.stop
-            kept.append(Span(span.path, begin, span.stop))
+            kept.append(replace(span, start=begin))
         return Corpus(kept)
 
     def _between(self, start: int, stop: int) -> Iterator[Span]:
@@ -208,7 +229,7 @@ class Corpus:
             begin = end - len(span)
             low, high = max(start, begin), min(stop, end)
             if low < high:
-                yield Span(span.path, span.start + low - begin, span.start + high - begin)
+                yield replace(span, start=span.start + low - begin, stop=span.start + high - begin)
 
     def digest(self) -> str:
         """A fingerprint: names, sizes and limits of the spans. It does not depend on the contents of files."""
@@ -410,8 +431,8 @@ def split(
     if how == "position" or not holdout:
         cuts = [span.start + int(len(span) * (1 - holdout)) // align * align for span in spans]
         return (
-            Corpus(Span(span.path, span.start, cut) for span, cut in zip(spans, cuts, strict=True)),
-            Corpus(Span(span.path, cut, span.stop) for span, cut in zip(spans, cuts, strict=True)),
+            Corpus(replace(span, stop=cut) for span, cut in zip(spans, cuts, strict=True)),
+            Corpus(replace(span, start=cut) for span, cut in zip(spans, cuts, strict=True)),
         )
     if len(paths) < 2:
         raise BitStreamError(f"got {len(paths)} file to split by file; two are needed. Try data.split='position'")

@@ -92,7 +92,7 @@ class Session:
         """Patches for which the window has room."""
         return self.engine.cache.capacity - self.engine.cache.length
 
-    def step(self, bits_BT: Tensor) -> Tensor:
+    def step(self, bits_BT: Tensor | NDArray[np.uint8]) -> Tensor:
         """Continue the streams by any number of bits.
 
         Returns:
@@ -102,6 +102,7 @@ class Session:
             BitStreamError: invalid bits, or no room in the window for them (see `slide`).
         """
         model, P, T = self.model, self.model.config.patch_bits, bits_BT.shape[1]
+        bits_BT = torch.as_tensor(bits_BT, device=self.state_BD.device)
         model.check_bits(bits_BT)
         old = self.prefix_BR.shape[1]
         open_BR = torch.cat((self.prefix_BR, bits_BT.to(torch.uint8)), dim=1)

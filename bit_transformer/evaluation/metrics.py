@@ -12,6 +12,7 @@ a gradient step after some windows (dynamic evaluation, Krause et al. 2018, arXi
 # Shapes: B batch, T bits, L bytes of a window.
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,17 +120,17 @@ def byte_costs(
         BitStreamError: an empty corpus.
     """
     check_filled(corpus)
-    was_training = model.training
+    given, was_training = model, model.training
     model.eval()
-    reader, adapt, learners, before = None, None, [], []
+    reader, adapt = None, None
     if model.config.experts:
         learn = protocol.learning != "static"
         reader = FeatureReader(corpus, model.config, model.bank.copy() if learn else model.bank, learn=learn)
     if protocol.learning == "online+mixer":
         batch = ADAPT_WINDOWS
+        model = copy.deepcopy(model, {id(model.bank): model.bank})  # others may use this one meanwhile
         assert model.mixer is not None
         learners = [*model.mixer.parameters(), *model.head.parameters()]
-        before = [parameter.detach().clone() for parameter in learners]
         adapt = torch.optim.AdamW(learners, lr=ADAPT_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     try:
         starts = _starts(len(corpus), protocol)
@@ -143,12 +144,7 @@ def byte_costs(
                 done += len(fresh)
                 yield fresh
     finally:
-        with torch.no_grad():
-            for parameter, kept in zip(learners, before, strict=True):
-                parameter.copy_(kept)
-        if adapt is not None:
-            model.zero_grad()
-        model.train(was_training)
+        given.train(was_training)
 
 
 def _starts(size: int, protocol: Protocol) -> range:

@@ -61,8 +61,11 @@ def cost_of(scorer: Scorer, corpus: Corpus, scored: Callable[[Score], None] = la
         BitStreamError: an empty corpus.
     """
     check_filled(corpus)
+    latest = None
     for latest in scorer.scores(corpus):
         scored(latest)
+    if latest is None:
+        raise BitStreamError(f"got no score from {scorer.name!r}; a scorer must give one of the whole corpus")
     return latest
 
 

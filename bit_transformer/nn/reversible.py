@@ -44,17 +44,17 @@ class Coupling:
     Attributes:
         reach: the largest value of the streams and of updates so far, in size; not a number where one of them was not.
         limit: below it no sum leaves the integers.
-        waits: whether what went wrong is raised at once. On an accelerator that would wait for the device at every pass: there the result is
-            NaN instead, which the training notices.
+        waits: whether what went wrong is raised at once. In a training on an accelerator that would wait for the device at every pass: there
+            the result is NaN instead, which the training notices.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, *, waits: bool | None = None) -> None:
         double = like.dtype == torch.float64
         self.dtype, self.wide = like.dtype, torch.float64 if double else torch.float32
         self.integer = torch.int64 if double else torch.int32
         self.unit = 2.0**40 if double else 2.0**FRACTION_BITS
         self.reach = torch.zeros((), dtype=self.wide, device=like.device)
-        self.waits = like.device.type == "cpu"
+        self.waits = like.device.type == "cpu" if waits is None else waits
         self.limit = (torch.iinfo(self.integer).max + 1) / self.unit / 2
 
     def enter(self, x_BND: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def run(
         x_BND = x_BND if x_BND.requires_grad else x_BND.detach().requires_grad_()
         y_BND: Tensor = _Stack.apply(x_BND, rotary_NK2, branches, maps)  # type: ignore[no-untyped-call]
         return y_BND
-    coupling = Coupling(x_BND)
+    coupling = Coupling(x_BND, waits=True)
     stream_1 = stream_2 = coupling.enter(x_BND)
     for index, (attend, feed_forward) in enumerate(branches):
         cache = layers[index] if layers else None

@@ -56,7 +56,9 @@ class Trunk(nn.Module):
         )
         self.final_norm = RMSNorm()
         # One position more than a window has patches: the start symbol stands before the first.
-        table_NK2 = rotary_table(c.max_patches + 1, c.d_model // c.nhead).to(torch.get_default_dtype())
+        table_NK2 = rotary_table(c.max_patches + 1, c.d_model // c.nhead).to(
+            torch.promote_types(torch.get_default_dtype(), torch.float32)
+        )
         self.register_buffer("rotary_NK2", table_NK2, persistent=False)
         self.rotary_NK2: Tensor
         self._compiled: _Compiled | None = None
@@ -68,6 +70,10 @@ class Trunk(nn.Module):
             exact_NK2 = rotary_table(len(self.rotary_NK2), 2 * self.rotary_NK2.shape[1])
             self.rotary_NK2 = exact_NK2.to(self.rotary_NK2.device, torch.float32)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what is compiled belongs to this trunk alone."""
+        return {**self.__dict__, "_compiled": None}
 
     def init_weights(self) -> None:
         """Draw weights from torch's generator. The blocks are the identity at first: their last projections are zero."""

@@ -11,7 +11,7 @@ from bit_transformer.errors import Ask, ConfigError, Give
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.safety import Vitals, stream_guarded
 from bit_transformer.service.jobs import Job
-from bit_transformer.service.requests import GateRequest, GenerateRequest
+from bit_transformer.service.requests import BASE64, GateRequest, GenerateRequest
 from bit_transformer.service.workspace import Workspace
 
 
@@ -28,6 +28,8 @@ class GatedWindow:
             none where it could not be measured.
     """
 
+    __pydantic_config__ = BASE64
+
     data: bytes
     allow: bool
     margin: float
@@ -39,6 +41,8 @@ class GatedWindow:
 @dataclass(frozen=True)
 class Continuations:
     """What was generated, one for each prompt, without them."""
+
+    __pydantic_config__ = BASE64
 
     run: str
     data: list[bytes]
@@ -110,7 +114,7 @@ def _autoregressive(run: str, sampling: Sampling, workspace: Workspace) -> BitTr
         raise ConfigError(
             f"{run}: got a diffusion model, which has no next bit",
             field="run",
-            tries=(Ask("infill", run, (Give("text", "a____b"),)),),
+            tries=(Ask("infill", run, (Give("data", b"a____b"),)),),
         )
     return model
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+
+from bit_transformer.errors import Cancelled
 
 STOP_FILE = "stop"  # in a run folder: another process asks its training to stop
 
@@ -20,7 +22,7 @@ class Update:
     Attributes:
         share: fraction of the budget spent, in [0, 1].
         bytes_per_s: since the first update.
-        bpb: training bits per byte, smoothed over about 20 updates.
+        bpb: training bits per byte, smoothed over about 20 reports: of updates on a processor, of looks on an accelerator.
         val_bpb: of the latest validation.
         eta: seconds left, if the budget goes on being spent at this pace.
     """
@@ -70,11 +72,33 @@ class Job:
     def __init__(self, report: Report | None = None) -> None:
         self._report = report
         self._cancelled = threading.Event()
+        self._check: Callable[[], bool] = lambda: False
 
     def tell(self, message: Message) -> None:
-        """Pass a message on to who asked for the work."""
+        """Pass a message on to who asked for the work.
+
+        Raises:
+            Cancelled: within `cancellable`, where the work was asked to stop.
+        """
         if self._report is not None:
             self._report(message)
+        if self._check():
+            raise Cancelled("stopped before there was a result. Try again")
+
+    @contextmanager
+    def cancellable(self, asked: Callable[[], bool] | None = None) -> Iterator[None]:
+        """Within: work that has nothing to show before it is done ends where it says how far it is.
+
+        Args:
+            asked: whether it was asked to stop; not given: as of `stoppable`.
+        """
+        with nullcontext(asked) if asked else self.stoppable() as check:
+            assert check is not None
+            self._check = check
+            try:
+                yield
+            finally:
+                self._check = lambda: False
 
     def notice(self, text: str) -> None:
         """Pass on something that should be known."""

@@ -12,10 +12,13 @@ from bit_transformer.config import Config, DataConfig, ModelConfig, Sampling, Tr
 EVAL_BYTES = 1 << 18
 
 
+BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")  # bytes in JSON, of requests and of results
+
+
 class Request(Config):
     """Base of all requests; in JSON, bytes are base64."""
 
-    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+    model_config = BASE64
 
 
 class TrainRequest(Request):

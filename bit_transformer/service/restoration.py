@@ -17,7 +17,7 @@ from bit_transformer.model import BitTransformerLM
 from bit_transformer.restoration.streams import PIECE, MendedPiece, fill_bits, hidden_bits, repair_pieces
 from bit_transformer.service.files import check_out, read_file, write_file
 from bit_transformer.service.jobs import Job, Reading
-from bit_transformer.service.requests import InfillRequest, ProtectRequest, RepairRequest
+from bit_transformer.service.requests import BASE64, InfillRequest, ProtectRequest, RepairRequest
 from bit_transformer.service.workspace import Workspace
 
 WRONG = 0.4  # share of bytes with odd parity from which on a file was never protected: half are by chance
@@ -33,6 +33,8 @@ class Filled:
         hidden_bits: how many were filled in.
         holes: first byte and the byte after the last, of each hole.
     """
+
+    __pydantic_config__ = BASE64
 
     run: str
     data: list[bytes]
@@ -111,22 +113,23 @@ def infill(request: InfillRequest, workspace: Workspace, job: Job) -> Filled:
     hidden_T = hidden_bits(len(data), width, [*holes, *marked], request.bit_holes)
     known = bytes_to_bits(data, parity=model.config.parity)
     made = []
-    for sample in range(samples):
+    with job.cancellable():
+        for sample in range(samples):
 
-        def tell(done: int, total: int, sample: int = sample) -> None:
-            job.tell(Reading(sample * total + done, samples * total, "filled", "bits"))
+            def tell(done: int, total: int, sample: int = sample) -> None:
+                job.tell(Reading(sample * total + done, samples * total, "filled", "bits"))
 
-        bits = fill_bits(
-            model,
-            known,
-            hidden_T,
-            on_window=tell,
-            steps=request.steps,
-            order=request.order,
-            temperature=request.temperature,
-            seed=None if request.seed is None else request.seed + 1_000_003 * sample,
-        )
-        made.append(bits_to_bytes(bits, parity=model.config.parity))
+            bits = fill_bits(
+                model,
+                known,
+                hidden_T,
+                on_window=tell,
+                steps=request.steps,
+                order=request.order,
+                temperature=request.temperature,
+                seed=None if request.seed is None else request.seed + 1_000_003 * sample,
+            )
+            made.append(bits_to_bytes(bits, parity=model.config.parity))
     return Filled(run, made, int(hidden_T.sum()), _merged([*holes, *marked]))
 
 

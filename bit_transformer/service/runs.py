@@ -133,7 +133,7 @@ def stop_run(request: StopRunRequest, workspace: Workspace, job: Job) -> Stoppin
 def _remove_files(folder: Path) -> list[str]:
     from bit_transformer.service.training import RUN_FILES  # which loads torch; lists of runs need none
 
-    there = [name for name in (*RUN_FILES, LOCK_FILE) if (folder / name).is_file()]
+    there = [name for name in (*RUN_FILES, LOCK_FILE, STOP_FILE) if (folder / name).is_file()]
     for name in there:
         (folder / name).unlink()
     with contextlib.suppress(OSError):  # there is more in it, or it is not there

@@ -93,14 +93,15 @@ def calibrate_run(request: CalibrateRequest, workspace: Workspace, job: Job) -> 
         reference = Reference.fit(corpus.part(0, half), model.config)
         what = f"contexts of one to four units, fitted to the first {half:,} bytes"
         corpus = corpus.part(half, len(corpus))
-    found = calibrate(
-        reference,
-        corpus,
-        model.config,
-        alpha=alpha,
-        seed=request.seed,
-        passed=lambda done, total: job.tell(Reading(done, total)),
-    )
+    with job.cancellable():
+        found = calibrate(
+            reference,
+            corpus,
+            model.config,
+            alpha=alpha,
+            seed=request.seed,
+            passed=lambda done, total: job.tell(Reading(done, total)),
+        )
     path = checkpoint.with_name(GATE_FILE)
     save_calibration(path, found, reference, of_model=model.config.experts is not None)
     left_out = [size for size in LENGTHS if size > found.longest]

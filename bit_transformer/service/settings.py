@@ -118,7 +118,7 @@ def data_of(settings: Settings) -> DataConfig:
         raise ConfigError(
             "got no corpus; at least one name, file or folder is needed",
             field="data.corpora",
-            tries=(Ask("train", "stdlib"),),
+            tries=(Ask("train", more=(Give("data.corpora", ("stdlib",)),)),),
         )
     return DataConfig.of(settings["data"])
 
@@ -155,7 +155,7 @@ def set_diffusion(settings: Settings, diffusion: bool, noise: str | None, steps:
         raise ConfigError(
             f"got {name}={given[name]!r} without diffusion, which it needs",
             field=name,
-            tries=(Give("diffusion", True),),
+            tries=(Give("model.causal", False),),
         )
     settings["model"] |= {
         key: value for key, value in (("noise", noise), ("diffusion_steps", steps)) if value is not None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from bit_transformer.errors import (
     Ask,
     BitStreamError,
     BitTransformerError,
+    Cancelled,
     CheckpointError,
     ConfigError,
     Give,
@@ -104,7 +105,7 @@ def train_further(request: FurtherRequest, workspace: Workspace, job: Job) -> Tr
         raise ConfigError(
             f"out={str(out)!r} is the folder of the run to begin with; the new one needs another",
             field="out",
-            tries=(Give("out", f"{out}-more"), Ask("resume", more=(Give("budget"),))),
+            tries=(Give("out", f"{out}-more"), Ask("resume", more=(Give("budget", {"seconds": 600}),))),
         )
     model = read_config(path)
     data = _taught_data(path.parent, request.data, workspace)
@@ -129,11 +130,17 @@ def train_further(request: FurtherRequest, workspace: Workspace, job: Job) -> Tr
 def _train(request: TrainRequest, teacher: BitTransformerLM | None, workspace: Workspace, job: Job) -> TrainResult:
     check_training(request.model, request.train)
     check_run_folder(request.out)
-    with held(request.out):
-        return _train_held(request, teacher, workspace, job)
+    with held(request.out), job.stoppable(request.out) as asked:
+        return _train_held(request, teacher, workspace, job, asked)
 
 
-def _train_held(request: TrainRequest, teacher: BitTransformerLM | None, workspace: Workspace, job: Job) -> TrainResult:
+def _train_held(
+    request: TrainRequest,
+    teacher: BitTransformerLM | None,
+    workspace: Workspace,
+    job: Job,
+    asked: Callable[[], bool],
+) -> TrainResult:
     there = [name for name in RUN_FILES if (request.out / name).exists()]
     if there and not request.overwrite:
         raise ConfigError(
@@ -151,7 +158,8 @@ def _train_held(request: TrainRequest, teacher: BitTransformerLM | None, workspa
     store.check_name(_name(request.out), request.out)  # known now, not after the experts have read the data
     data = _load_data(request, workspace)
     began = time.monotonic()
-    trainer = _trainer(request, data, workspace, job, teacher)
+    with job.cancellable(asked):
+        trainer = _trainer(request, data, workspace, job, teacher)
     trainer.progress.seconds = time.monotonic() - began  # the experts' pass over the data is part of the budget
     if request.init is not None:
         _begin_like(trainer, request.init.with_name(TRAINING_FILE), job)
@@ -163,7 +171,7 @@ def _train_held(request: TrainRequest, teacher: BitTransformerLM | None, workspa
     if request.init is not None:
         write_file(request.out / START_FILE, request.init.read_bytes())  # to go on from, whatever becomes of that run
     write_file(request.out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
-    return _run(trainer, request, data.held_out, store, job)
+    return _run(trainer, request, data.held_out, store, job, asked)
 
 
 def resume(request: ResumeRequest, workspace: Workspace, job: Job) -> TrainResult:
@@ -175,11 +183,13 @@ def resume(request: ResumeRequest, workspace: Workspace, job: Job) -> TrainResul
         RunBusy: another process trains it.
     """
     check_run_folder(request.out)
-    with held(request.out):
-        return _resume_held(request, workspace, job)
+    with held(request.out), job.stoppable(request.out) as asked:
+        return _resume_held(request, workspace, job, asked)
 
 
-def _resume_held(asked: ResumeRequest, workspace: Workspace, job: Job) -> TrainResult:
+def _resume_held(
+    asked: ResumeRequest, workspace: Workspace, job: Job, asked_to_stop: Callable[[], bool]
+) -> TrainResult:
     out, budget = asked.out, asked.budget
     request, digest, workspace = _read_request(out, workspace)
     if budget:
@@ -197,14 +207,15 @@ def _resume_held(asked: ResumeRequest, workspace: Workspace, job: Job) -> TrainR
         raise CheckpointError(
             f"{out} is finished: its budget is spent",
             field="budget",
-            tries=(Ask("resume", more=(Give("steps", 1000),)),),
+            tries=(Ask("resume", more=(Give("budget", {"steps": 1000}),)),),
         )
     data = _load_data(request, workspace)
     if data.train.digest() != digest:
         raise CheckpointError(
             f"{out}: its training files are not what they were; a resumed run needs the same. Try a new run"
         )
-    trainer = _trainer(request, data, workspace, job, _teacher(request, workspace))
+    with job.cancellable(asked_to_stop):
+        trainer = _trainer(request, data, workspace, job, _teacher(request, workspace))
     trainer.load(out / TRAINING_FILE)
     p, (name, amount) = trainer.progress, request.train.budget
     if budget and p.share >= 1:
@@ -218,7 +229,7 @@ def _resume_held(asked: ResumeRequest, workspace: Workspace, job: Job) -> TrainR
         document = json.loads((out / CONFIG_FILE).read_text()) | {"train": request.train.model_dump(mode="json")}
         write_file(out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
     store.go_on(_name(out), trainer.progress.step)
-    return _run(trainer, request, data.held_out, store, job)
+    return _run(trainer, request, data.held_out, store, job, asked_to_stop)
 
 
 @dataclass(frozen=True)
@@ -338,13 +349,15 @@ def _name(out: Path) -> str:
     return out.resolve().name
 
 
-def _run(trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, job: Job) -> TrainResult:
+def _run(
+    trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, job: Job, asked: Callable[[], bool]
+) -> TrainResult:
     run, out = _name(request.out), request.out
     recorder = Recorder(store, run)
     checkpoints = Checkpoints(out, recorder)
     observers: list[Observer] = [_probe(store, run, job), recorder, checkpoints, Reporter(job)]
     try:
-        with job.stoppable(out) as asked, threads_that_pay(trainer, job):
+        with threads_that_pay(trainer, job):
             trainer.observers = [*observers, stop_when(asked)]
             trainer.run()
             checkpoints.save(trainer)
@@ -354,10 +367,11 @@ def _run(trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunSt
         comparison = None
         if status == "finished" and len(held_out):
             model = load_checkpoint(out / MODEL_FILE, device=trainer.device)
-            comparison = compare_on(model, _last_sample(request, held_out), job)
+            with suppress(Cancelled), job.cancellable(asked):  # the training itself is done
+                comparison = compare_on(model, _last_sample(request, held_out), job)
     except BaseException as failed:
         store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
-        with contextlib.suppress(BitTransformerError, OSError):  # what went wrong first is what the user must read
+        with suppress(BitTransformerError, OSError):  # what went wrong first is what the user must read
             recorder.flush()
             _export(store, run, out, job)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
     from bit_transformer.runs.store import RunStore
     from bit_transformer.safety import Calibration, Guard, Reference
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-
 
 class Workspace:
-    """What operations share. Threads may use one together.
+    """What operations share. Threads may use one together; but trainings, and scorings of diffusion models, draw from torch's one generator,
+    so that only one of them at a time can be repeated to the last bit.
 
     Args:
         store: the SQLite file of run records.
@@ -34,8 +34,8 @@ class Workspace:
     """
 
     def __init__(self, store: Path = DEFAULT_STORE, device: str = "auto", *, keep: int = 2) -> None:
-        if device.partition(":")[0] not in DEVICES:
-            raise ConfigError(f"device={device!r}; it must be one of {', '.join(DEVICES)}. Try auto", field="device")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ConfigError(f"device={device!r}; it must be auto, cpu, cuda, cuda:N or mps. Try auto", field="device")
         self.store_path, self.device_name, self.keep = Path(store), device, keep
         self._loaded: OrderedDict[tuple[Path, int, int], BitTransformerLM] = OrderedDict()
         self._lock = RLock()
@@ -59,7 +59,8 @@ class Workspace:
         there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if self.device_name == "auto":
             return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
-        if not there[self.device_name.partition(":")[0]]:
+        kind, _, number = self.device_name.partition(":")
+        if not there[kind] or int(number or 0) >= max(1, torch.cuda.device_count()):
             raise ConfigError(
                 f"device={self.device_name!r} is not on this machine. Try {', '.join(n for n in there if there[n])}",
                 field="device",
@@ -95,7 +96,7 @@ class Workspace:
             raise CheckpointError(
                 f"{path}: no checkpoint yet; the run has not reached its first one",
                 field="run",
-                tries=(Ask("resume", run),),
+                tries=(Ask("resume", more=(Give("out", str(path.parent)),)),),
             )
         return path
 
@@ -116,7 +117,13 @@ class Workspace:
             raise ConfigError(
                 f"got {run!r} as the run and {swapped!r} as a file; they look swapped",
                 field="run",
-                tries=(Ask(operation, swapped, (Give("names", (run, *rest)),)),),
+                tries=(
+                    Ask(
+                        operation,
+                        swapped,
+                        (Give("name", run) if operation == "score" else Give("names", (run, *rest)),),
+                    ),
+                ),
             )
 
     def _names_a_run(self, text: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,8 @@ def build_windows(
         BitStreamError: less data than one window, or bits that are no bits.
     """
     shape = model.config
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(data)
     if isinstance(data, Tensor):
         longest = min(config.window or shape.max_seq_len, shape.max_seq_len)
         if data.ndim == 2 and (data.shape[1] > longest or data.shape[1] % shape.patch_bits):

@@ -25,7 +25,7 @@ from bit_transformer.checkpoint import load_weights
 from bit_transformer.config import BUDGETS, Config, ModelConfig, TrainConfig
 from bit_transformer.data.prefetch import Prefetched
 from bit_transformer.data.sources import Corpus, bytes_corpus
-from bit_transformer.data.windows import Batch, CorpusWindows, Windows
+from bit_transformer.data.windows import Batch, BitWindows, CorpusWindows, Windows
 from bit_transformer.errors import CheckpointError, ConfigError, NonFiniteLoss, OutOfMemory
 from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.growth import expand_to, stages
@@ -96,17 +96,18 @@ class Trainer:
             shapes = stages(self.target or self.model.config, context=grows_context(self.windows, self.config))
             if self.model.config != shapes[0]:
                 raise ConfigError(
-                    "got progressive=true and a model of another shape than it begins with. Try growth.stages(target)[0], or "
-                    "btlm train --progressive"
+                    "got progressive=true and a model of another shape than it begins with",
+                    field="train.progressive",
+                    tries=("growth.stages(target)[0]",),
                 )
         self.growth = Growth(self.config.progressive, shapes, self.may_grow)
         self.objective = objective_for(self.model.config, teacher=self.teacher, trust=self.config.distillation)
         self.optimizers = Optimizers(self.model, self.config.optim)
         self.kept = None if self.validation is None else Validation(self.validation, self.config)
         self.latest: Batch | None = None
-        self._unsettled: list[tuple[Tensor, Tensor]] = []
+        self._unsettled: list[Record] = []
         self._on_processor = self.device.type == "cpu"  # where nothing is asynchronous, and waiting costs nothing
-        if self.device.type == "cuda" and not isinstance(self.windows, StreamedWindows):
+        if self.device.type == "cuda" and isinstance(self.windows, CorpusWindows | BitWindows):
             self.windows = Prefetched(self.windows, pin=True)
 
     @property
@@ -128,7 +129,8 @@ class Trainer:
         """Train until the budget is spent or an observer stops it; the model grows between loops.
 
         Raises:
-            NonFiniteLoss: the loss or a gradient is not a finite number; the update is not made.
+            NonFiniteLoss: the loss or a gradient is not a finite number; the update is not made. On an accelerator this is noticed up to
+            100 updates later; those in between had no gradient and moved the weights by momentum alone. No checkpoint holds them.
             OutOfMemory: there is no memory, and smaller micro-batches are not allowed or not enough. The update under way
                 may be half made: go on from a checkpoint.
         """
@@ -145,6 +147,8 @@ class Trainer:
             raise OutOfMemory(f"got no memory at step {self.progress.step + 1}: {self.memory_advice()}") from None
         finally:
             self.progress.seconds = self.clock() - began
+            if isinstance(self.windows, Prefetched):
+                self.windows.close()
             self.take_bank()
             self.model.eval()
         self.settle()
@@ -155,7 +159,9 @@ class Trainer:
         self.model.train()
         compiled = self.model.trunk.compiled() if self.config.compile_model else contextlib.nullcontext()
         with compiled:
-            while self._advance(self.clock() - began) < 1:
+            while self._advance(self.clock() - began) < 1 or (
+                p.stage and p.step == p.grown_at
+            ):  # each shape gets an update
                 self._check_patience()
                 if self.growth.next(p) is not None:
                     return False
@@ -194,33 +200,37 @@ class Trainer:
             grad_norm=cast(float, norm),
             rate=rate,
         )
-        self._unsettled.append((train_bpb, norm))
+        self._unsettled.append(record)
         if self._on_processor:
             self.settle()
-            record["train_bpb"], record["grad_norm"] = train_bpb.item(), norm.item()
         if len(self.growth.stages) > 1 and progress.step == progress.grown_at + 1:
             shape = self.model.config
             record |= Record(num_layers=shape.num_layers, d_model=shape.d_model, max_seq_len=shape.max_seq_len)
         return record
 
     def settle(self) -> None:
-        """Bring the smoothed loss up to date: waits for the device.
+        """Bring the smoothed loss and the records up to date: waits for the device.
 
         Raises:
-            NonFiniteLoss: since the last time a loss or a gradient was not finite; those updates were not made.
+            NonFiniteLoss: since the last time a loss or a gradient was not finite.
         """
         p, waiting = self.progress, self._unsettled
         self._unsettled = []
-        for number, (bpb, norm) in enumerate(_fetched(waiting)):
-            step = p.step - len(waiting) + number + 1
-            self._check_finite(bpb, norm, step)
-            p.train_bpb = bpb if step == 1 else 0.98 * p.train_bpb + 0.02 * bpb
+        for record, (bpb, norm) in zip(waiting, _fetched(waiting), strict=True):
+            record["train_bpb"], record["grad_norm"] = bpb, norm
+            self._check_finite(bpb, norm, record["step"])
+            p.train_bpb = bpb if record["step"] == 1 else 0.98 * p.train_bpb + 0.02 * bpb
 
     def _check_finite(self, nats: Tensor | float, norm: Tensor | float, step: int) -> None:
+        lost = (
+            ""
+            if self._on_processor or not self.model.config.reversible
+            else ", or use_checkpoint in place of reversible"
+        )
         if not (math.isfinite(nats) and math.isfinite(norm)):
             raise NonFiniteLoss(
                 f"got loss {float(nats)} and gradient norm {float(norm)} at step {step}; both must be finite. The last "
-                f"checkpoint, if there was one, is kept. Try a lower train.optim.lr and matrix_lr, or train.amp=false",
+                f"checkpoint, if there was one, is kept. Try a lower train.optim.lr and matrix_lr, or train.amp=false{lost}",
                 step,
             )
 
@@ -402,12 +412,13 @@ class Trainer:
         self.optimizers.load_state_dict(state)
 
 
-def _fetched(waiting: list[tuple[Tensor, Tensor]]) -> list[tuple[float, float]]:
-    """Pairs of numbers from a device, in one transfer."""
+def _fetched(waiting: list[Record]) -> list[tuple[float, float]]:
+    """Loss and gradient norm of some updates from a device, in one transfer."""
     if not waiting:
         return []
-    dtype = torch.float64 if waiting[0][0].device.type == "cpu" else torch.float32
-    numbers = torch.stack([number.to(dtype) for pair in waiting for number in pair]).tolist()
+    pairs = [(cast(Tensor, record["train_bpb"]), cast(Tensor, record["grad_norm"])) for record in waiting]
+    dtype = torch.float64 if pairs[0][0].device.type == "cpu" else torch.float32
+    numbers = torch.stack([number.to(dtype) for pair in pairs for number in pair]).tolist()
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
@@ -492,6 +503,4 @@ def train_loop(
     trainer = Trainer(model, windows, chosen, held, (keep, *observers), progress=read)
     trainer.run()
     trainer.take_best()
-    for record in history:  # of an accelerator: all at once, now that it is done
-        record["train_bpb"], record["grad_norm"] = float(record["train_bpb"]), float(record["grad_norm"])
     return history

@@ -240,5 +240,7 @@ def losses(
     """
     bits_BT = torch.as_tensor(bits_BT, device=model.head.weight.device)
     model.check_bits(bits_BT)
+    if features_BTF is not None:
+        features_BTF = features_BTF.to(bits_BT.device)
     made = objective_for(model.config, teacher=teacher, trust=trust)(model, bits_BT, features_BTF, reach=reach)
     return made.loss, made.nats

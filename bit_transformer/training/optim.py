@@ -183,7 +183,7 @@ def clip_gradients(model: nn.Module, largest: float, *, wait: bool = True) -> Te
 
     Args:
         wait: look at the norm here. Otherwise nothing waits for the device, and where the norm is not finite all gradients become zero: the
-            error can be raised later.
+            error can be raised later, and the weights stay finite.
     """
     grads: list[Tensor] = []
     for p in model.parameters():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -12,13 +14,24 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+import torch
 
 from bit_transformer.cli.output import as_flags
-from bit_transformer.errors import Ask, CheckpointError, ConfigError, Give, RunNotRunning
+from bit_transformer.errors import (
+    Ask,
+    Cancelled,
+    CheckpointError,
+    ConfigError,
+    Give,
+    NonFiniteLoss,
+    ParityError,
+    RunNotRunning,
+)
 from bit_transformer.service.jobs import STOP_FILE, Job, Update
 from bit_transformer.service.operations import OPERATIONS, call
 from bit_transformer.service.requests import GenerateRequest, InfillRequest
 from bit_transformer.service.workspace import Workspace
+from tests.conftest import ROOT
 from tests.interfaces.test_cli import SMALL
 
 TINY = {"d_model": 16, "nhead": 2, "num_layers": 1, "max_seq_len": 256}
@@ -95,8 +108,11 @@ def test_a_device_is_named_and_must_be_there(trained) -> None:
         Workspace(device="gpu")
     assert Workspace(device="cpu").model(str(trained)).head.weight.device.type == "cpu"
     for name in ("cuda:99", "mps"):
-        with pytest.raises(Exception, match=r"device|CUDA"):
+        with pytest.raises(ConfigError, match="is not on this machine"):
             Workspace(device=name).model(str(trained))
+    for name in ("auto:0", "cuda:x", "cpu:1"):
+        with pytest.raises(ConfigError, match="Try auto"):
+            Workspace(device=name)
 
 
 def test_a_training_is_cancelled_from_another_thread_and_goes_on(tmp_path, text_file) -> None:
@@ -184,9 +200,65 @@ def test_advice_is_given_in_the_words_of_each_door(trained, tmp_path, text_file,
         (Give("train.telemetry", 0.005), "--set train.telemetry=0.005"),
         (Ask("calibrate", "r"), "`btlm calibrate r`"),
         (Ask("score", "r", (Give("names", ("a", "b c")),)), "`btlm score r a 'b c'`"),
-        (Ask("resume", more=(Give("steps", 1000),)), "`btlm train --resume --steps 1000`"),
+        (Ask("resume", more=(Give("budget", {"steps": 1000}),)), "`btlm train --resume --steps 1000`"),
+        (Ask("resume", more=(Give("out", "runs/a"),)), "`btlm train --resume --out runs/a`"),
+        (Ask("train", more=(Give("data.corpora", ("stdlib",)),)), "`btlm train stdlib`"),
+        (Give("holes", "10:20"), "--hide 10:20"),
+        (Give("model.causal", False), "--diffusion"),
         ("more files", "more files"),
     ],
 )
 def test_advice_as_flags(advice: object, flags: str) -> None:
     assert as_flags(advice) == flags  # type: ignore[arg-type]
+
+
+def test_advice_names_operations_and_fields_that_there_are() -> None:
+    fields = {name for operation in OPERATIONS.values() for name in operation.request.model_fields}
+    fields |= {"store", "num_layers", "d_model", "nhead", "max_seq_len", "dim_feedforward"}
+    found = 0
+    for path in (ROOT / "bit_transformer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+                continue
+            first = node.args[0]
+            if not isinstance(first, ast.Constant):
+                continue
+            found += node.func.id in ("Ask", "Give")
+            if node.func.id == "Give":
+                assert first.value.partition(".")[0] in fields, (path, first.value)
+            if node.func.id == "Ask":
+                request = OPERATIONS[first.value].request.model_fields
+                assert len(node.args) < 2 or "run" in request, (path, first.value)
+                for inside in ast.walk(node):
+                    if isinstance(inside, ast.Call) and getattr(inside.func, "id", "") == "Give":
+                        assert inside.args[0].value.partition(".")[0] in request, (path, first.value)
+    assert found > 30
+
+
+def test_results_with_bytes_survive_json(trained) -> None:
+    workspace = Workspace()
+    asked = {"run": str(trained), "prompts": [b"\xff\x00"], "max_bytes": 9, "sampling": {"seed": 1, "temperature": 3.0}}
+    made = call("generate", asked, workspace)
+    result = OPERATIONS["generate"].result()
+    assert result.validate_json(result.dump_json(made)) == made and len(made.data[0]) == 9
+
+
+def test_errors_come_back_from_another_process() -> None:
+    for error in (
+        NonFiniteLoss("a loss", 3),
+        ParityError("odd", [1, 2], tries=(Ask("repair"),)),
+        ConfigError("no", field="out", tries=(Give("out"),)),
+    ):
+        back = pickle.loads(pickle.dumps(error))
+        assert type(back) is type(error) and str(back) == str(error) and back.__dict__ == error.__dict__
+
+
+def test_work_without_a_part_of_its_result_is_cancelled(trained, text_file) -> None:
+    job = Job()
+    job.cancel()
+    with pytest.raises(Cancelled):
+        call("calibrate", {"run": str(trained), "names": [str(text_file)], "alpha": 0.2}, Workspace(), job)
+    before = Workspace().model(str(trained)).head.weight.clone()
+    workspace = Workspace()
+    call("evaluate", {"run": str(trained), "names": [str(text_file)], "learning": "online+mixer"}, workspace)
+    assert torch.equal(workspace.model(str(trained)).head.weight, before)

@@ -17,6 +17,7 @@ from bit_transformer.data import sources
 from bit_transformer.data.sources import (
     Corpus,
     Span,
+    _mapped,
     bytes_corpus,
     find_files,
     named_file,
@@ -346,6 +347,12 @@ def test_a_file_that_was_replaced_and_one_of_the_same_name_elsewhere_are_read_as
         (tmp_path / folder / "file").write_bytes(data)
         monkeypatch.chdir(tmp_path / folder)
         assert whole_files([Path("file")]).read(0, 9).tobytes() == data
+    kept = whole_files([Path("file")])
+    kept.read(0, 9)
+    unread = whole_files([Path("file")])
+    _mapped.cache_clear()
     (tmp_path / "new").write_bytes(b"thr")
     (tmp_path / "new").replace("file")
     assert whole_files([Path("file")]).read(0, 9).tobytes() == b"thr"
+    with pytest.raises(BitStreamError, match="was changed or removed"):
+        unread.read(0, 9)
