@@ -144,7 +144,7 @@ BAD = [
     ),
     (["train", "TEXT", "--noise", "flips"], "got noise='flips' without diffusion, which it needs. Try --diffusion"),
     (["train", "TEXT", "--diffusion", "--noise", "rain"], "noise='rain'"),
-    (["train", "TEXT", "--set", "train.curriculum=0.5"], "widens the noise of a diffusion"),
+    (["train", "TEXT", "--set", "train.curriculum=0.5"], "a curriculum needs a diffusion model"),
     (["train", "TEXT", "--diffusion", "--set", "model.schedule=sometimes"], "schedule='sometimes'"),
     (["train", "TEXT", "--progressive", "--set", "train.compile_model=true"], "a growing model cannot be compiled"),
     (["infill", "RUN", "--text", "a_b"], "is an autoregressive model"),
@@ -168,7 +168,7 @@ BAD = [
     (["train", "TEXT", "--out", "/proc/self/x"], "out='/proc/self/x'"),
     (["runs", "rm", "ghost"], "btlm runs list"),
     (["distill", "RUN", "--out", "x", "--num-layers", "9", "--d-model", "64"], "the teacher has"),
-    (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "model.experts=false"], "is not the teacher's"),
+    (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "model.experts=false"], "and a teacher with"),
     (["distill", "RUN", "--out", "RUN", "--d-model", "8", "--overwrite"], "is the teacher's own folder"),
     (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "data.bogus=1"], "unknown key 'bogus'"),
     (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "train.optim=3"], "optim"),
@@ -511,7 +511,7 @@ def test_experts_learn_what_they_are_told_to(btlm, trained, text_file, tmp_path)
 
 def test_a_short_budget_does_not_wait_for_the_experts(btlm, text_file):
     done = btlm("train", text_file, *SMALL, "--seconds", 0.1, "--out", "short")
-    assert done.returncode == 0 and "read the data while training" in done.stderr
+    assert done.returncode == 0 and "read the data during training" in done.stderr
 
 
 def test_a_run_is_not_replaced_by_accident(btlm, trained, text_file):

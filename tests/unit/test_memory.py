@@ -262,7 +262,7 @@ def test_out_of_memory_is_met_with_advice_or_with_smaller_micro_batches():
     advice = str(run("plain")["error"])
     assert len(advice.splitlines()) == 1
     for part in (
-        "no memory at step 1",
+        "out of memory at step 1",
         "64 windows in 1 micro-batch",
         "model.reversible=true",
         "train.auto_batch=true",
@@ -296,7 +296,7 @@ def test_a_training_that_outgrows_memory_says_so_and_other_errors_pass(monkeypat
         return step
 
     monkeypatch.setattr(trainer.optimizers, "step", fail(torch.OutOfMemoryError("no")))
-    with pytest.raises(OutOfMemory, match="no memory at step 1"):
+    with pytest.raises(OutOfMemory, match="out of memory at step 1"):
         trainer.run()
     monkeypatch.setattr(trainer.optimizers, "step", fail(RuntimeError("another")))
     with pytest.raises(RuntimeError, match="another"):

@@ -103,7 +103,7 @@ def test_a_prompt_is_continued_half_a_window_at_a_time(cyclist: BitTransformerLM
     made = b"".join(pieces)
     right = sum(a == b for a, b in zip(CYCLE + b"abc" + made, CYCLE * 10, strict=False))
     assert right >= 0.9 * len(CYCLE + b"abc" + made) and [len(piece) for piece in pieces] == [16, 16, 16]
-    with pytest.raises(ConfigError, match=r"top_p=0.5 goes with autoregressive models"):
+    with pytest.raises(ConfigError, match=r"top_p=0.5 needs an autoregressive model"):
         continued(cyclist, b"", Sampling(top_p=0.5))
 
 
