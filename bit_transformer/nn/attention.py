@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
         """Attend.
 
         Args:
-            rotary_NK2: rotary rotations of the N positions of x.
+            rotary_NK2: rotations of the N positions of x.
             cache: keys and values of earlier positions. x continues them and is added to the cache.
             maps: if given, the attention map is appended to it; the result is the same.
         """
