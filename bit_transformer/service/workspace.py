@@ -1,4 +1,4 @@
-"""A workspace: where runs are recorded, on which device models run, and the models that are loaded."""
+"""A workspace: the store of runs, the device that models run on, and the loaded models."""
 
 from __future__ import annotations
 
@@ -22,37 +22,39 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class Workspace:
-    """What operations share. Threads may use one together.
+    """What operations share. Several threads may use one.
 
     Args:
         store: the SQLite file of run records.
-        device: `auto` takes a CUDA device where there is one, else Apple's, else the processor; or `cpu`, `cuda`, `cuda:1`, `mps`.
-        keep: models that stay loaded, the latest ones; each until its checkpoint changes.
+        device: `auto` takes a CUDA device if there is one, else Apple's, else the CPU; or `cpu`, `cuda`, `cuda:1`, `mps`.
+        keep: most models that stay loaded, the latest ones; each until its checkpoint changes.
 
     Raises:
-        ConfigError: another device.
+        ConfigError: an unknown device.
     """
 
     def __init__(self, store: Path = DEFAULT_STORE, device: str = "auto", *, keep: int = 2) -> None:
         if device.partition(":")[0] not in DEVICES:
-            raise ConfigError(f"device={device!r}; it must be one of {', '.join(DEVICES)}. Try auto", field="device")
+            raise ConfigError(
+                f"got device={device!r}; it must be one of {', '.join(DEVICES)}. Try auto", field="device"
+            )
         self.store_path, self.device_name, self.keep = Path(store), device, keep
         self._loaded: OrderedDict[tuple[Path, int, int], BitTransformerLM] = OrderedDict()
         self._lock = RLock()
 
     @property
     def store(self) -> RunStore:
-        """The records of runs."""
+        """The store of run records."""
         from bit_transformer.runs.store import RunStore
 
         return RunStore(self.store_path)
 
     @property
     def device(self) -> torch.device:
-        """Where models run.
+        """The device that models run on.
 
         Raises:
-            ConfigError: it is not there.
+            ConfigError: this machine does not have it.
         """
         import torch
 
@@ -61,7 +63,7 @@ class Workspace:
             return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
         if not there[self.device_name.partition(":")[0]]:
             raise ConfigError(
-                f"device={self.device_name!r} is not on this machine. Try {', '.join(n for n in there if there[n])}",
+                f"got device={self.device_name!r}, which this machine does not have. Try {', '.join(n for n in there if there[n])}",
                 field="device",
             )
         return torch.device(self.device_name)
@@ -100,7 +102,7 @@ class Workspace:
         return path
 
     def check_order(self, operation: str, run: str, names: Sequence[str]) -> None:
-        """Refuse a run and files that were given the other way round.
+        """Refuse a run and files in swapped order.
 
         Raises:
             ConfigError: the run names data, and one of the files names a run.
@@ -128,7 +130,7 @@ class Workspace:
         return any(run.id == text for run in self.store.list_runs())
 
     def model(self, run: str) -> BitTransformerLM:
-        """The model of a run, in evaluation mode, on the workspace's device. It is shared: who changes it takes a copy.
+        """The model of a run, in evaluation mode, on the workspace's device. It is shared: to change it, make a copy.
 
         Raises:
             CheckpointError: no such run, or a damaged checkpoint.
@@ -152,7 +154,7 @@ class Workspace:
         """The calibrated gate of a run.
 
         Args:
-            window: bytes that are judged at a time; 0: 256, or the longest that was calibrated.
+            window: bytes judged at a time; 0: 256, or the longest that was calibrated.
 
         Raises:
             CheckpointError: the run was not calibrated, or for another model.
@@ -164,7 +166,7 @@ class Workspace:
         return Guard(SafetyGate.calibrated(calibration), reference, window)
 
     def calibration(self, run: str) -> tuple[Calibration, Reference]:
-        """What is normal for a run, and its reference.
+        """The calibration of a run, and its reference.
 
         Raises:
             CheckpointError: the run was not calibrated, or for another model.
@@ -175,7 +177,7 @@ class Workspace:
         path = self.model_path(run).with_name(GATE_FILE)
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: got no such file; the run was not calibrated", field="run", tries=(Ask("calibrate", run),)
+                f"{path}: does not exist; the run was not calibrated", field="run", tries=(Ask("calibrate", run),)
             )
         model = self.model(run)
         return load_calibration(path, model.config, model.bank if model.config.experts else None)

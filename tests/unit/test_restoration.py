@@ -164,7 +164,7 @@ def test_what_cannot_be_is_refused() -> None:
     for either in (model, one_way):
         with pytest.raises(ConfigError, match=r"rate=0.5; it must lie between 0 and 0.5"):
             repair_bits(either, bits, rate=0.5)
-    with pytest.raises(ConfigError, match="got a diffusion model, which has no next bit"):
+    with pytest.raises(ConfigError, match="got a diffusion model, which does not predict a next bit"):
         next(stream_bytes(model, b"abc", 5))
 
 
