@@ -66,9 +66,10 @@ def likelihood_bound(
 
     continuous: each sample of a window gets a time, stratified over its samples. The cost of what is lost is weighted by its rate in
     continuous time.
-    discrete, masked patches: the number of masked patches is a stratified draw from 1 .. N, with all choices of patches equally likely. N
-    times their mean cost has the same bound as its mean. discrete, flips: the divergence between one of `steps` reverse steps and the
-    true one; this bound is looser by about one part in `steps`.
+    discrete, masked patches: the number of masked patches is a stratified draw from 1 .. N, with all choices of patches equally likely.
+    The estimate is N times their mean cost, with the same bound as its expectation.
+    discrete, flips: the divergence between one of `steps` reverse steps and the true one; this bound is looser by about one part in
+    `steps`.
 
     Args:
         bits_BT: windows of whole patches.
@@ -104,7 +105,7 @@ def likelihood_bound(
             else:
                 nats_S = _flips_by_step(model, patch_SN, steps)
             costs_BS[row] = nats_S / math.log(2)
-    # Each stratum has one draw, so their variance about the mean overestimates the error, and never underestimates it.
+    # Each stratum has one draw, so their variance about the mean can only overestimate the error.
     error = math.sqrt((costs_BS.var(axis=1, ddof=1) / samples).sum())
     costs_B = costs_BS.mean(axis=1)
     return Bound(float(costs_B.sum()), error, tuple(costs_B.tolist()))

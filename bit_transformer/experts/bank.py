@@ -31,7 +31,7 @@ Units = NDArray[np.uint16]
 
 FEATURE_ONE = kernels.FEATURE_ONE
 _MAP_ROWS = 1 << 12
-_HEADS_SHARE = 4  # units of history per hash head
+_UNITS_PER_HEAD = 4  # units of history per hash head
 _LONGEST_RATE = 1023  # a probability moves by at least 1 / this
 
 
@@ -57,7 +57,7 @@ class ExpertBank:
         self.experts = len(spec)
         self.memory = _memory(config, self.experts, unit_bits)
         check_memory(self.memory, config, self.experts)
-        heads = max(1 << 10, config.history // _HEADS_SHARE)
+        heads = max(1 << 10, config.history // _UNITS_PER_HEAD)
         self._shape = Shape(
             spec,
             unit_bits,
@@ -191,13 +191,13 @@ class ExpertBank:
             )
         mine, theirs = self.tables, other.tables
         kernels.merge_slots(mine.slots, theirs.slots, sums())
-        mine.chance[...] = _merged_chances(mine.chance, theirs.chance)
+        mine.chance[...] = _merged_probabilities(mine.chance, theirs.chance)
         total = self.count + other.count
         if total:
-            share = other.count / total
+            fraction = other.count / total
             for name in ("first", "match", "weights", "last", "maps"):
                 a, b = getattr(mine, name), getattr(theirs, name)
-                a[...] = np.rint(a + (b.astype(np.float64) - a) * share)
+                a[...] = np.rint(a + (b.astype(np.float64) - a) * fraction)
         self.sketch = joined(self.sketch, other.sketch)
         ring = len(theirs.history)
         first = max(0, other.count - ring)
@@ -264,7 +264,7 @@ def memory_bytes(model: ModelConfig) -> int:
 
 def _memory(config: ExpertConfig, experts: int, unit_bits: int) -> int:
     slots = (experts * config.buckets + 1) * kernels.BUCKET
-    match = config.history * 2 + max(1 << 10, config.history // _HEADS_SHARE) * 4
+    match = config.history * 2 + max(1 << 10, config.history // _UNITS_PER_HEAD) * 4
     mixers = _sets(unit_bits) * _padded(experts) * 4
     return slots + match + mixers + experts * 1024 + 2 * _MAP_ROWS * kernels.MAP_KNOTS * 2
 
@@ -311,7 +311,7 @@ def _sets(unit_bits: int) -> int:
 def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) -> Tables:
     counts = histories().counts
     guess = (counts[:, 1] + 0.4) / (counts.sum(1) + 0.8)
-    chance = (np.rint(guess * ((1 << 22) - 1)).astype(np.uint32) << 10)[None].repeat(experts, 0)
+    probability = (np.rint(guess * ((1 << 22) - 1)).astype(np.uint32) << 10)[None].repeat(experts, 0)
     nodes = 1 << unit_bits
     weights = np.zeros((_sets(unit_bits), _padded(experts)), dtype=np.int32)
     weights[:, :experts] = 3 * (1 << 16) // (experts or 1)
@@ -323,7 +323,7 @@ def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) 
     maps[...] = np.rint(65536 / (1 + np.exp(-knots)))
     return Tables(
         slots=_aligned_zeros((experts * config.buckets + 1) * kernels.BUCKET),
-        chance=np.ascontiguousarray(chance),
+        chance=np.ascontiguousarray(probability),
         first=np.full(nodes, 1 << 15, dtype=np.uint16),
         match=np.full(kernels.MATCH_MAX + 1, 3 << 14, dtype=np.uint16),
         weights=weights,
@@ -348,7 +348,7 @@ def _aligned_copy(table: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
-def _merged_chances(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint32]:
+def _merged_probabilities(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint32]:
     p, n = (mine >> 10).astype(np.float64), (mine & 1023).astype(np.float64)
     q, m = (theirs >> 10).astype(np.float64), (theirs & 1023).astype(np.float64)
     total = np.maximum(n + m, 1)
@@ -358,10 +358,10 @@ def _merged_chances(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint
 
 @lru_cache(maxsize=1)
 def _curves() -> Curves:
-    chance = (np.arange(4096) + 0.5) / 4096
-    stretch = np.rint(kernels.LOGIT_ONE * np.log(chance / (1 - chance))).astype(np.int32)
+    probability = (np.arange(4096) + 0.5) / 4096
+    stretch = np.rint(kernels.LOGIT_ONE * np.log(probability / (1 - probability))).astype(np.int32)
     logit = np.arange(-kernels.LOGIT_MAX - 1, kernels.LOGIT_MAX + 1) / kernels.LOGIT_ONE
     squash = np.clip(np.rint(65536 / (1 + np.exp(-logit))), 1, 65535).astype(np.int32)
     uses = np.minimum(np.arange(1024), _LONGEST_RATE)
-    share = np.rint(65536 / (uses + 1.6)).astype(np.int32)
-    return Curves(stretch, squash, histories().after, share)
+    rates = np.rint(65536 / (uses + 1.6)).astype(np.int32)
+    return Curves(stretch, squash, histories().after, rates)

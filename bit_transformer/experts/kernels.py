@@ -424,9 +424,7 @@ def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
         s = known[k]
         entry = np.int64(chance[k, s])
         p22, n = entry >> 10, entry & 1023
-        p22 += ((((y << 22) - y - p22) * share[n]) >> 16) * np.int64(
-            s != 0
-        )  # an empty history has no probability to learn
+        p22 += ((((y << 22) - y - p22) * share[n]) >> 16) * np.int64(s != 0)  # an empty history learns nothing
         chance[k, s] = p22 << 10 | min(n + 1, 1023)
         slots[buckets[k] + slot] = after[s, y]
 

@@ -46,9 +46,9 @@ class SelfAttention(nn.Module):
         """
         B, N, D = x_BND.shape
         # Queries and keys are rotated together, as twice as many heads.
-        turning_BNE, value_BND = self.query_key_value(self.norm(x_BND)).split((2 * D, D), dim=-1)
-        turned_BNHK = rotate(turning_BNE.view(B, N, 2 * self.nhead, -1), rotary_NK2)
-        query_BHNK, key_BHMK = turned_BNHK.transpose(1, 2).chunk(2, dim=1)
+        unrotated_BNE, value_BND = self.query_key_value(self.norm(x_BND)).split((2 * D, D), dim=-1)
+        rotated_BNHK = rotate(unrotated_BNE.view(B, N, 2 * self.nhead, -1), rotary_NK2)
+        query_BHNK, key_BHMK = rotated_BNHK.transpose(1, 2).chunk(2, dim=1)
         # A copy: a view would keep the whole projection for the backward pass, including queries and keys before rotation.
         value_BHMK = value_BND.contiguous().view(B, N, self.nhead, -1).transpose(1, 2)
         if cache is not None:

@@ -87,20 +87,20 @@ def leaf_log_probs(node_logit_BV: NDArray[np.floating[Any]]) -> NDArray[np.float
         (B, V); the exponentials sum to 1.
     """
     z = node_logit_BV.astype(np.float64)
-    turn = -np.logaddexp(
+    branch = -np.logaddexp(
         0, np.concatenate((z, -z), axis=1)
     )  # entry b * V + node: log-probability of bit b at that node
-    return turn[:, _turns(z.shape[1])].sum(-1)
+    return branch[:, _branches(z.shape[1])].sum(-1)
 
 
 def bit_chances(node_logit_BNV: Tensor) -> Tensor:
     """Probability of a one for each bit of a patch, summed over the bits before it: one_BNP."""
-    before, chances = torch.ones_like(node_logit_BNV[..., :1]), []  # of each prefix
+    before, probabilities = torch.ones_like(node_logit_BNV[..., :1]), []  # of each prefix
     for j in range(node_logit_BNV.shape[-1].bit_length() - 1):
         one = before * torch.sigmoid(node_logit_BNV[..., 1 << j : 2 << j])
-        chances.append(one.sum(-1))
+        probabilities.append(one.sum(-1))
         before = torch.stack((before - one, one), dim=-1).flatten(-2)
-    return torch.stack(chances, dim=-1)
+    return torch.stack(probabilities, dim=-1)
 
 
 def patch_distances(patch_BN: Tensor, patch_bits: int) -> NDArray[np.int64]:
@@ -120,7 +120,7 @@ def draw_patches(score_BV: NDArray[np.float64], temperature: float, random: np.r
 
 
 @lru_cache(maxsize=16)
-def _turns(symbols: int) -> NDArray[np.int64]:
+def _branches(symbols: int) -> NDArray[np.int64]:
     """Entries of the array in `leaf_log_probs` along the path to every leaf: (V, P)."""
     P = symbols.bit_length() - 1
     patch_V1 = np.arange(symbols)[:, None]

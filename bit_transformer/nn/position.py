@@ -33,5 +33,5 @@ def rotate(x_BNHK: Tensor, rotary_NK2: Tensor) -> Tensor:
     """
     # A complex product is a single pass over memory. bfloat16 has no complex dtype, so the table's dtype is used.
     pair_BNHK = torch.view_as_complex(x_BNHK.to(rotary_NK2.dtype).reshape(*x_BNHK.shape[:-1], -1, 2))
-    turned = torch.view_as_real(pair_BNHK * torch.view_as_complex(rotary_NK2)[:, None])
-    return turned.flatten(-2).to(x_BNHK.dtype)
+    rotated = torch.view_as_real(pair_BNHK * torch.view_as_complex(rotary_NK2)[:, None])
+    return rotated.flatten(-2).to(x_BNHK.dtype)

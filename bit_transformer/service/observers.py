@@ -79,9 +79,9 @@ class Reporter:
         if self.began is None:  # the first update includes warm-up, so the pace is measured from its end
             self.began = (p.seconds, p.bytes_seen, p.share)
             return
-        seconds, seen, share = self.began
+        seconds, seen, spent = self.began
         elapsed = max(1e-9, p.seconds - seconds)
-        eta = elapsed * (1 - p.share) / max(1e-9, p.share - share)
+        eta = elapsed * (1 - p.share) / max(1e-9, p.share - spent)
         self.report(Update(p.step, p.share, p.seconds, (p.bytes_seen - seen) / elapsed, self.smooth, self.val_bpb, eta))
 
 
