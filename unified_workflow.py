@@ -1,8 +1,8 @@
-"""All phases in one command: train, validate, evaluate beside compressors, calibrate a gate, generate behind it.
+"""All phases in one command: train, validate, evaluate against compressors, calibrate a gate, and generate behind it.
 
 Run: python unified_workflow.py --epochs 1 --dataset-size 2000000
 
-A thin door to `bit_transformer.service`, for those who know the workflow by its flags; `btlm` has every setting.
+A thin interface to `bit_transformer.service` with the flags of the original workflow; `btlm` has every setting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bit_transformer.service.workspace import Workspace
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
 
-# Flags of phases that this version does not have: asking for one is an error, not a silent no-op.
+# Flags of phases that this version does not have. They raise an error instead of being ignored.
 LATER = {
     "dashboard": "the dashboard",
     "distributed": "distributed training",
@@ -37,19 +37,23 @@ PROMPT = b"def "
 
 
 def parse() -> argparse.Namespace:
-    """The documented flags."""
+    """Parse the documented flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="stdlib", help="name, file, folder or glob")
-    parser.add_argument("--out", type=Path, default=Path("runs/workflow"), help="run folder; a run in it is replaced")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/workflow"), help="run folder; an earlier run in it is replaced"
+    )
     parser.add_argument("--preset", default="tiny", help="tiny, small, medium, large, or a depth")
     parser.add_argument("--epochs", type=float, default=1.0, help="passes over the training part")
-    parser.add_argument("--dataset-size", type=int, help="train on about so many bytes an epoch")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows of an update")
+    parser.add_argument("--dataset-size", type=int, help="bytes to train on per epoch, about")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows per update")
     parser.add_argument("--amp", action="store_true", default=None, help="bfloat16 autocast, also where it is slow")
     parser.add_argument("--diffusion", action="store_true", help="a model that reads both sides")
-    parser.add_argument("--diffusion-steps", type=int, help="of --diffusion: network calls of a sample, at most")
-    parser.add_argument("--diffusion-curriculum", action="store_true", help="of --diffusion: noise widens over time")
-    parser.add_argument("--progressive", action="store_true", help="begin with a smaller model, and grow it")
+    parser.add_argument("--diffusion-steps", type=int, help="with --diffusion: most network calls per sample")
+    parser.add_argument(
+        "--diffusion-curriculum", action="store_true", help="with --diffusion: start with little noise and widen it"
+    )
+    parser.add_argument("--progressive", action="store_true", help="start with a smaller model and grow it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     for flag, what in LATER.items():
         parser.add_argument(f"--{flag}", help=f"{what}: not in this version", action="store_true")
@@ -57,7 +61,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run every phase."""
+    """Run all phases."""
     flags = parse()
     try:
         return run(flags)
@@ -70,7 +74,7 @@ def run(flags: argparse.Namespace) -> int:
     """Train, evaluate, calibrate, generate."""
     for flag, what in LATER.items():
         if getattr(flags, flag):
-            raise ConfigError(f"--{flag} was given; {what} is not in this version. Try without --{flag}")
+            raise ConfigError(f"got --{flag}; {what} is not in this version. Try without --{flag}")
     settings: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "data": {}}
     set_diffusion(settings, flags.diffusion, None, flags.diffusion_steps, flags.diffusion_curriculum)
     model = preset(flags.preset, **settings["model"])
@@ -102,13 +106,13 @@ def run(flags: argparse.Namespace) -> int:
 
 
 class Lines:
-    """Progress as lines on standard error, one every ten seconds."""
+    """Prints progress as lines on standard error, one every ten seconds."""
 
     def __init__(self, every: float = 10.0) -> None:
         self.every, self.last = every, 0.0
 
     def __call__(self, message: Message) -> None:
-        """Print it, if it is time."""
+        """Print a message, if it is time."""
         if isinstance(message, Update | Reading):
             now = time.monotonic()
             if now - self.last < self.every:
@@ -125,16 +129,16 @@ class Lines:
 
 
 def show_sample(run: str, workspace: Workspace, job: Job, diffusion: bool) -> None:
-    """A sample, behind a gate that is calibrated on what was held out, where that is enough."""
+    """Print a sample, behind a gate calibrated on held-out data if there is enough of it."""
     sampling = Sampling(temperature=0.7, seed=1)
     try:
         floors = call("calibrate", {"run": run}, workspace, job)
-        print(f"\nsample, gated at {floors.alpha:.0%} of false alarms:")
+        print(f"\nsample, behind a gate with {floors.alpha:.0%} false alarms:")
         gated = GateRequest(run=run, prompt=PROMPT, max_bytes=256, sampling=sampling, window=128, retries=3)
         windows = inference.stream_gated(gated, workspace)
         pieces = (window.data if window.allow else f"\n{window.why}".encode() for window in windows)
     except BitStreamError as too_small:
-        print(f"\nsample, not gated: {too_small}")
+        print(f"\nsample, without a gate: {too_small}")
         if diffusion:
             open_end = PROMPT + bytes(256)
             asked = {"run": run, "data": open_end, "holes": [(len(PROMPT), len(open_end))], "seed": 1}

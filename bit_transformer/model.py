@@ -1,11 +1,11 @@
-"""BitTransformerLM: bits in, the probability of every next bit out.
+"""BitTransformerLM reads bits and gives the probability of every next bit.
 
     bits -> patches -> trunk (embedding, n-grams, blocks) -> prefix-tree head -> + -> bits
     bits -> expert bank ------------------ features ------------> mixer ---------^
 
-One class: `patch_bits=1` is the flat model, 8 sees bytes, 9 parity-protected bytes, 12 sensor words. The trunk is in `nn/trunk.py`,
-patches and head in `nn/patching.py`; what is lowered in training in `training/objectives.py`, cached decoding in `decoding/`, what
-diffusion models do in `diffusion/`.
+One class: `patch_bits=1` is the flat model; 8 reads bytes, 9 bytes with parity, 12 sensor words. The trunk is in `nn/trunk.py`, patches
+and the head in `nn/patching.py`, training objectives in `training/objectives.py`, cached decoding in `decoding/`, and the functions of
+diffusion models in `diffusion/`.
 """
 
 # Shapes: B batch, T bits, N patches, P bits of a patch, D model width, V = 2^P symbols, F features of a bit.
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
     from bit_transformer.experts.bank import ExpertBank
 
 
-BANK = "bank."  # in a state dict, before the names of the experts' tables
+BANK = "bank."  # prefix of the experts' tables in a state dict
 OLD_PARTS = ("embed.", "phase.", "level.", "ngrams.", "blocks.")
 
 
 class ModelOutput(NamedTuple):
-    """What a forward pass gives: unpack it as `logits, telemetry = model(bits)`.
+    """Result of a forward pass: `logits, telemetry = model(bits)`.
 
     Attributes:
         logits: (B, T, 2); `logits[:, t]` are the log-odds of the two values of bit t + 1, given bits 0 .. t.
-        telemetry: measurements of the pass, by name, made when they are read. `K`: (B,), negentropy of the predictions; `C`:
-            (B,), Lempel-Ziv complexity of the bits read, of which eight are needed; `S`, where there are experts: (B,), symbiosis of
-            predictions and experts. With `full_attn_logging` also `attention`: (L, B, H, N, N), how much each
-            of the N positions (the start symbol, then the patches) reads from each, in every layer and head; and
-            `activations`: (L, 2, B, N), the root mean square of what attention and feed-forward of each layer add to the stream.
+        telemetry: measurements of the pass, by name, computed when read. `K`: (B,), negentropy of the predictions. `C`: (B,), Lempel-Ziv
+            complexity of the input bits; needs eight of them. `S`, with experts: (B,), symbiosis of predictions and experts. With
+            `full_attn_logging` also `attention`: (L, B, H, N, N), the attention weights between the N positions (the start symbol,
+            then the patches) in every layer and head; and `activations`: (L, 2, B, N), the root mean square of what attention and
+            feed-forward of each layer add to the stream.
     """
 
     logits: Tensor
@@ -58,10 +58,10 @@ class BitTransformerLM(nn.Module):
     """Autoregressive transformer over patches of bits.
 
     Args:
-        config: the shape; or give its fields as keywords: `BitTransformerLM(d_model=128, patch_bits=9)`.
+        config: the shape. Its fields can also be given as keywords: `BitTransformerLM(d_model=128, patch_bits=9)`.
 
     Raises:
-        ConfigError: a keyword that is unknown, or values that do not go together.
+        ConfigError: an unknown keyword, or values that do not go together.
     """
 
     def __init__(self, config: ModelConfig | None = None, **fields: Any) -> None:
@@ -70,26 +70,26 @@ class BitTransformerLM(nn.Module):
         self.trunk = Trunk(c)
         self.head = PrefixTreeHead(
             c.d_model, c.patch_bits
-        )  # of zeros, which say 1/2 to every bit: training starts at 8 bits a byte
+        )  # zeros: every bit has probability 1/2, so training starts at 8 bits per byte
         self._bank: ExpertBank | None = None
         self.mixer = self._new_mixer() if c.experts else None
         self.trunk.init_weights()
 
     def _new_mixer(self) -> ExpertMixer:
-        from bit_transformer.experts.bank import FEATURE_ONE, feature_count  # numba, where it is needed
+        from bit_transformer.experts.bank import FEATURE_ONE, feature_count  # imports numba, so only when needed
 
         c = self.config
         return ExpertMixer(c.d_model, c.patch_bits, feature_count(c), 1 / FEATURE_ONE)
 
     def __getattr__(self, name: str) -> Any:
-        """As of any module; but a model without experts says so when asked for its bank, and `hasattr` finds none."""
+        """As for any module. A model without experts raises `NoExperts` for `bank`, so `hasattr` is False."""
         if name == "bank" and self.config.experts is None:
-            raise NoExperts("got a model without experts, which has no bank. Try BitTransformerLM(experts=True)")
+            raise NoExperts("got a model without experts; it has no bank. Try BitTransformerLM(experts=True)")
         return super().__getattr__(name)
 
     @classmethod
     def of_preset(cls, name: str = "tiny", **fields: Any) -> BitTransformerLM:
-        """A model of a named shape, as `btlm train --preset` makes it; fields as keywords replace those of the preset.
+        """Make a model from a preset, as `btlm train --preset` does. Keywords replace fields of the preset.
 
         Raises:
             ConfigError: no such preset, or invalid fields.
@@ -98,19 +98,19 @@ class BitTransformerLM(nn.Module):
 
     @property
     def has_bank(self) -> bool:
-        """Whether there is a bank of experts, with what it has learned."""
+        """Whether the model holds a bank of experts, with what they have learned."""
         return self._bank is not None
 
     @property
     def bank(self) -> ExpertBank:
-        """The experts: an empty bank at first, in training the one that its windows' features come from.
+        """The experts. The bank starts empty; in training it is the one that computes the windows' features.
 
         Raises:
-            NoExperts: the model has none.
-            ConfigError: they need more memory than there is.
+            NoExperts: the model has no experts.
+            ConfigError: the experts need more memory than there is.
         """
         if self.config.experts is None:
-            raise NoExperts("no bank")  # `__getattr__` says it in full
+            raise NoExperts("no bank")  # `__getattr__` raises the full message
         if self._bank is None:
             from bit_transformer.experts.bank import ExpertBank
 
@@ -122,15 +122,15 @@ class BitTransformerLM(nn.Module):
         c = self.config
         if (bank.config, bank.unit_bits, bank.text_bits) != (c.experts, c.unit_bits, c.text_bits):
             raise CheckpointError(
-                f"got a bank for units of {bank.unit_bits} bits and {bank.experts} contexts; the model's patches and its "
-                f"experts={c.experts and c.experts.model_dump()} need another. Try ExpertBank.of(model.config)"
+                f"got a bank for units of {bank.unit_bits} bits and {bank.experts} contexts; it does not fit the model's patches and "
+                f"experts={c.experts and c.experts.model_dump()}. Try ExpertBank.of(model.config)"
             )
         self._bank = bank
 
-    # ---- what a state dict holds ----
+    # ---- state dict ----
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Parameters, and what the experts have learned: views of their tables, or only a count of 0 before they learned anything."""
+        """Parameters and the experts' tables, as views. Before the experts have learned anything, only a count of 0."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.config.experts is None:
             return
@@ -139,15 +139,15 @@ class BitTransformerLM(nn.Module):
         destination.update({f"{prefix}{BANK}{name}": torch.from_numpy(table) for name, table in tables.items()})
 
     def weights(self) -> dict[str, Tensor]:
-        """The state dict without what the experts have learned."""
+        """The state dict without the experts' tables."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(BANK)}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *more: Any
     ) -> None:
-        """Take parameters, and a copy of what the experts have learned; a state without it lacks a key.
+        """Load parameters, and a copy of the experts' tables. If the tables are absent, a missing key is reported.
 
-        In older files the trunk's parts are the model's own: their names lack `trunk.`.
+        In older files the names of the trunk's parts have no `trunk.` prefix.
         """
         for old in list(state_dict):
             state_dict[prefix + current_name(old.removeprefix(prefix))] = state_dict.pop(old)
@@ -166,14 +166,14 @@ class BitTransformerLM(nn.Module):
     # ---- whole windows ----
 
     def forward(self, bits_BT: Tensor | NDArray[Any]) -> ModelOutput:
-        """Logits of every bit after the first, the one after the last included.
+        """Logits of all bits after the first, including the one that follows the last.
 
         Args:
-            bits_BT: zeros and ones, a tensor or an array of any integer or bool dtype; any T from 1 to `max_seq_len`, a last patch may
-                be partial.
+            bits_BT: zeros and ones, a tensor or an array of any integer or bool dtype. T is 1 to `max_seq_len`; the last patch may be
+                partial.
 
         Raises:
-            BitStreamError: another shape, another value, or a longer window.
+            BitStreamError: a wrong shape, a wrong value, or a window that is too long.
         """
         bits_BT = torch.as_tensor(bits_BT, device=self.head.weight.device)
         on_request: dict[str, Callable[[], Tensor]] = {}
@@ -188,7 +188,7 @@ class BitTransformerLM(nn.Module):
         return ModelOutput(as_pair(z_BT[:, 1:]), self._telemetry(bits_BT, z_BT, q_BT, **on_request))
 
     def _telemetry(self, bits_BT: Tensor, z_BT: Tensor, q_BT: Tensor | None, **more: Callable[[], Tensor]) -> Telemetry:
-        """Measurements of a pass over bits, with logits of all of them and of the one after, and the experts' chances for these."""
+        """Measurements of a pass: z_BT are logits of all bits and of the next one, q_BT the experts' probabilities for the same bits."""
         z_BT = z_BT.detach()
         makers = {"K": lambda: negentropy(as_pair(z_BT[:, 1:])), "C": lambda: lz_complexity(bits_BT), **more}
         if q_BT is not None:
@@ -197,7 +197,7 @@ class BitTransformerLM(nn.Module):
 
     @contextmanager
     def _watched_branches(self) -> Iterator[list[Tensor]]:
-        """Within: the root mean square, by position, of what every branch adds, in the order of the branches."""
+        """Within: collects the root mean square, by position, of what each branch adds, in the order of the branches."""
         added: list[Tensor] = []
 
         def watch(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
@@ -212,21 +212,21 @@ class BitTransformerLM(nn.Module):
                 handle.remove()
 
     def all_bit_logits(self, bits_BT: Tensor) -> Tensor:
-        """Logits of P(bit = 1) for all bits 0 .. T, the first and the one after the last included: z of (B, T + 1)."""
+        """Logits of P(bit = 1) for bits 0 .. T, including the first and the one that follows the last: z of (B, T + 1)."""
         return self._all_bit_logits(bits_BT)[0]
 
     def _all_bit_logits(self, bits_BT: Tensor, maps: list[Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
-        """The same, and the chance of a one that the experts' own mixture gives each, where there are experts.
+        """The same, and with experts also P(bit = 1) from the experts' own mixture.
 
         Args:
-            maps: the attention map of every layer is appended to it, if it is given.
+            maps: if given, the attention map of every layer is appended to it.
         """
         self.check_causal()
         self.check_bits(bits_BT)
         T, P = bits_BT.shape[1], self.config.patch_bits
         whole = T - T % P
         patch_BN = pack_patches(bits_BT[:, :whole], P)
-        # The bits after the last whole patch, and one more, whose value nothing reads, make up the patch in progress.
+        # The bits after the last whole patch are padded to a patch. The padding's values are never read.
         padded_BP = F.pad(bits_BT[:, whole:], (0, P - (T - whole)))
         known_BN = torch.cat((patch_BN, pack_patches(padded_BP, P)), dim=1)
         h_BND = self.trunk(self.shift(patch_BN, last=True), maps=maps)
@@ -235,12 +235,12 @@ class BitTransformerLM(nn.Module):
         return z_BT, None if features_BTF is None else self.experts_probability(features_BTF)[:, : T + 1]
 
     def experts_probability(self, features_BTF: Tensor) -> Tensor:
-        """What the experts' own mixture, their last feature, says: P(bit = 1)."""
+        """P(bit = 1) from the experts' own mixture, which is their last feature."""
         assert self.mixer is not None
         return torch.sigmoid(features_BTF[..., -1] * self.mixer.scale)
 
     def path_logits(self, h_BND: Tensor, patch_BN: Tensor, features_BTF: Tensor | None = None) -> Tensor:
-        """Logits along the paths to the given patches: the head's and, with features of their bits, the experts'; z_BNP."""
+        """Logits along the paths to the given patches: the head's plus, if features are given, the experts'; z_BNP."""
         z_BNP = self.head.bit_logits(h_BND, patch_BN)
         if self.mixer is None or features_BTF is None:
             return z_BNP
@@ -248,17 +248,17 @@ class BitTransformerLM(nn.Module):
         return z_BNP + self.mixer(h_BND, features_BNPF, tree_nodes(patch_BN, self.config.patch_bits))
 
     def _features(self, bits_BT: Tensor) -> Tensor:
-        """What the bank as it is says of windows that follow nothing: features_BTF."""
+        """The bank's features of windows without context, without learning: features_BTF."""
         return torch.from_numpy(self.bank.peek(bits_BT.cpu().numpy())).to(bits_BT.device)
 
     def learn(self, bits_BT: Tensor | NDArray[Any]) -> None:
-        """Teach the experts some windows, in a training loop of one's own: after their `losses`, so that they were predicted first.
+        """Train the experts on some windows, in your own training loop. Call it after `losses`, so that they are predicted first.
 
-        Each row is read from a blank context. Bits that come again are predicted too well; for several epochs use the windows of
-        `build_windows`, whose features were made before anything was learned from them.
+        Each row starts without context. The experts predict repeated data too well. For several epochs, use the windows of
+        `build_windows`: their features are computed before anything is learned from them.
 
         Args:
-            bits_BT: zeros and ones, T whole units of the experts (bytes, unless told otherwise).
+            bits_BT: zeros and ones; T is a multiple of the experts' unit (bytes by default).
 
         Raises:
             ConfigError: the model has no experts.
@@ -269,7 +269,7 @@ class BitTransformerLM(nn.Module):
         c = self.config
         if c.experts is None:
             raise ConfigError(
-                "got a model without experts, which learn from bits directly. Try BitTransformerLM(experts=True)"
+                "got a model without experts; learn() trains only experts. Try BitTransformerLM(experts=True)"
             )
         bits_BT = torch.as_tensor(bits_BT)
         self.check_bits(bits_BT)
@@ -284,16 +284,16 @@ class BitTransformerLM(nn.Module):
             self.bank.read(unit_N, self.bank.stream(), learn=True, wanted=False)
 
     def nll(self, bits_BT: Tensor | NDArray[Any], features_BTF: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood of every bit, the first included, in nats: (B, T), T a multiple of `patch_bits`.
+        """Negative log-likelihood of every bit, including the first, in nats: (B, T), T a multiple of `patch_bits`.
 
         It checks the shape, not the values.
 
         Args:
-            features_BTF: int8, of a model with experts: what they say of each bit. Not given, they are asked as they
-                are, and know nothing of what came before the window.
+            features_BTF: int8, for a model with experts: their features of each bit. Default: computed by the bank as it is, without
+                context from before the window.
 
         Raises:
-            BitStreamError: a partial last patch, or a longer window than the model's.
+            BitStreamError: a partial last patch, or a window that is too long.
         """
         bits_BT = torch.as_tensor(bits_BT, device=self.head.weight.device)
         z_BNP, _, _ = self.window_logits(bits_BT, features_BTF)
@@ -302,8 +302,8 @@ class BitTransformerLM(nn.Module):
     def window_logits(
         self, bits_BT: Tensor, features_BTF: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits of all bits of windows of whole patches, the first included: z_BNP; the patches; and the experts' features, asked
-        for where they were not given. Arguments and errors are those of `nll`."""
+        """Logits of all bits of windows of whole patches, including the first: z_BNP. Also returns the patches, and the experts' features,
+        computed if not given. Arguments and errors as in `nll`."""
         c = self.config
         self.check_causal()
         self.check_window(bits_BT)
@@ -316,19 +316,19 @@ class BitTransformerLM(nn.Module):
         """Refuse a diffusion model.
 
         Raises:
-            ConfigError: it is one.
+            ConfigError: it is a diffusion model.
         """
         if not self.config.causal:
             raise ConfigError(
-                "got a diffusion model, which has no next bit",
+                "got a diffusion model, which does not predict a next bit",
                 tries=(Ask("infill"), "diffusion_inference", "a model with causal=True"),
             )
 
     def check_window(self, bits_BT: Tensor) -> None:
-        """Refuse windows that do not fit; their values are not looked at.
+        """Refuse windows of the wrong shape; values are not checked.
 
         Raises:
-            BitStreamError: another shape than (batch, bits), a partial last patch, or more bits than a window holds.
+            BitStreamError: the shape is not (batch, bits), the last patch is partial, or there are more bits than a window holds.
         """
         _check_shape(bits_BT)
         T, c = bits_BT.shape[1], self.config
@@ -339,13 +339,13 @@ class BitTransformerLM(nn.Module):
             )
 
     def shift(self, patch_BN: Tensor, *, last: bool = False) -> Tensor:
-        """The start symbol, then the patches; without the last one unless `last`, which predicts beyond the end."""
+        """The start symbol, then the patches. The last patch is dropped unless `last`, which also predicts the patch after it."""
         return F.pad(patch_BN if last else patch_BN[:, :-1], (1, 0), value=self.trunk.start)
 
-    # ---- what it costs ----
+    # ---- cost ----
 
     def num_parameters(self) -> ParameterCount:
-        """All parameters, and those that one position reads: of a table, one row an order; of an embedding, one row."""
+        """All parameters, and those that one position reads: one row per order of an n-gram table, one row of an embedding."""
         total = sum(p.numel() for p in self.parameters())
         tables = [m for m in self.modules() if isinstance(m, nn.Embedding)]
         rows_read = {id(m): 1 for m in tables}
@@ -355,28 +355,27 @@ class BitTransformerLM(nn.Module):
         return ParameterCount(total, total - idle)
 
     def flops_per_byte(self, *, training: bool = True) -> float:
-        """Floating-point operations a data byte costs in a full window: matrix products, a multiply-add being two.
+        """Floating-point operations per data byte in a full window: matrix products, a multiply-add counted as two.
 
-        Counted: the projections, the attention scores and sums that a causal mask leaves (half the square; all without one), and all
-        nodes of the head, the mixer's gate. Not counted: norms, activations, look-ups, all of the order of D, and what
-        reversible or checkpointed blocks compute a second time. Training costs three times the forward: one pass and
-        two products in the backward for each in the forward.
+        Counted: the projections, the attention products inside the causal mask (half the square; all of it without a mask), all nodes of the
+        head, and the mixer's gate. Not counted: norms, activations and look-ups, all of order D, and the recomputation in reversible or
+        checkpointed blocks. Training costs three forward passes: the backward pass has two products for each one in the forward.
         """
         c = self.config
         positions = c.byte_bits / c.patch_bits
         block = 2 * (4 * c.d_model**2 + 2 * c.d_model * c.feedforward_width)
         window = min(c.attention_window or c.max_patches, c.max_patches)
-        # What a position reads, on average.
+        # keys that a position reads, on average
         keys = window - window * (window - 1) / 2 / c.max_patches if c.causal else float(c.max_patches)
         attention = 2 * 2 * c.d_model * keys
         head = 2 * c.d_model * (1 << c.patch_bits) + (2 * self.mixer.gate.numel() if self.mixer else 0)
         return positions * (c.num_layers * (block + attention) + head) * (3 if training else 1)
 
     def check_bits(self, bits_BT: Tensor) -> None:
-        """Refuse what are no bits, or too many for a window.
+        """Refuse invalid bits, or more than a window holds.
 
         Raises:
-            BitStreamError: another shape than (batch, bits), other values than 0 and 1, or more bits than a window holds.
+            BitStreamError: the shape is not (batch, bits), a value is not 0 or 1, or there are more bits than a window holds.
         """
         _check_shape(bits_BT)
         if bits_BT.dtype != torch.bool and int(((bits_BT != 0) & (bits_BT != 1)).sum()):
@@ -400,7 +399,7 @@ def _check_shape(bits_BT: Tensor) -> None:
 
 
 def current_name(parameter: str) -> str:
-    """What a parameter is called, by its name in a file that may be older."""
+    """A parameter's current name, from its name in a file that may be older."""
     return f"trunk.{parameter}" if parameter.startswith(OLD_PARTS) else parameter
 
 
@@ -416,11 +415,11 @@ def in_use(model: nn.Module) -> Iterator[None]:
 
 
 class ParameterCount(NamedTuple):
-    """How many numbers a model learns.
+    """Numbers of parameters.
 
     Attributes:
-        total: all of them.
-        active: those that take part in one position.
+        total: all parameters.
+        active: those that one position uses.
     """
 
     total: int
@@ -428,26 +427,26 @@ class ParameterCount(NamedTuple):
 
 
 def nats_of(z_BNP: Tensor, bits_BT: Tensor) -> Tensor:
-    """What bits, or probabilities of ones, cost under their logits, in nats: (B, T)."""
+    """Cost of bits (or of probabilities of ones) under their logits, in nats: (B, T)."""
     return F.binary_cross_entropy_with_logits(z_BNP.flatten(1), bits_BT.to(z_BNP.dtype), reduction="none")
 
 
 def as_pair(z: Tensor) -> Tensor:
-    """Logit of P(bit = 1) to a pair of logits whose softmax is (P(0), P(1))."""
+    """Convert logits of P(bit = 1) to pairs of logits whose softmax is (P(0), P(1))."""
     return torch.stack((torch.zeros_like(z), z), dim=-1)
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Set the chance of every dropout layer of a model; n-gram row dropout stays as configured."""
+    """Set the probability of every dropout layer of a model; n-gram row dropout stays as configured."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
 
 
 def set_sparse(model: nn.Module, sparse: bool) -> None:
-    """Whether n-gram tables get sparse gradients, which only some optimizers take: `SparseAdam`, `Adagrad`, `SGD`, and `Optimizers` here.
+    """Choose sparse or dense gradients for n-gram tables. Only `SparseAdam`, `Adagrad`, `SGD` and our `Optimizers` take sparse ones.
 
-    Dense ones cost an update of every row at every step: `set_sparse(model, False)` before `torch.optim.AdamW(model.parameters())`.
+    Dense gradients update every row at every step. Call `set_sparse(model, False)` before `torch.optim.AdamW(model.parameters())`.
     """
     for module in model.modules():
         if isinstance(module, NgramEmbedding):

@@ -1,4 +1,4 @@
-"""The next batch, drawn by a thread while the device works on this one, in memory that it copies from by itself."""
+"""Prefetching: a thread draws the next batch while the device works on this one, in memory from which GPUs copy asynchronously."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bit_transformer.data.windows import Batch, SamplerState, Windows
 
 
 class Prefetched:
-    """Windows of which one batch is always drawn ahead. What is drawn, and in which order, stays the same.
+    """Windows with one batch drawn ahead. The batches and their order stay the same.
 
-    Where it stands is where the last batch that was given stands, so a training that goes on draws again what was only drawn ahead.
+    The state is that of the last batch returned, so a resumed training draws again what was only drawn ahead.
 
     Args:
-        windows: drawn from by one thread alone; its state must not need `tensors`.
-        pin: whether batches lie in page-locked memory, for copies to a GPU that do not hold the processor up.
+        windows: drawn from by one thread only; its state must not need `tensors`.
+        pin: whether batches are in page-locked memory, so that copies to a GPU do not block the CPU.
     """
 
     def __init__(self, windows: Windows, *, pin: bool) -> None:
@@ -64,15 +64,15 @@ class Prefetched:
             self.windows.load_state_dict(self._state, {})
 
     def state_dict(self) -> SamplerState:
-        """Where the last batch that was given stands."""
+        """The state after the last batch returned."""
         return self._state
 
     def tensors(self) -> dict[str, Tensor]:
-        """Nothing more."""
+        """Empty."""
         return {}
 
     def load_state_dict(self, state: SamplerState, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Restore a state."""
         self.close()
         self.windows.load_state_dict(state, tensors)
         self._state = state

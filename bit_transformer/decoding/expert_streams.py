@@ -1,4 +1,4 @@
-"""Several streams that read one bank together, as decoding does: what comes next, what came, and whether to learn from it."""
+"""The experts' state for several streams that are decoded together and share one bank."""
 
 # Shapes: B streams, T bits, P bits of a patch, V = 2^P nodes, F features.
 from __future__ import annotations
@@ -15,25 +15,25 @@ from bit_transformer.experts.kernels import Stream
 class ExpertStreams:
     """B streams at one position.
 
-    The bank is shared and stays as it is, unless `learn` is called: then every stream has its own copy, so that streams do
-    not teach one another.
+    The bank is shared and does not change, unless `learn` is called. Then every stream gets its own copy, so that streams do not affect
+    one another.
 
     Attributes:
-        learning: for each stream, whether `advance` teaches its copy; a unit is learned when it is complete.
+        learning: for each stream, whether `advance` trains its copy. A unit is learned when it is complete.
     """
 
     def __init__(self, bank: ExpertBank, batch: int, patch_bits: int) -> None:
         self.banks = [bank] * batch
         self.streams = [bank.stream() for _ in range(batch)]
         self.patch_bits, self.unit_bits = patch_bits, bank.unit_bits
-        self.open_BR = np.empty((batch, 0), dtype=np.uint8)  # bits of the unit that is not complete
+        self.open_BR = np.empty((batch, 0), dtype=np.uint8)  # bits of the incomplete unit
         self.learning = [False] * batch
 
     def learn(self) -> None:
-        """Give every stream a bank of its own, to learn in.
+        """Give every stream its own copy of the bank, to learn in.
 
         Raises:
-            ConfigError: they need more memory than there is.
+            ConfigError: the copies need more memory than there is.
         """
         bank = self.banks[0]
         check_memory(len(self.banks) * bank.memory, bank.config, bank.experts * len(self.banks))
@@ -41,7 +41,7 @@ class ExpertStreams:
         self.learning = [True] * len(self.banks)
 
     def peek(self, bits_BT: NDArray[Any]) -> Features:
-        """Features of bits that would follow, from the banks as they are; nothing moves: features_BTF."""
+        """Features of bits that would follow, without advancing or learning: features_BTF."""
         begin = self.open_BR.shape[1]
         unit_BN = pack_units(np.concatenate((self.open_BR, bits_BT), axis=1), self.unit_bits)
         made = [
@@ -52,7 +52,7 @@ class ExpertStreams:
         return features_BTF[:, begin : begin + bits_BT.shape[1]]
 
     def advance(self, patch_BN: NDArray[Any]) -> None:
-        """Move on by N complete patches."""
+        """Advance by N complete patches."""
         shift_P = np.arange(self.patch_bits - 1, -1, -1)
         bits_BT = (patch_BN[..., None] >> shift_P & 1).reshape(len(patch_BN), -1)
         open_BR = np.concatenate((self.open_BR, bits_BT.astype(np.uint8)), axis=1)
@@ -64,7 +64,7 @@ class ExpertStreams:
         self.open_BR = open_BR[:, whole:]
 
     def select(self, row_B: NDArray[np.int64]) -> None:
-        """Let each stream stand where the given one stands; for streams that share a bank and do not learn."""
+        """Replace each stream's state by that of stream `row_B[b]`; only for streams that share a bank and do not learn."""
         assert not any(self.learning)
         taken: set[int] = set()
         streams = []

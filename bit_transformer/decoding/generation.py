@@ -1,4 +1,4 @@
-"""Generation: cached, batched, streamed a byte at a time."""
+"""Generation from a cache: in batches, or byte by byte as a stream."""
 
 # Shapes: B streams, T bits, N patches, P bits of a patch, V = 2^P symbols.
 from __future__ import annotations
@@ -29,18 +29,18 @@ def generate(
     long: bool = False,
     engine: str = "auto",
 ) -> Tensor:
-    """Continue B prompts of one length.
+    """Continue B prompts of the same length.
 
     Args:
         prompt_BT: zeros and ones; T may be 0 or end inside a patch.
-        long: slide the window when it is full; otherwise prompt and continuation must fit `max_seq_len`.
-        engine: what computes the steps: see `Session`.
+        long: slide the window when it is full. Otherwise prompt and continuation must fit into `max_seq_len`.
+        engine: what computes the steps; see `Session`.
 
     Returns:
-        (B, max_new_bits) of dtype uint8: the continuation alone.
+        (B, max_new_bits) of dtype uint8: only the continuation.
 
     Raises:
-        BitStreamError: invalid bits, or more of them than the window holds.
+        BitStreamError: invalid bits, or more than the window holds.
     """
     prompts = [as_bits(row) for row in prompt_BT]
     T, P = prompt_BT.shape[1], model.config.patch_bits
@@ -53,7 +53,7 @@ def generate(
 def infer_long(
     model: BitTransformerLM, prompt_BT: Tensor | Bits, max_new_bits: int, sampling: Sampling | None = None
 ) -> Tensor:
-    """`generate` past `max_seq_len`: a full window forgets its older half and keeps the rest of the cache as it is."""
+    """`generate` beyond `max_seq_len`: when the window is full, the older half is dropped and the rest of the cache is kept as it is."""
     return generate(model, prompt_BT, max_new_bits, sampling, long=True)
 
 
@@ -66,10 +66,10 @@ def generate_bytes(
     stop: Sequence[bytes] = (),
     engine: str = "auto",
 ) -> list[bytes]:
-    """Continue several prompts, of any lengths, as one batch; the window slides when it is full.
+    """Continue several prompts of any lengths as one batch; the window slides when it is full.
 
     Args:
-        stop: a stream ends before the first of these.
+        stop: a stream ends before the first of these strings.
 
     Returns:
         the continuations, at most `max_bytes` each.
@@ -98,7 +98,7 @@ def stream_bytes(
     stop: Sequence[bytes] = (),
     engine: str = "auto",
 ) -> Iterator[bytes]:
-    """Continue one prompt, giving each byte as soon as it is complete and cannot be part of a stop string."""
+    """Continue one prompt. Yields each byte once it is complete and cannot be part of a stop string."""
     longest = max(map(len, stop), default=1)
     text, given = b"", 0
     for (piece,) in stream_rows(model, [prompt], sampling, engine=engine) if max_bytes else ():
@@ -114,19 +114,19 @@ def stream_bytes(
 
 
 def _end(text: bytes | bytearray, begin: int, stop: Sequence[bytes]) -> int | None:
-    """Where the first stop string at or after `begin` starts."""
+    """Start of the first stop string at or after `begin`."""
     return min((at for s in stop if (at := text.find(s, begin)) >= 0), default=None)
 
 
 def stream_rows(
     model: BitTransformerLM, prompts: Sequence[bytes], sampling: Sampling | None = None, *, engine: str = "auto"
 ) -> Iterator[list[bytes]]:
-    """Continue several prompts without end: the complete new bytes of every stream, after each patch."""
+    """Continue several prompts endlessly. Yields the complete new bytes of every stream, after each patch."""
     c = model.config
     bits = [bytes_to_bits(prompt, parity=c.parity) for prompt in prompts]
     shortest = min(len(b) for b in bits)
     pending = [np.empty(0, dtype=np.uint8) for _ in prompts]
-    # A stream's first bits belong to its prompt: those after the last whole patch of the shortest prompt.
+    # A stream's first bits, after the last whole patch of the shortest prompt, belong to its prompt.
     skip = [len(b) - shortest // c.patch_bits * c.patch_bits for b in bits]
     policy: ParityPolicy = "raise" if sampling is None or sampling.force_parity else "keep"
     for bit_BP in _patches(model, bits, sampling, True, engine):
@@ -142,22 +142,22 @@ def stream_rows(
 
 
 def check_learning(model: BitTransformerLM, how: Sampling) -> None:
-    """Refuse to learn where nothing can.
+    """Refuse learning if the model has nothing that learns.
 
     Raises:
         ConfigError: the model has no experts.
     """
     if how.learn != "nothing" and model.config.experts is None:
-        raise ConfigError(f"learn={how.learn!r} needs experts; the model has none. Try learn='nothing'")
+        raise ConfigError(f"got learn={how.learn!r} needs a model with experts. Try learn='nothing'")
 
 
-# ---- one patch after the other ----
+# ---- patch by patch ----
 
 
 def _patches(
     model: BitTransformerLM, prompts: Sequence[Bits], sampling: Sampling | None, long: bool, engine: str
 ) -> Iterator[Bits]:
-    """Draw without end: bit_BP of each patch, from the first on that is not wholly known for all streams."""
+    """Sample endlessly: bit_BP of each patch, starting at the first that is not fully given in all prompts."""
     was_training = model.training
     model.eval()
     try:
@@ -171,7 +171,7 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
     c = model.config
     with np.errstate(over="ignore", invalid="ignore"):
         session = Session(model, len(prompts), engine=engine)
-        session.node_logits()  # weights that are not finite may show here alone: a reversible trunk's integers hide them
+        session.node_logits()  # raises for weights that are not finite; a reversible trunk's integers can mask them later
     known = min(len(bits) for bits in prompts) // c.patch_bits
     device = model.head.weight.device
     head = torch.from_numpy(np.stack([bits[: known * c.patch_bits] for bits in prompts])).to(device)
@@ -186,6 +186,8 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
         patch_B1 = draw(session.node_logits(), known)[:, None]
         yield (patch_B1 >> shift_P & 1).astype(np.uint8)
         known += 1
-        if session.experts is not None and how.learn == "prompt":  # a longer prompt than the shortest goes on
+        if (
+            session.experts is not None and how.learn == "prompt"
+        ):  # prompts longer than the shortest still have bits to learn
             session.experts.learning = [known * c.patch_bits <= len(bits) for bits in prompts]
         session.feed(torch.from_numpy(patch_B1).to(device), long=long)

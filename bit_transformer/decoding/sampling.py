@@ -1,8 +1,8 @@
-"""Sampling: draw the next patch of every stream from the head's logits.
+"""Sampling: draws the next patch of every stream from the head's logits.
 
-A patch is drawn from its exact distribution over all 2^P values, so temperature, top-p and repetition controls
-mean what they mean for tokens; draws are made in float64. What is already known of a patch (the end of a prompt that stops
-inside one, a longer prompt beside a shorter one) and even parity are masks over the same distribution.
+A patch is drawn from its exact distribution over all 2^P values, so temperature, top-p and repetition penalties mean the same as for
+tokens. Computed in float64. Bits of a patch that are known (a prompt that ends inside the patch, or a longer prompt than another) and
+even parity are masks over the same distribution.
 """
 
 # Shapes: B streams, P bits of a patch, V = 2^P symbols.
@@ -23,14 +23,14 @@ from bit_transformer.nn.patching import draw_patches, leaf_log_probs
 
 
 class Sampler:
-    """Draws the next patch of every stream; in NumPy, for these are small arrays.
+    """Draws the next patch of every stream; in NumPy, because the arrays are small.
 
     Args:
-        prompts: the bits of each; what a prompt says of a patch is certain.
+        prompts: the bits of each prompt; they are never changed.
         history: the patches of each stream so far.
 
     Raises:
-        ParityError: a prompt with odd parity, where it is enforced.
+        ParityError: a prompt with odd parity, if parity is enforced.
     """
 
     def __init__(self, config: ModelConfig, prompts: Sequence[Bits], how: Sampling, history: list[list[int]]) -> None:
@@ -51,7 +51,7 @@ class Sampler:
         self.plain = how.top_p == 1 and how.repetition_penalty == 1 and not how.no_repeat_ngram
 
     def __call__(self, node_logit_BV: NDArray[np.float32], place: int) -> NDArray[np.int64]:
-        """The patches at index `place` of every stream."""
+        """Sample the patches at index `place` of every stream."""
         masked = self.parity or place * self.config.patch_bits < self.longest
         if self.plain and self.how.temperature == 1 and not masked:
             return self._walk(node_logit_BV)
@@ -65,9 +65,9 @@ class Sampler:
         return patch_B
 
     def _walk(self, node_logit_BV: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Down the tree, bit by bit: P draws do for an untouched distribution, where all V leaves are not needed.
+        """Sample down the tree, bit by bit. Without masks and penalties, P draws are enough, and the V leaves are not needed.
 
-        A logistic variate is below z with probability sigmoid(z).
+        A logistic random variable is below z with probability sigmoid(z).
         """
         V = node_logit_BV.shape[1]
         nodes = [1] * len(node_logit_BV)
@@ -78,7 +78,7 @@ class Sampler:
         return np.array(nodes) - V
 
     def _mask(self, score_BV: NDArray[np.float64], place: int) -> None:
-        """Rule out what contradicts the prompt or breaks parity."""
+        """Exclude patches that contradict the prompt or break parity."""
         P = self.config.patch_bits
         begin = place * P
         for index, bits in enumerate(self.prompts):
@@ -88,7 +88,7 @@ class Sampler:
                 score_BV[index, ~_even_bytes(P, begin % 9, self.odd[index])[0]] = -np.inf
 
     def _discourage(self, score_BV: NDArray[np.float64]) -> None:
-        """Lower what was seen recently, rule out repeated n-grams, cut the tail off."""
+        """Apply the repetition penalty, exclude repeated n-grams, and apply top-p."""
         for row_V, past, followers in zip(score_BV, self.history, self.followers, strict=True):
             if self.how.repetition_penalty > 1 and past:
                 row_V[list(set(past[-self.how.repetition_window :]))] -= math.log(self.how.repetition_penalty)
@@ -125,7 +125,7 @@ def _check_parity(bits: Bits) -> None:
     wrong = find_parity_errors(bits[: len(bits) // 9 * 9])
     if len(wrong):
         raise ParityError(
-            f"got a prompt with odd parity at byte offset {wrong[0]}; a prompt must have even parity where it is enforced. "
+            f"got a prompt with odd parity at byte offset {wrong[0]}; a prompt must have even parity because it is enforced. "
             f"Try repair_parity, or force_parity=False",
             wrong.tolist(),
         )
@@ -133,18 +133,18 @@ def _check_parity(bits: Bits) -> None:
 
 @lru_cache(maxsize=1 << 12)
 def _begins_with(patch_bits: int, prefix: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Which of the V patches begin with some bits."""
+    """Which of the V patches begin with the given bits."""
     value = int("".join(map(str, prefix)), 2)
     return np.arange(1 << patch_bits) >> (patch_bits - len(prefix)) == value
 
 
 @lru_cache(maxsize=64)
 def _even_bytes(patch_bits: int, phase: int, odd: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which of the V patches keep every byte's parity even, and whether the byte left open after them is odd so far.
+    """Which of the V patches keep every byte's parity even, and whether the incomplete byte after each is odd so far.
 
     Args:
-        phase: bits of the open byte that came before the patch.
-        odd: whether these hold an odd number of ones.
+        phase: bits of the incomplete byte before the patch.
+        odd: whether those bits hold an odd number of ones.
     """
     patch_V = np.arange(1 << patch_bits)
     allowed_V = np.ones(len(patch_V), dtype=bool)

@@ -1,14 +1,14 @@
-"""A decoding session: B streams that go on together, with the cache, the open patch and the experts' place in each.
+"""A decoding session: the state of B streams that are decoded together.
 
     session = Session(model)
     session.advance(prompt_patches)      # any number of complete patches
-    logits = session.node_logits()       # of the patch that comes next: draw one, then advance by it
+    logits = session.node_logits()       # of the next patch: sample it, then advance by it
 
-An *engine* computes the trunk's steps: `torch` runs everywhere, `single-stream` is several times faster for one stream on a processor.
-They agree to rounding.
+An *engine* computes the trunk's steps. `torch` runs everywhere; `single-stream` is several times faster for one stream on a CPU. Their
+results agree up to rounding.
 """
 
-# Shapes: B streams, T bits, N patches, P bits of a patch, R < P bits of the open patch, D model width, V = 2^P nodes.
+# Shapes: B streams, T bits, N patches, P bits of a patch, R < P bits of the incomplete patch, D model width, V = 2^P nodes.
 from __future__ import annotations
 
 from typing import Literal, Protocol, get_args
@@ -32,31 +32,31 @@ EngineName = Literal["auto", "torch", "single-stream"]
 
 
 class Engine(Protocol):
-    """What computes the steps of a session."""
+    """Computes the steps of a session."""
 
     cache: TrunkCache
 
     def extend(self, input_BN: Tensor) -> Tensor:
-        """Continue every stream by N symbols: the states that predict what follows each, h_BND."""
+        """Continue every stream by N symbols. Returns the states that predict what follows each, h_BND."""
 
     def node_logits(self, state_BD: Tensor) -> NDArray[np.float32]:
-        """What the head says of a state, at every node of the next patch: (B, V)."""
+        """The head's logits for a state, at every node of the next patch: (B, V)."""
 
 
 def engine_for(model: BitTransformerLM, batch: int, name: str = "auto") -> Engine:
-    """The engine of that name for so many streams; `auto`: the fastest that can run them.
+    """Make an engine by name for `batch` streams; `auto`: the fastest that can run them.
 
     Raises:
-        ConfigError: another name, or an engine that cannot run these streams.
+        ConfigError: an unknown name, or an engine that cannot run these streams.
     """
     if name not in get_args(EngineName):
-        raise ConfigError(f"engine={name!r}; it must be one of {', '.join(get_args(EngineName))}. Try auto")
+        raise ConfigError(f"got engine={name!r}; it must be one of {', '.join(get_args(EngineName))}. Try auto")
     able = single_stream.can_run(model, batch)
     if name == "single-stream" and not able:
         weight = model.head.weight
         raise ConfigError(
-            f"engine='single-stream' runs one stream in float32 on a processor; got {batch} of {weight.dtype} on {weight.device.type}. "
-            f"Try engine='torch'"
+            f"got engine='single-stream' for {batch} streams of {weight.dtype} on {weight.device.type}; it runs one stream of float32 on "
+            f"a CPU. Try engine='torch'"
         )
     return SingleStreamEngine(model, batch) if able and name != "torch" else TorchEngine(model, batch)
 
@@ -65,14 +65,14 @@ class Session:
     """The state of B streams that are decoded together, all at the same position.
 
     Args:
-        model: an autoregressive model, in evaluation mode where dropout should not act.
+        model: an autoregressive model; in evaluation mode, unless dropout should be active.
         batch: B.
         engine: what computes the steps.
 
     Attributes:
-        prefix_BR: the bits of the patch that is not complete yet.
+        prefix_BR: the bits of the incomplete patch.
         state_BD: the trunk's state that predicts this patch.
-        experts: where the bank of experts stands in each stream, if the model has one.
+        experts: the experts' state in each stream, if the model has experts.
 
     Raises:
         ConfigError: a diffusion model, or an engine that cannot run these streams.
@@ -89,17 +89,17 @@ class Session:
 
     @property
     def room(self) -> int:
-        """Patches for which the window has room."""
+        """Free patches of the window."""
         return self.engine.cache.capacity - self.engine.cache.length
 
     def step(self, bits_BT: Tensor | NDArray[np.uint8]) -> Tensor:
         """Continue the streams by any number of bits.
 
         Returns:
-            (B, T, 2): `[:, t]` are the log-odds of what follows bit t; the same as one `forward` over all bits gives.
+            (B, T, 2): `[:, t]` are the log-odds of what follows bit t, the same as from one `forward` over all bits.
 
         Raises:
-            BitStreamError: invalid bits, or no room in the window for them (see `slide`).
+            BitStreamError: invalid bits, or the window is too full (see `slide`).
         """
         model, P, T = self.model, self.model.config.patch_bits, bits_BT.shape[1]
         bits_BT = torch.as_tensor(bits_BT, device=self.state_BD.device)
@@ -122,14 +122,14 @@ class Session:
         return as_pair(z_BNP.flatten(1)[:, old + 1 : old + 1 + T])
 
     def advance(self, patch_BN: Tensor) -> Tensor:
-        """Continue by complete patches, at a patch boundary: the states that predict what follows each, h_BND.
+        """Continue by complete patches, at a patch boundary. Returns the states that predict what follows each, h_BND.
 
         Raises:
-            BitStreamError: the window has no room for them.
+            BitStreamError: the window is too full.
         """
         if patch_BN.shape[1] > self.room:
             raise BitStreamError(
-                f"{patch_BN.shape[1]} more patches do not fit the window: {self.room} of {self.engine.cache.capacity - 1} are free. "
+                f"got {patch_BN.shape[1]} more patches; {self.room} of the window's {self.engine.cache.capacity - 1} are free. "
                 f"Try a model with a larger max_seq_len, or infer_long, which slides the window"
             )
         h_BND = self.engine.extend(patch_BN)
@@ -138,9 +138,9 @@ class Session:
             self.experts.advance(patch_BN.cpu().numpy())
         return h_BND
 
-    @np.errstate(over="ignore", invalid="ignore")  # weights that are not finite are refused by their logits
+    @np.errstate(over="ignore", invalid="ignore")  # for weights that are not finite, `node_logits` raises an error
     def feed(self, patch_BN: Tensor, *, long: bool) -> None:
-        """Advance by any number of patches; with `long` a full window slides, else it must have room for all."""
+        """Advance by any number of patches. With `long` a full window slides; without, all patches must fit."""
         while patch_BN.shape[1]:
             if not self.room and long:
                 self.slide(max(1, self.model.config.max_patches // 2))
@@ -149,10 +149,10 @@ class Session:
             patch_BN = patch_BN[:, room:]
 
     def node_logits(self) -> NDArray[np.float32]:
-        """Logits at every node of the patch that comes next, for each stream: (B, V).
+        """Logits at every node of the next patch, for each stream: (B, V).
 
         Raises:
-            BitStreamError: one is NaN or infinite.
+            BitStreamError: a logit is NaN or infinite.
         """
         state_BD = self.state_BD.detach()
         logit_BV = self.engine.node_logits(state_BD)
@@ -160,16 +160,16 @@ class Session:
             logit_BV = logit_BV + self.model.mixer.node_logits(state_BD.float().cpu().numpy(), self.experts.nodes())
         if not np.isfinite(logit_BV).all():
             raise BitStreamError(
-                "got NaN or infinity among the model's logits; nothing can be drawn. Try an earlier checkpoint"
+                "got NaN or infinity among the model's logits; sampling needs finite ones. Try an earlier checkpoint"
             )
         return logit_BV
 
     def slide(self, count: int) -> None:
-        """Forget the `count` oldest patches to make room; the rest of the cache is kept, not computed again."""
+        """Drop the `count` oldest patches to make room; the rest of the cache is kept, not recomputed."""
         self.engine.cache.forget(count, self.model.trunk.turn_back(count))
 
     def select(self, row_B: NDArray[np.int64]) -> None:
-        """Let each stream stand where the given one stands: of several that go on from one, or in another order."""
+        """Replace each stream's state by that of stream `row_B[b]`: to branch from one stream, or to reorder them."""
         if (row_B == np.arange(len(row_B))).all():
             return
         self.engine.cache.select(row_B)

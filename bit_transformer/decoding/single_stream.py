@@ -1,9 +1,8 @@
-"""The engine for one stream on a processor: one patch at a time, without PyTorch's overhead.
+"""The engine for one stream on a CPU: one patch at a time, without PyTorch's overhead.
 
-A step of a small model is some hundred operations of a few microseconds of work each; calling them through modules and
-tensors costs several times the work. This is the trunk's step again in NumPy, over views of the same weights and the
-same cache, for one stream in float32 on a processor. It gives what `Trunk` gives for one position, to rounding; a test holds
-the two together.
+A step of a small model is about a hundred operations of a few microseconds each; calling them through modules and tensors costs several
+times as much. This is the trunk's step in NumPy, over views of the same weights and the same cache, for one stream in float32 on a
+CPU. The result equals that of `Trunk` for one position, up to rounding; a test compares them.
 """
 
 # Shapes: N positions so far, S slots, D model width, H heads, K head width, F feed-forward width.
@@ -31,7 +30,7 @@ _SAFE = np.float32(_LIMIT**2)
 
 
 class _Layer(NamedTuple):
-    """Views of a block's weights and of its cache."""
+    """Views of a block's weights and its cache."""
 
     query_key_value_ED: Floats  # E = 3 D
     attend_out_DD: Floats
@@ -42,13 +41,13 @@ class _Layer(NamedTuple):
 
 
 def can_run(model: BitTransformerLM, batch: int) -> bool:
-    """Whether this engine can continue so many streams of a model."""
+    """Whether this engine can run `batch` streams of a model."""
     weight = model.head.weight
     return batch == 1 and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 class SingleStreamEngine(TorchEngine):
-    """Steps of one stream: single symbols in NumPy, longer pieces, such as prompts, as the other engine does."""
+    """Steps of one stream: single symbols in NumPy, longer input, such as prompts, through `TorchEngine`."""
 
     def __init__(self, model: BitTransformerLM, batch: int) -> None:
         super().__init__(model, batch)
@@ -58,23 +57,23 @@ class SingleStreamEngine(TorchEngine):
         self.rotary_NK = _array(model.trunk.rotary_NK2).view(np.complex64)[..., 0]
 
     def extend(self, input_BN: Tensor) -> Tensor:
-        """As of `TorchEngine`."""
+        """As in `TorchEngine`."""
         if input_BN.shape[1] != 1 or self.model.training:
             return super().extend(input_BN)
         x_BND = self.model.trunk.embedded(input_BN, self.cache)
         return torch.from_numpy(self.step(x_BND[0, 0].detach().numpy()))[None, None]
 
     def node_logits(self, state_BD: Tensor) -> NDArray[np.float32]:
-        """As of `TorchEngine`."""
+        """As in `TorchEngine`."""
         logit_V: Floats = self.head_VD.dot(state_BD[0].numpy())
         logit_V += self.head_bias_V
         return logit_V[None]
 
     def step(self, x_D: Floats) -> Floats:
-        """The embedding of the next position to the trunk's state there; the caches move on.
+        """Compute the trunk's state from the embedding of the next position; the caches advance.
 
         Raises:
-            StreamOverflow: a stream of a reversible trunk left the range that it is trained in.
+            StreamOverflow: a stream of a reversible trunk left the range of its integers.
         """
         rotary_K = self.rotary_NK[self.caches[0].length]
         if not self.reversible:
@@ -86,7 +85,7 @@ class SingleStreamEngine(TorchEngine):
         for layer, cache in zip(self.layers, self.caches, strict=True):
             x1_D = x1_D + _on_grid(_attended(layer, cache, x2_D, rotary_K))
             x2_D = x2_D + _on_grid(_fed_forward(layer, x1_D))
-        # No value is larger than the root of the sum of squares, which is far cheaper than a search for the largest.
+        # No value is larger than the root of the sum of squares, which is much cheaper to compute than the maximum.
         if not x1_D.dot(x1_D) + x2_D.dot(x2_D) < _SAFE:
             _check_reach(x1_D, x2_D)
         return _normalized(x1_D + x2_D)
@@ -141,6 +140,6 @@ def _views(block: Block, cache: LayerCache) -> _Layer:
 
 
 def _array(tensor: Tensor) -> Floats:
-    """A view, not a copy: later changes of the weights show."""
+    """A view, not a copy, so that later changes of the weights take effect."""
     array: Floats = tensor.detach().numpy()
     return array

@@ -14,7 +14,7 @@ class TorchEngine:
     """Steps of any number of streams, on any device, in any dtype.
 
     Attributes:
-        cache: what the trunk keeps of the streams.
+        cache: the trunk's state for the streams.
     """
 
     def __init__(self, model: BitTransformerLM, batch: int) -> None:
@@ -22,11 +22,11 @@ class TorchEngine:
         self.cache = model.trunk.new_cache(batch)
 
     def extend(self, input_BN: Tensor) -> Tensor:
-        """Continue every stream by N symbols: the states that predict what follows each, h_BND."""
+        """Continue every stream by N symbols. Returns the states that predict what follows each, h_BND."""
         h_BND: Tensor = self.model.trunk(input_BN, self.cache)
         return h_BND
 
     def node_logits(self, state_BD: Tensor) -> NDArray[np.float32]:
-        """What the head says of a state, at every node of the next patch: (B, V)."""
+        """The head's logits for a state, at every node of the next patch: (B, V)."""
         logits: NDArray[np.float32] = self.model.head(state_BD).detach().float().cpu().numpy()
         return logits

@@ -1,6 +1,6 @@
-"""Diffusion over patches of bits: all that only models which read both sides do.
+"""Diffusion over patches of bits: everything that is only for models that read both sides.
 
-`noise` says what is lost when, `denoiser` what the model makes of it, `bound` what that says of the likelihood; `infill` and `repair` use it.
+`noise` defines the noise, `denoiser` the model's predictions from noised windows, `bound` the likelihood bound; `infill` and `repair` use them.
 """
 
 from bit_transformer.diffusion.bound import Bound as Bound

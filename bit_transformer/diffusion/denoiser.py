@@ -1,7 +1,7 @@
-"""A diffusion model as a denoiser: from what is seen of a window to an exact distribution over each of its patches.
+"""A diffusion model as a denoiser: from a noised window to an exact distribution over each of its patches.
 
-Noise of one kind masks patches: a masked one is the symbol beyond all others. The other flips bits: the model is told the probability of
-a flip, as one of some levels.
+There are two kinds of noise. One masks patches: a masked patch is the symbol after all others. The other flips bits: the model reads
+the probability of a flip, as one of several levels.
 """
 
 # Shapes: B windows, T bits, N patches, P bits of a patch, V = 2^P nodes.
@@ -26,32 +26,32 @@ def check_diffusion(model: BitTransformerLM) -> None:
     """Refuse an autoregressive model.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: it is autoregressive.
     """
     if model.config.causal:
         raise ConfigError(
-            "got an autoregressive model, which reads only the past; this is for diffusion. Try a model with causal=False"
+            "got an autoregressive model, which reads only the past; a diffusion model is needed. Try a model with causal=False"
         )
 
 
 def restored(model: BitTransformerLM, seen_BN: Tensor, chance_B: Tensor | None = None) -> Tensor:
-    """Logits at all nodes of every patch, given what is seen of a window: node_logit_BNV.
+    """Logits at all nodes of every patch, given a noised window: node_logit_BNV.
 
-    Of a model of flips they begin with the log-odds that a bit is what it seems, by the probability of a flip alone: where nothing is
-    flipped, nothing is changed.
+    For a model of flips they start from the log-odds that a bit is unflipped, by the flip probability alone: if it is zero, nothing is
+    changed.
 
     Args:
-        seen_BN: patches; the symbol `trunk.start` where one is masked.
-        chance_B: of a model of flips: the probability that a bit was flipped.
+        seen_BN: patches; a masked one is the symbol `trunk.start`.
+        chance_B: flip probability, for a model of flips.
 
     Raises:
-        ConfigError: an autoregressive model, a probability for a model of masked patches, or none for one of flips.
+        ConfigError: an autoregressive model; a flip probability for a model of masked patches, or none for a model of flips.
     """
     check_diffusion(model)
     if (chance_B is None) != (model.config.noise == "hidden"):
         got = "no chance_B" if chance_B is None else "a chance_B"
         raise ConfigError(
-            f"got {got} and noise={model.config.noise!r}; it goes with flips, and only with these. Try repair"
+            f"got {got} and noise={model.config.noise!r}; models with noise='flips' need it, others do not take it. Try repair"
         )
     level_B = None if chance_B is None else flip_level(chance_B)
     node_logit_BNV: Tensor = model.head(model.trunk(seen_BN, level_B=level_B))
@@ -68,13 +68,13 @@ def along(patch_BN: Tensor, node_logit_BNV: Tensor, patch_bits: int) -> Tensor:
 
 
 def masked_nll(model: BitTransformerLM, patch_BN: Tensor, masked_BN: Tensor) -> Tensor:
-    """Negative log-likelihood of each masked patch given all that are not, in nats; 0 elsewhere: (B, N).
+    """Negative log-likelihood of each masked patch given all unmasked ones, in nats; 0 elsewhere: (B, N).
 
     Raises:
-        ConfigError: an autoregressive model, or one that knows flips.
+        ConfigError: an autoregressive model, or a model of flips.
     """
     if model.config.noise == "flips":
-        raise ConfigError("got a model of flips; masked patches are for one with noise='hidden'. Try repair")
+        raise ConfigError("got a model of flips; masked patches need one with noise='hidden'. Try repair")
     P = model.config.patch_bits
     z_BNP = along(patch_BN, restored(model, patch_BN.masked_fill(masked_BN, model.trunk.start)), P)
     bit_BNP = unpack_patches(patch_BN, P).to(z_BNP.dtype)
@@ -83,7 +83,7 @@ def masked_nll(model: BitTransformerLM, patch_BN: Tensor, masked_BN: Tensor) -> 
 
 
 def half_lost_logits(model: BitTransformerLM, bits_BT: Tensor) -> Tensor:
-    """For telemetry: logits of the bits of every second patch, given the others; or of all bits, a quarter of which were flipped: z_BNP."""
+    """For telemetry: logits of the bits of every second patch, given the others. With flips: of all bits, a quarter of them flipped: z_BNP."""
     P = model.config.patch_bits
     patch_BN = pack_patches(bits_BT, P)
     if model.config.noise == "hidden":
@@ -95,13 +95,13 @@ def half_lost_logits(model: BitTransformerLM, bits_BT: Tensor) -> Tensor:
 
 
 class Noised(NamedTuple):
-    """Windows at a level of noise each.
+    """Windows with noise, each at its own level.
 
     Attributes:
-        seen_BN: what is left of the patches.
-        lost_BN: which patches are to be predicted: those masked, or with flips all.
-        chance_B: the probability that a bit was flipped, of a model of flips.
-        share_B, weight_B: as of `noise_levels`.
+        seen_BN: the patches with noise.
+        lost_BN: which patches are to be predicted: the masked ones, or with flips all.
+        chance_B: flip probability, for a model of flips.
+        share_B, weight_B: as in `noise_levels`.
     """
 
     seen_BN: Tensor
@@ -112,7 +112,7 @@ class Noised(NamedTuple):
 
 
 def noised(model: BitTransformerLM, patch_BN: Tensor, reach: float = 1.0) -> Noised:
-    """Windows with noise of the model's kind, at stratified times up to `reach`, drawn from torch's generator."""
+    """Add noise of the model's kind to windows, at stratified times up to `reach`, drawn from torch's generator."""
     c = model.config
     share_B, weight_B = noise_levels(len(patch_BN), c.schedule, reach, patch_BN.device)
     if c.noise == "hidden":
@@ -123,7 +123,7 @@ def noised(model: BitTransformerLM, patch_BN: Tensor, reach: float = 1.0) -> Noi
 
 
 def leaf_scores(node_logit: Tensor) -> NDArray[np.float64]:
-    """Log-probabilities of all patches, from the logits of all nodes, whatever the axes before."""
+    """Log-probabilities of all patches, from the logits of all nodes, with any leading axes."""
     z = node_logit.float().cpu().numpy()
     return leaf_log_probs(z.reshape(-1, z.shape[-1])).reshape(z.shape)
 
@@ -131,10 +131,10 @@ def leaf_scores(node_logit: Tensor) -> NDArray[np.float64]:
 def check_known(
     model: BitTransformerLM, known: Tensor | Bits, fixed: Tensor | NDArray[np.bool_] | None
 ) -> tuple[Tensor, Tensor]:
-    """Windows and which of their bits are fixed, on the processor; none are where that is not given.
+    """Check windows and which of their bits are fixed (default: none). Returns both on the CPU.
 
     Raises:
-        BitStreamError: windows that do not fit the model, or `fixed` of another shape or dtype.
+        BitStreamError: windows that do not fit the model, or `fixed` has a wrong shape or dtype.
     """
     known_BT = torch.as_tensor(known)
     model.check_bits(known_BT)

@@ -1,12 +1,12 @@
-"""Filling in: whatever is known of a window stays, the rest is drawn.
+"""Infilling: the known bits of a window stay, the rest is sampled.
 
-Draws are made in float64. What is known of a patch (fixed bits, even parity) is a mask over its exact distribution.
+Samples are drawn in float64. The known part of a patch (fixed bits, even parity) is a mask over its exact distribution.
 
-Sources: Zheng et al. 2024, arXiv:2409.02908 (first-hitting sampler; draws in float64); Nie et al. 2025, arXiv:2502.09992 (confidence order);
-Austin et al. 2021, arXiv:2107.03006 (steps back through flips).
+Sources: Zheng et al. 2024, arXiv:2409.02908 (first-hitting sampler; sampling in float64); Nie et al. 2025, arXiv:2502.09992 (confidence
+order); Austin et al. 2021, arXiv:2107.03006 (reverse steps for flips).
 """
 
-# Shapes: B windows, T bits, N patches, P bits of a patch, V = 2^P symbols, K places that are asked for.
+# Shapes: B windows, T bits, N patches, P bits of a patch, V = 2^P symbols, K queried positions.
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from bit_transformer.model import BitTransformerLM, in_use
 from bit_transformer.nn.patching import draw_patches, pack_patches, unpack_patches
 
 Order = Literal["first-hitting", "ancestral", "confidence"]
-FLIP_STEPS = 64  # of a sample, unless told otherwise
+FLIP_STEPS = 64  # of a sample, by default
 
 
 @torch.inference_mode()
@@ -41,41 +41,40 @@ def diffusion_inference(
     seed: int | None = None,
     on_call: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """Fill in windows: whatever bits are fixed stay, the others are drawn.
+    """Fill in windows: fixed bits stay, the others are sampled.
 
     Args:
-        known: (B, T) bits, T a multiple of `patch_bits`; those that are not fixed may be anything.
-        fixed: (B, T), which bits stay; none are if it is not given.
-        steps: network calls of a window, at most; not given: the model's `diffusion_steps`, or one a patch, or 64 through flips. First-hitting
-            takes one a patch.
-        order: `first-hitting` reveals one patch a call, in random order, as the process in continuous time does; `ancestral` takes
-            `steps` equal steps of time, several patches or flips at one, drawn independently of one another; `confidence` reveals
-            the patches of which the model is surest first. Not given: first-hitting, or with `steps` ancestral; through flips
-            there is only ancestral.
-        temperature: 0 takes the likeliest patch.
-        force_parity: of a model with parity: only bytes whose parity is even.
-        on_call: called after each network call with how many were made, of how many.
+        known: (B, T) bits, T a multiple of `patch_bits`. The values of bits that are not fixed do not matter.
+        fixed: (B, T), which bits stay. Default: none.
+        steps: most network calls per window. Default: the model's `diffusion_steps`, else one per patch, or 64 with flips. First-hitting
+            takes one per patch.
+        order: `first-hitting` fills one patch per call, in random order, as the process in continuous time does. `ancestral` takes
+            `steps` equal steps of time; a step may fill several patches or flips, sampled independently. `confidence` fills the patches
+            first of which the model is most certain. Default: first-hitting, or ancestral if `steps` is given; with flips only ancestral.
+        temperature: 0 takes the most probable patch.
+        force_parity: for a model with parity: only bytes with even parity.
+        on_call: called after each network call with the calls made so far, and their total.
 
     Returns:
         (B, T) uint8.
 
     Raises:
-        ConfigError: an autoregressive model, or steps, an order, a temperature or a seed that cannot be.
-        BitStreamError: windows that do not fit the model, or fixed bytes whose parity is odd.
+        ConfigError: an autoregressive model, or invalid steps, order, temperature or seed.
+        BitStreamError: windows that do not fit the model, or fixed bytes with odd parity.
     """
     c = model.config
     check_diffusion(model)
     steps = c.diffusion_steps if steps is None else steps
     if steps is not None and steps < 1:
-        raise ConfigError(f"steps={steps}; at least 1 is needed. Try 64")
+        raise ConfigError(f"got steps={steps}; at least 1 is needed. Try 64")
     order = order or ("first-hitting" if steps is None and c.noise == "hidden" else "ancestral")
     if order not in get_args(Order) or (c.noise == "flips" and order != "ancestral"):
         possible = "ancestral" if c.noise == "flips" else ", ".join(get_args(Order))
-        raise ConfigError(f"order={order!r}; through noise={c.noise!r} it must be {possible}. Try ancestral")
+        raise ConfigError(f"got order={order!r}; with noise={c.noise!r} it must be {possible}. Try ancestral")
     if not temperature >= 0:
-        raise ConfigError(f"temperature={temperature}; it must be 0 or more. Try 1")
+        raise ConfigError(f"got temperature={temperature}; it must be 0 or more. Try 1")
     if seed is not None and seed < 0:
-        raise ConfigError(f"seed={seed}; it must not be negative. Try 1")
+        raise ConfigError(f"got seed={seed}; it must not be negative. Try 1")
     known_BT, fixed_BT = check_known(model, known, fixed)
     parity = force_parity and c.parity
     if parity:
@@ -90,7 +89,7 @@ def diffusion_inference(
 
 
 def _bytes_of(x_BT: Tensor) -> Tensor:
-    """The whole bytes of nine bits in windows, (B, bytes, 9), a view."""
+    """The whole nine-bit bytes of windows, (B, bytes, 9), as a view."""
     return x_BT[:, : x_BT.shape[1] // 9 * 9].view(len(x_BT), -1, 9)
 
 
@@ -105,7 +104,7 @@ def _check_parity(known_BT: Tensor, fixed_BT: Tensor) -> None:
 
 
 def _make_even(bits_BT: Tensor, fixed_BT: Tensor) -> None:
-    """Flip a bit that is free, the ninth if it is, of every byte whose parity is odd."""
+    """Flip a free bit, preferably the ninth, of every byte with odd parity."""
     bytes_B9, free_B9 = _bytes_of(bits_BT), ~_bytes_of(fixed_BT)
     row, place = (bytes_B9.sum(-1) % 2 == 1).nonzero(as_tuple=True)
     last_free = 8 - free_B9[row, place].flip(-1).int().argmax(-1)
@@ -113,7 +112,7 @@ def _make_even(bits_BT: Tensor, fixed_BT: Tensor) -> None:
 
 
 class _Filler:
-    """Windows being filled in: what is known of them, and the model that is asked."""
+    """Windows that are being filled in, and the model."""
 
     def __init__(
         self,
@@ -132,58 +131,60 @@ class _Filler:
             np.random.default_rng(seed),
             on_call,
         )
-        self.patch_BN = pack_patches(known_BT, P).numpy().copy()  # of single bits it would be the caller's
+        self.patch_BN = (
+            pack_patches(known_BT, P).numpy().copy()
+        )  # a copy: with one-bit patches it would be the caller's array
         self.known_BNP = known_BT.view(len(known_BT), -1, P).numpy()
         self.fixed_BNP = fixed_BT.view(self.known_BNP.shape).numpy()
         self.even = parity and P == 9
 
     def reveal(self, order: Order, steps: int | None) -> NDArray[np.int64]:
-        """Fill in what is hidden; the patches."""
-        hidden_BN = np.logical_not(self.fixed_BNP.all(-1))
-        most = int(hidden_BN.sum(1).max(initial=0))
+        """Fill in the masked patches. Returns the patches."""
+        masked_BN = np.logical_not(self.fixed_BNP.all(-1))
+        most = int(masked_BN.sum(1).max(initial=0))
         calls = {"first-hitting": most, "ancestral": steps or most, "confidence": min(steps or most, most)}[order]
         for call in range(calls):
-            left_B, later = hidden_BN.sum(1), calls - call
-            # Equal steps of time with the linear schedule reveal equal shares.
+            left_B, later = masked_BN.sum(1), calls - call
+            # With the linear schedule, equal steps of time reveal equal fractions.
             count_B = -(-left_B // later) if order != "ancestral" else self.random.binomial(left_B, 1 / later)
             if count_B.any():
-                key_BN = self.random.random(hidden_BN.shape)
+                key_BN = self.random.random(masked_BN.shape)
                 if order == "confidence":
-                    scores_KV = self._scores(hidden_BN, hidden_BN)
-                    key_BN[hidden_BN] = np.logaddexp.reduce(scores_KV, axis=-1) - scores_KV.max(-1)
-                chosen_BN = _first(key_BN, hidden_BN, count_B)
+                    scores_KV = self._scores(masked_BN, masked_BN)
+                    key_BN[masked_BN] = np.logaddexp.reduce(scores_KV, axis=-1) - scores_KV.max(-1)
+                chosen_BN = _first(key_BN, masked_BN, count_B)
                 if order == "confidence":
-                    scores_KV = scores_KV[chosen_BN[hidden_BN]]
+                    scores_KV = scores_KV[chosen_BN[masked_BN]]
                 else:
-                    scores_KV = self._scores(hidden_BN, chosen_BN)
+                    scores_KV = self._scores(masked_BN, chosen_BN)
                 self.patch_BN[chosen_BN] = draw_patches(scores_KV, self.temperature, self.random)
-                hidden_BN = hidden_BN & ~chosen_BN
+                masked_BN = masked_BN & ~chosen_BN
             self.on_call(call + 1, calls)
         return self.patch_BN
 
     def unflip(self, steps: int) -> NDArray[np.int64]:
-        """Draw what was flipped, from fair coins back to the window; the patches."""
+        """Undo flips, from fair coin flips to the window. Returns the patches."""
         B, N, P = self.known_BNP.shape
         device = self.model.head.weight.device
         seen_BNP = self.random.integers(0, 2, (B, N, P))
-        chance = flip_chance(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
-        back = steps_back(chance[:-1].numpy(), chance[1:].numpy())
+        flip_probability = flip_chance(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        back = steps_back(flip_probability[:-1].numpy(), flip_probability[1:].numpy())
         everywhere_BN = np.ones((B, N), dtype=bool)
         for call, step in enumerate(reversed(range(steps))):
             seen_BN = pack_patches(torch.from_numpy(seen_BNP).flatten(1), P).to(device)
-            chance_B = chance[step + 1].float().expand(B).to(device)
-            scores_BNV = leaf_scores(restored(self.model, seen_BN, chance_B))
+            probability_B = flip_probability[step + 1].float().expand(B).to(device)
+            scores_BNV = leaf_scores(restored(self.model, seen_BN, probability_B))
             scores_KV = self._allowed(scores_BNV.reshape(B * N, -1), everywhere_BN)
             self.patch_BN = draw_patches(scores_KV, self.temperature, self.random).reshape(B, N)
             true_BNP = unpack_patches(torch.from_numpy(self.patch_BN), P).numpy()
             one_BNP = back[step][true_BNP, seen_BNP, 1]
             seen_BNP = (self.random.random((B, N, P)) < one_BNP).astype(np.int64)
             self.on_call(call + 1, steps)
-        return self.patch_BN  # nothing is flipped before the first step
+        return self.patch_BN  # before the first step nothing is flipped
 
-    def _scores(self, hidden_BN: NDArray[np.bool_], at_BN: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Log-probabilities of all patches at some places, -inf where they are not allowed: (K, V)."""
-        seen_BN = torch.from_numpy(np.where(hidden_BN, self.model.trunk.start, self.patch_BN))
+    def _scores(self, masked_BN: NDArray[np.bool_], at_BN: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Log-probabilities of all patches at the chosen positions, -inf for those not allowed: (K, V)."""
+        seen_BN = torch.from_numpy(np.where(masked_BN, self.model.trunk.start, self.patch_BN))
         h_BND = self.model.trunk(seen_BN.to(self.model.head.weight.device))
         h_KD = h_BND[torch.from_numpy(at_BN).to(h_BND.device)]
         return self._allowed(leaf_scores(self.model.head(h_KD)), at_BN)
@@ -198,6 +199,6 @@ class _Filler:
 
 
 def _first(key_BN: NDArray[np.float64], among_BN: NDArray[np.bool_], count_B: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Of those that are among, so many of each row with the smallest keys."""
+    """Among the marked entries of each row, the `count_B` with the smallest keys."""
     rank_BN = np.where(among_BN, key_BN, np.inf).argsort(axis=1, kind="stable").argsort(axis=1)
     return among_BN & (rank_BN < count_B[:, None])

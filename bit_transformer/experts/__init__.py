@@ -1,4 +1,4 @@
-"""Adaptive predictors of bits, which the transformer mixes."""
+"""Adaptive predictors of bits ("experts"), which the transformer mixes."""
 
 STATE_VERSION = 1
-"""Of the bank's arithmetic: a cache or a bank of another one is not used. Here, so that asking loads no numba."""
+"""Version of the bank's arithmetic. Caches and banks of another version are not used. Defined here because this module does not import numba."""

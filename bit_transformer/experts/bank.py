@@ -1,9 +1,9 @@
 """The expert bank: many small adaptive predictors of the next bit, as one object with a state.
 
-A bank reads streams of *units*, the bytes of a file (9 bits with parity, or any words of up to 12 bits), and gives for each bit
-a row of features: the logit of every expert, of the match, and of the bank's own mixture, each made from what came before that
-bit alone. The transformer's mixer (`nn/mixer.py`) weighs them. The loops are in `kernels.py`; here is what surrounds them:
-sizes, streams, copies, saving, merging.
+A bank reads streams of *units*: the bytes of a file (9 bits with parity), or any words of up to 12 bits. For each bit it gives a row of
+features: the logit of every expert, of the match, and of the bank's own mixture, each computed only from earlier bits. The
+transformer's mixer (`nn/mixer.py`) weighs them. The inner loops are in `kernels.py`; this file has the rest: sizes, streams, copies,
+saving, merging.
 """
 
 # Shapes: N units, U bits of a unit, K experts, F = K + 2 features, V = 2^P nodes of a patch.
@@ -31,8 +31,8 @@ Units = NDArray[np.uint16]
 
 FEATURE_ONE = kernels.FEATURE_ONE
 _MAP_ROWS = 1 << 12
-_HEADS_SHARE = 4  # one hash head for so many units of history
-_LONGEST_RATE = 1023  # a chance moves by at least 1 / so much
+_UNITS_PER_HEAD = 4  # units of history per hash head
+_LONGEST_RATE = 1023  # a probability moves by at least 1 / this
 
 
 class ExpertBank:
@@ -41,13 +41,13 @@ class ExpertBank:
     Args:
         config: which contexts, and how much memory.
         unit_bits: bits of a unit, 1 to 12.
-        text_bits: bits after the byte in a unit (1 with parity, else 0), where words are contexts.
+        text_bits: bits after the byte in a unit (1 with parity, else 0), if words are contexts; else None.
 
     Attributes:
-        sketch: of the data that it has learned from in training, so that it can be recognised.
+        sketch: of the data it has learned from in training, to recognise that data.
 
     Raises:
-        ConfigError: more memory than there is.
+        ConfigError: the bank needs more memory than there is.
     """
 
     def __init__(self, config: ExpertConfig, unit_bits: int, text_bits: int | None = None) -> None:
@@ -57,7 +57,7 @@ class ExpertBank:
         self.experts = len(spec)
         self.memory = _memory(config, self.experts, unit_bits)
         check_memory(self.memory, config, self.experts)
-        heads = max(1 << 10, config.history // _HEADS_SHARE)
+        heads = max(1 << 10, config.history // _UNITS_PER_HEAD)
         self._shape = Shape(
             spec,
             unit_bits,
@@ -70,7 +70,7 @@ class ExpertBank:
 
     @classmethod
     def of(cls, model: ModelConfig) -> ExpertBank:
-        """The bank of a model, with nothing learned.
+        """A model's bank, empty.
 
         Raises:
             ConfigError: the model has no experts, or they need more memory than there is.
@@ -81,12 +81,12 @@ class ExpertBank:
 
     @property
     def features(self) -> int:
-        """F: experts, the match, the bank's own mixture."""
+        """F: the experts, the match, the bank's own mixture."""
         return self.experts + 2
 
     @property
     def count(self) -> int:
-        """Units learned."""
+        """Number of units learned."""
         return int(self.tables.learned[0])
 
     def stream(self) -> Stream:
@@ -104,59 +104,59 @@ class ExpertBank:
         )
 
     def read(self, units: NDArray[Any], stream: Stream, *, learn: bool, wanted: bool = True) -> Features:
-        """Move a stream past N units, learning from each bit after its features were made, or from none.
+        """Advance a stream by N units. With `learn`, learn from each bit after its features were computed.
 
         Args:
-            wanted: whether features are; else none come back.
+            wanted: whether to return features; else an empty array.
 
         Returns:
-            (N, U, F), in 1 / FEATURE_ONE: the logit of P(bit = 1) as each expert sees it.
+            (N, U, F), in 1 / FEATURE_ONE: each expert's logit of P(bit = 1).
         """
         made = np.empty((len(units) if wanted else 0, self.unit_bits, self.features), dtype=np.int8)
         kernels.read(self._shape, self.tables, stream, _curves(), units.astype(np.uint16), learn, made)
         return made
 
     def peek(self, bits_BT: NDArray[Any]) -> Features:
-        """Features of rows of bits, each from a blank context; nothing is learned: features_BTF. A last unit may be partial."""
+        """Features of rows of bits, each without context, without learning: features_BTF. The last unit may be partial."""
         made = [self.read(unit_N, self.stream(), learn=False) for unit_N in pack_units(bits_BT, self.unit_bits)]
         return np.stack(made).reshape(len(made), -1, self.features)[:, : bits_BT.shape[1]]
 
     def note(self, data: NDArray[np.uint8]) -> None:
-        """Remember by its sketch that these bytes were learned from."""
+        """Add bytes that were learned from to the sketch."""
         self.sketch = sketched(data, self.sketch)
 
     def nodes(self, stream: Stream, node: int, patch_bits: int) -> Features:
-        """Features at all nodes of the patch that comes next: (V, F), row 0 unused.
+        """Features at all nodes of the next patch: (V, F), row 0 unused.
 
         Args:
-            node: `(1 << j) | prefix`, the j bits of the unit that came before the patch; 1 at a unit's start.
+            node: `(1 << j) | prefix`, the j bits of the unit before the patch; 1 at a unit's start.
         """
         made = np.zeros((1, 1 << patch_bits, self.features), dtype=np.int8)
         kernels.nodes(self._shape, self.tables, stream, _curves(), node, patch_bits, made)
         return made[0]
 
     def open_unit(self, stream: Stream, *, learn: bool) -> OpenUnit:
-        """The next unit of a stream, bit by bit: for a decoder, which knows a bit only after it was predicted."""
+        """The next unit of a stream, bit by bit: for a decoder, which gets a bit only after predicting it."""
         return OpenUnit(self, stream, learn)
 
     # ---- state ----
 
     def copy(self) -> ExpertBank:
-        """Another bank that has learned the same."""
+        """A copy with its own tables."""
         other = ExpertBank.__new__(ExpertBank)
         other.__dict__.update(self.__dict__)
         other.tables = Tables(*(_aligned_copy(table) for table in self.tables))
         return other
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """All that was learned, by name; views, not copies."""
+        """All tables, by name; views, not copies."""
         return {**self.tables._asdict(), "sketch": self.sketch.view(np.int64)}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take what another bank of the same configuration has learned.
+        """Load the tables of another bank of the same configuration.
 
         Raises:
-            CheckpointError: a bank of another patch size, alignment or configuration.
+            CheckpointError: the other bank has another patch size, alignment or configuration.
         """
         for name, table in self.tables._asdict().items():
             given = state.get(name)
@@ -171,31 +171,33 @@ class ExpertBank:
         self.sketch = np.array(state.get("sketch", ()), dtype=np.int64).view(np.uint64)  # older files have none
 
     def digest(self) -> str:
-        """SHA-256 over all that was learned."""
+        """SHA-256 of all tables."""
         found = hashlib.sha256()
         for table in self.tables:
             found.update(table.data)
         return found.hexdigest()
 
     def merge(self, other: ExpertBank) -> None:
-        """Take in what a bank of the same configuration learned from other data, as if after this one's.
+        """Merge a bank of the same configuration that learned from other data, as if it had read that data after this bank's.
 
-        Histories of one context add up, tables of chances are averaged by their use, mixers by units learned.
+        Histories of the same context are added, tables of probabilities are averaged by their use, and mixers by units learned.
 
         Raises:
-            CheckpointError: a bank of another configuration.
+            CheckpointError: the other bank has another configuration.
         """
         if (self.config, self.unit_bits, self.text_bits) != (other.config, other.unit_bits, other.text_bits):
-            raise CheckpointError("got a bank of another configuration; both must be equal to merge. Try one config")
+            raise CheckpointError(
+                "got banks of different configurations; merging needs the same one. Try one config for both"
+            )
         mine, theirs = self.tables, other.tables
         kernels.merge_slots(mine.slots, theirs.slots, sums())
-        mine.chance[...] = _merged_chances(mine.chance, theirs.chance)
+        mine.chance[...] = _merged_probabilities(mine.chance, theirs.chance)
         total = self.count + other.count
         if total:
-            share = other.count / total
+            fraction = other.count / total
             for name in ("first", "match", "weights", "last", "maps"):
                 a, b = getattr(mine, name), getattr(theirs, name)
-                a[...] = np.rint(a + (b.astype(np.float64) - a) * share)
+                a[...] = np.rint(a + (b.astype(np.float64) - a) * fraction)
         self.sketch = joined(self.sketch, other.sketch)
         ring = len(theirs.history)
         first = max(0, other.count - ring)
@@ -205,7 +207,7 @@ class ExpertBank:
 
 
 class OpenUnit:
-    """A unit of which some bits are known. Predict each, say what it was, and close the unit after the last: what `ExpertBank.read` does.
+    """A unit that is decoded bit by bit, with the same result as `ExpertBank.read`. Call `predict_bit` and `learn_bit` for each bit, then `close`.
 
     Args:
         learn: whether the bank learns each bit.
@@ -223,21 +225,21 @@ class OpenUnit:
         return made[0, 0]
 
     def learn_bit(self, bit: int) -> None:
-        """What the bit was that was predicted last."""
+        """Give the value of the bit predicted last."""
         kernels.learn_bit(self.bank._shape, self.bank.tables, self.stream, _curves(), self._state, bit, self.learn)
 
     def close(self) -> None:
-        """After the last bit: the stream moves past the unit."""
+        """Call after the last bit: the stream advances past the unit."""
         kernels.end_unit(self.bank._shape, self.bank.tables, self.stream, self._state, self.learn)
 
 
 def feature_count(model: ModelConfig) -> int:
-    """F of a model's bank, without making it; 0 without experts."""
+    """F of a model's bank, without making one; 0 without experts."""
     return len(_spec(model.experts, model.expert_words)) + 2 if model.experts else 0
 
 
 def pack_units(bits: NDArray[Any], unit_bits: int) -> Units:
-    """Bits to units, first bit most significant; the last unit is filled with zeros.
+    """Pack bits into units, first bit most significant; the last unit is padded with zeros.
 
     Args:
         bits: (..., T) zeros and ones.
@@ -254,7 +256,7 @@ def pack_units(bits: NDArray[Any], unit_bits: int) -> Units:
 
 
 def memory_bytes(model: ModelConfig) -> int:
-    """What a model's bank takes, before it is made; 0 without experts."""
+    """Memory of a model's bank, before it is made; 0 without experts."""
     if model.experts is None:
         return 0
     return _memory(model.experts, len(_spec(model.experts, model.expert_words)), model.unit_bits)
@@ -262,13 +264,13 @@ def memory_bytes(model: ModelConfig) -> int:
 
 def _memory(config: ExpertConfig, experts: int, unit_bits: int) -> int:
     slots = (experts * config.buckets + 1) * kernels.BUCKET
-    match = config.history * 2 + max(1 << 10, config.history // _HEADS_SHARE) * 4
+    match = config.history * 2 + max(1 << 10, config.history // _UNITS_PER_HEAD) * 4
     mixers = _sets(unit_bits) * _padded(experts) * 4
     return slots + match + mixers + experts * 1024 + 2 * _MAP_ROWS * kernels.MAP_KNOTS * 2
 
 
 def check_memory(needed: int, config: ExpertConfig, experts: int) -> None:
-    """Refuse what does not fit.
+    """Refuse a bank that does not fit into memory.
 
     Raises:
         ConfigError: more bytes than are free.
@@ -279,7 +281,7 @@ def check_memory(needed: int, config: ExpertConfig, experts: int) -> None:
         while fits > 1 << 10 and experts * fits * kernels.BUCKET > free // 2:
             fits //= 2
         raise ConfigError(
-            f"experts.buckets={config.buckets} makes banks of {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free. "
+            f"got experts.buckets={config.buckets}, which needs {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free. "
             f"Try experts.buckets={fits}, experts.history={min(config.history, 1 << 22)}"
         )
 
@@ -309,7 +311,7 @@ def _sets(unit_bits: int) -> int:
 def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) -> Tables:
     counts = histories().counts
     guess = (counts[:, 1] + 0.4) / (counts.sum(1) + 0.8)
-    chance = (np.rint(guess * ((1 << 22) - 1)).astype(np.uint32) << 10)[None].repeat(experts, 0)
+    probability = (np.rint(guess * ((1 << 22) - 1)).astype(np.uint32) << 10)[None].repeat(experts, 0)
     nodes = 1 << unit_bits
     weights = np.zeros((_sets(unit_bits), _padded(experts)), dtype=np.int32)
     weights[:, :experts] = 3 * (1 << 16) // (experts or 1)
@@ -321,7 +323,7 @@ def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) 
     maps[...] = np.rint(65536 / (1 + np.exp(-knots)))
     return Tables(
         slots=_aligned_zeros((experts * config.buckets + 1) * kernels.BUCKET),
-        chance=np.ascontiguousarray(chance),
+        chance=np.ascontiguousarray(probability),
         first=np.full(nodes, 1 << 15, dtype=np.uint16),
         match=np.full(kernels.MATCH_MAX + 1, 3 << 14, dtype=np.uint16),
         weights=weights,
@@ -334,7 +336,7 @@ def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) 
 
 
 def _aligned_zeros(size: int) -> NDArray[np.uint8]:
-    """Bytes that begin where a cache line does, so that four buckets share one."""
+    """Zeros that start at a cache line, so that four buckets share one."""
     whole = np.zeros(size + 64, dtype=np.uint8)
     begin = -whole.ctypes.data % 64
     return whole[begin : begin + size]
@@ -346,7 +348,7 @@ def _aligned_copy(table: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
-def _merged_chances(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint32]:
+def _merged_probabilities(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint32]:
     p, n = (mine >> 10).astype(np.float64), (mine & 1023).astype(np.float64)
     q, m = (theirs >> 10).astype(np.float64), (theirs & 1023).astype(np.float64)
     total = np.maximum(n + m, 1)
@@ -356,10 +358,10 @@ def _merged_chances(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint
 
 @lru_cache(maxsize=1)
 def _curves() -> Curves:
-    chance = (np.arange(4096) + 0.5) / 4096
-    stretch = np.rint(kernels.LOGIT_ONE * np.log(chance / (1 - chance))).astype(np.int32)
+    probability = (np.arange(4096) + 0.5) / 4096
+    stretch = np.rint(kernels.LOGIT_ONE * np.log(probability / (1 - probability))).astype(np.int32)
     logit = np.arange(-kernels.LOGIT_MAX - 1, kernels.LOGIT_MAX + 1) / kernels.LOGIT_ONE
     squash = np.clip(np.rint(65536 / (1 + np.exp(-logit))), 1, 65535).astype(np.int32)
     uses = np.minimum(np.arange(1024), _LONGEST_RATE)
-    share = np.rint(65536 / (uses + 1.6)).astype(np.int32)
-    return Curves(stretch, squash, histories().after, share)
+    rates = np.rint(65536 / (uses + 1.6)).astype(np.int32)
+    return Curves(stretch, squash, histories().after, rates)

@@ -1,7 +1,7 @@
-"""Features of every bit of a corpus, made in one pass in order and kept, so that windows may be drawn in any.
+"""Features of every bit of a corpus, computed in one pass in order and stored, so that windows can be drawn in any order.
 
-Those of small corpora stay in memory. Others are kept on disk, a byte each, with the bank as it stands at the end; a pass that was
-stopped goes on where it last saved, and a cache is used again only for the very bytes it was made from.
+Small corpora keep theirs in memory. For others they are stored on disk, one byte each, with the final state of the bank. An interrupted
+pass resumes from its last save, and a cache is reused only for exactly the same bytes.
 """
 
 # Shapes: T bits, F features.
@@ -31,12 +31,12 @@ from bit_transformer.experts.sketch import joined
 from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors
 
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
-MEMORY = 1 << 28  # features of this many bytes or less are not worth a file: some seconds make them
+MEMORY = 1 << 28  # features of at most this many bytes are not stored: they take only seconds to compute
 SAVE_SECONDS = 30.0
 
 
 def cache_folder() -> Path:
-    """Where features are kept: `BTLM_CACHE_DIR`, else the user's cache folder."""
+    """The cache folder: `BTLM_CACHE_DIR`, else in the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen)
@@ -44,10 +44,10 @@ def cache_folder() -> Path:
 
 
 class CorpusFeatures:
-    """Features of all bits of a corpus, in memory or mapped.
+    """Features of all bits of a corpus, in memory or memory-mapped.
 
     Attributes:
-        bank: as it stands after the corpus.
+        bank: its state after the corpus.
         made: whether a pass was needed.
     """
 
@@ -71,18 +71,18 @@ def corpus_features(
     say: Say = lambda _: None,
     passed: Passed = lambda done, total: None,
 ) -> CorpusFeatures:
-    """The features of a corpus: from the cache where they are there for these very bytes, else made now.
+    """The features of a corpus: from the cache if it has them for exactly these bytes, else computed.
 
     Args:
-        start: what is known before the corpus; it stays as it is. Not given: nothing.
-        limit: bytes that the cache folder may hold; those used longest ago go.
-        folder: the cache; the user's if not given.
-        memory: features of so many bytes or less are made in memory, without the cache; `MEMORY` if not given.
-        say: told when a cache that is there cannot be used.
-        passed: told how many bytes of how many are done.
+        start: the bank from before the corpus, which is not changed. Default: an empty one.
+        limit: most bytes of the cache folder; least recently used features are removed.
+        folder: the cache. Default: the user's.
+        memory: features of at most this many bytes are computed in memory, without the cache. Default: `MEMORY`.
+        say: called with a message if an existing cache cannot be used.
+        passed: called with the bytes done so far, and their total.
 
     Raises:
-        BitStreamError: the disk refused.
+        BitStreamError: writing to the disk failed.
         ConfigError: the bank needs more memory than there is.
     """
     bank = begin_with(start, model)
@@ -109,7 +109,7 @@ def corpus_features(
         reason = refused.strerror if isinstance(refused, OSError) and refused.strerror else str(refused)
         raise BitStreamError(
             f"{folder}: the experts' features could not be written ({reason}). Try another folder in {CACHE_VARIABLE}, or "
-            f"train.feature_cache=0 to make them while training"
+            f"train.feature_cache=0 to compute them during training"
         ) from refused
     bank.sketch = sketch
     return CorpusFeatures(features_TF, bank, made)
@@ -117,19 +117,19 @@ def corpus_features(
 
 @contextlib.contextmanager
 def _locked(path: Path, say: Say) -> Iterator[None]:
-    """One process at a time; another waits, and then finds the work done."""
+    """Allow one process at a time; others wait, and then find the work done."""
     with path.with_suffix(".lock").open("w") as file:
         if not _lock(file, wait=False):
-            say("another training is making the same features; this one waits for them")
+            say("another training is computing the same features; waiting for it")
             _lock(file, wait=True)
         yield
 
 
 def _lock(file: IO[str], *, wait: bool) -> bool:
-    """Whether the lock could be had; it goes when the file is closed."""
+    """Try to take the lock; returns whether it was taken. Closing the file releases it."""
     try:
         import fcntl
-    except ImportError:  # Windows has no such lock: trainings that begin together there may write one cache twice
+    except ImportError:  # Windows has no such lock: trainings that start together there may write the same cache twice
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -141,7 +141,7 @@ def _lock(file: IO[str], *, wait: bool) -> bool:
 def _complete(
     corpus: Corpus, model: ModelConfig, bank: ExpertBank, path: Path, limit: int, say: Say, passed: Passed
 ) -> bool:
-    """Make what is missing of a cache; whether anything was."""
+    """Compute what is missing of a cache; returns whether anything was."""
     state = path.with_suffix(".safetensors")
     document: dict[str, Any] = {"done": 0, "sums": []}
     stream = None
@@ -155,7 +155,7 @@ def _complete(
     if needed > free:
         raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
     if not document["done"]:
-        say(f"what the experts say of these {len(corpus) / 1e6:.1f} MB takes {needed / 1e9:.1f} GB in {path.parent}")
+        say(f"the experts' features of these {len(corpus) / 1e6:.1f} MB take {needed / 1e9:.1f} GB in {path.parent}")
     _pass(corpus, model, bank, stream or bank.stream(), document, path, state, passed)
     return True
 
@@ -175,24 +175,24 @@ def _content(corpus: Corpus) -> str:
 def _found(
     state: Path, path: Path, bank: ExpertBank, fresh: dict[str, Any], say: Say
 ) -> tuple[Stream | None, dict[str, Any]]:
-    """What an earlier pass left, if it can be trusted: where its stream stands, and how far it came."""
+    """The stream and progress of an earlier pass, if its files are intact."""
     try:
         tensors, document = read_tensors(state)
         with path.open("rb") as file:
             for size, expected in document["sums"]:
                 if zlib.crc32(file.read(size)) != expected:
-                    say("the cached features do not match their data (checksum); they are made again")
+                    say("the cached features do not match their checksum; computing them again")
                     return None, fresh
         bank.load_state_dict(tables("bank.", tensors))
         parts = {name: part.copy() for name, part in tables("stream.", tensors).items()}
     except (CheckpointError, OSError, KeyError) as damaged:
-        say(f"the cached features cannot be used ({damaged}); they are made again")
+        say(f"the cached features cannot be used ({damaged}); computing them again")
         return None, fresh
     return Stream(**parts), document
 
 
 def tables(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Those whose names begin so, as arrays, by the rest of their names."""
+    """Tensors whose names start with a prefix, as arrays, by the rest of their names."""
     return {name: tensor.cpu().numpy() for name, tensor in under(prefix, tensors).items()}
 
 
@@ -206,10 +206,10 @@ def _pass(
     state: Path,
     passed: Passed,
 ) -> None:
-    """Read on from where the document says, saving now and then."""
+    """Continue a pass from the document's position, saving now and then."""
     saved = time.monotonic()
     if not document["done"]:
-        path.unlink(missing_ok=True)  # who has an old file of this name open keeps it
+        path.unlink(missing_ok=True)  # processes that have an old file of this name open keep it
     with path.open("r+b" if document["done"] else "wb") as file:
         file.seek(sum(size for size, _ in document["sums"]))
         file.truncate()
@@ -233,13 +233,13 @@ def _save(state: Path, bank: ExpertBank, stream: Stream, document: dict[str, Any
 
 
 def _make_room(folder: Path, room: int, *, keep: Path) -> None:
-    """Remove the features that were used longest ago, until the rest fit. Who has them open keeps them."""
+    """Remove the least recently used features until the rest fit. Processes that have them open keep them."""
     for path in sorted(folder.glob("*.features"), key=lambda path: path.stat().st_mtime, reverse=True):
         state = path.with_suffix(".safetensors")
         room -= sum(file.stat().st_size for file in (path, state) if file.exists())
         if room >= 0 or path == keep:
             continue
         with path.with_suffix(".lock").open("w") as file:
-            if _lock(file, wait=False):  # else it is being made
+            if _lock(file, wait=False):  # else it is being written
                 path.unlink(missing_ok=True)
                 state.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Bit histories: what a context has seen, in one byte.
+"""Bit histories: what was seen in a context, in one byte.
 
-A history is (zeros, ones, latest bit), counts bounded so that all fit a byte. When a bit contradicts many of the other kind,
-half of those are forgotten: data changes, and recent bits say more. What a history is worth as a chance is not
-written here; every expert learns it (`Tables.chance`).
+A history is (zeros, ones, latest bit), with counts bounded so that all fit into a byte. When a bit contradicts many of the other kind, half
+of those are forgotten, because data changes and recent bits tell more. The probability that belongs to a history is not defined here;
+every expert learns it (`Tables.chance`).
 
 Source: Mahoney 2005 (bit history states of PAQ6 and later); the bounds below are our own.
 """
@@ -15,16 +15,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# The larger count may reach this, by the smaller count: long runs are kept, mixed histories are short.
+# Bound of the larger count, by the smaller count: long runs are kept, mixed histories are short.
 BOUNDS = (40, 24, 12, 8, 6, 5)
 
 
 class Histories(NamedTuple):
-    """The automaton.
+    """The state machine of histories.
 
     Attributes:
-        after: (256, 2): the history that follows each, after a 0 and after a 1.
-        counts: (256, 2): zeros and ones of each; history 0 has seen nothing, longer ones come later.
+        after: (256, 2): the next history, after a 0 and after a 1.
+        counts: (256, 2): zeros and ones of each history; 0 is the empty history, longer ones have larger numbers.
     """
 
     after: NDArray[np.uint8]
@@ -37,7 +37,7 @@ def _fits(zeros: int, ones: int) -> bool:
 
 
 def step(zeros: int, ones: int, bit: int) -> tuple[int, int]:
-    """Counts after one more bit."""
+    """The counts after one more bit."""
     count = [zeros, ones]
     count[bit] += 1
     if count[1 - bit] > 2:
@@ -77,7 +77,7 @@ def histories() -> Histories:
 
 @lru_cache(maxsize=1)
 def sums() -> NDArray[np.uint8]:
-    """(256, 256): the history of two streams together, the second one after the first; counts beyond bounds are scaled."""
+    """(256, 256): the history of two streams together, the second after the first; counts beyond the bounds are scaled down."""
     number = _numbers()
     table = np.zeros((256, 256), dtype=np.uint8)
     for (a0, a1, a_latest), i in number.items():

@@ -1,14 +1,14 @@
 """The expert bank's inner loops: one pass over a stream of units, bit by bit, in integers only.
 
-Integers make the bank exact: the same bits give the same features on every machine, in pieces of any size, one stream or
-many. Logits are in 1/256, chances in 1/65536 (1/2^22 where they are learned), weights in 1/65536.
+With integers the bank is exact: the same bits give the same features on every machine, for pieces of any size and any number of
+streams. Logits are in 1/256, probabilities in 1/65536 (1/2^22 while learned), weights in 1/65536.
 
-For each bit of a unit every expert k looks up one byte: the *bit history* (`histories.py`) of this context followed by these
-bits of the unit. A table of the expert's own turns histories into chances, and learns what they are worth; that is how a
-context seen once and always right differs, for order 2, from the same for order 6. A match expert follows the
-longest repeat; an order-0 expert needs no hash. Their logits are summed by three small online mixers, each with weights
-chosen by something small (the bits so far, the unit before, how many experts know their context); a fourth weighs these, and
-two adaptive maps correct what is left. The result is one more expert for the transformer: "the bank's own mixture".
+For each bit of a unit every expert k looks up one byte: the *bit history* (`histories.py`) of its context followed by the earlier bits
+of the unit. Each expert has a table that maps histories to probabilities, and learns it; so a context seen once and always right can
+mean something else for order 2 than for order 6. A match expert follows the longest repeat; an order-0 expert needs no hash. Three
+small online mixers sum their logits, each with weights selected by something small (the bits so far, the previous unit, how many experts
+know their context). A fourth weighs these three, and two adaptive maps correct the result. It is one more expert for the transformer:
+"the bank's own mixture".
 
 Sources: Mahoney 2005, "Adaptive weighing of context models for lossless data compression" (logistic mixing, bit
 histories, buckets of a nibble); Mahoney 2013, "Data Compression Explained", sections 4.3 and 4.4 (indirect models, SSE).
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 Ints = NDArray[Any]
 
 LOGIT_ONE = 256  # logits are in 1/256 ...
-LOGIT_MAX = 3071  # ... and cut at +-12
+LOGIT_MAX = 3071  # ... and clipped to +-12
 FEATURE_ONE = 12  # features are in 1/12
 PAGE = 255  # buckets
 BUCKET = 16  # bytes: a check, then the histories of the 15 nodes of up to four bits
@@ -39,25 +39,25 @@ MAP_REACH = MAP_STEP * (MAP_KNOTS - 1) // 2
 # Rows of `Stream.place`.
 PLACE, WORD, WORD_1, WORD_2, MATCH, LENGTH, SHIFTED = range(7)
 
-# Kinds of context, and what their arguments are.
+# Kinds of context, and their arguments.
 ORDER, BITS, TEXT, SPARSE = range(4)  # units back; bits back; 0, 1, 2 as below; distances
-TEXT_WORD, TEXT_PAIR, TEXT_SKIP = range(3)  # the word so far; with the word before; with the word before that
+TEXT_WORD, TEXT_PAIR, TEXT_SKIP = range(3)  # the current word; with the previous word; with the word before that
 MAX_ARGUMENTS = 4
 
 
 class Tables(NamedTuple):
-    """All that a bank has learned. K experts, M weights of a mixer (padded), U bits of a unit.
+    """Everything that a bank has learned. K experts, M weights of a mixer (padded), U bits of a unit.
 
     Attributes:
-        slots: (K * buckets + 1) * 16 bytes, flat: check, histories; the last bucket is that of unknown contexts.
-        chance: (K, 256): of a one after each history, 22 bits, and how often it was used, 10 bits.
-        first: (2^U): chance of a one at each node, whatever came before; 16 bits.
-        match: (MATCH_MAX + 1): chance that a match of a length goes on; 16 bits.
+        slots: (K * buckets + 1) * 16 bytes, flat: check, histories; the last bucket is for unknown contexts.
+        chance: (K, 256): probability of a one after each history, 22 bits, and how often it was used, 10 bits.
+        first: (2^U): probability of a one at each node, without context; 16 bits.
+        match: (MATCH_MAX + 1): probability that a match of a given length continues; 16 bits.
         weights: (sets, M): of the three mixers, one set after the other.
         last: (2^U, 4): weights of the mixers' own logits.
-        maps: (2, rows, MAP_KNOTS): final adaptive maps, by unit before and node, and by a hash of two units and node.
-        history: the latest units, a ring; `heads`: by a hash of some units, where what followed them stands.
-        learned: how many units, in all.
+        maps: (2, rows, MAP_KNOTS): final adaptive maps, by previous unit and node, and by a hash of two units and node.
+        history: the latest units, a ring buffer; `heads`: by a hash of some units, the position after their last occurrence.
+        learned: total number of units.
     """
 
     slots: Ints
@@ -73,14 +73,14 @@ class Tables(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """Where one stream of units stands.
+    """The state of one stream of units.
 
     Attributes:
         place: see the names above.
-        recent: the latest units, a ring.
-        hashes: (K): of the contexts of the unit in progress.
-        buckets: (K): where their histories are, for the up to four bits in progress.
-        inputs: (M): what the mixers see; `known`: histories in use.
+        recent: the latest units, a ring buffer.
+        hashes: (K): of the contexts of the current unit.
+        buckets: (K): positions of their histories, for the current up to four bits.
+        inputs: (M): inputs of the mixers; `known`: histories in use.
     """
 
     place: Ints
@@ -92,7 +92,7 @@ class Stream(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What does not change. `spec` is (K, 1 + MAX_ARGUMENTS): a kind and its arguments."""
+    """Constants. `spec` is (K, 1 + MAX_ARGUMENTS): a kind and its arguments."""
 
     spec: Ints
     unit_bits: int
@@ -103,7 +103,7 @@ class Shape(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Look-up tables: `stretch` (4096, of a chance's 12 high bits), `squash` (6144), `after` (256, 2), `share` (1024)."""
+    """Look-up tables: `stretch` (4096, by the 12 high bits of a probability), `squash` (6144), `after` (256, 2), `share` (1024, rate by use)."""
 
     stretch: Ints
     squash: Ints
@@ -111,8 +111,8 @@ class Curves(NamedTuple):
     share: Ints
 
 
-# Nothing here allocates, so nothing needs counted references (_nrt): counting those of the arrays in the tuples took half of
-# the time.
+# Nothing here allocates, so reference counting (_nrt) is off: counting the references of the arrays in the tuples took half of the
+# time.
 _jit: Any = njit
 _compiled = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False)
 _inline = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False, inline="always")
@@ -120,7 +120,7 @@ _inline = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _
 
 @intrinsic
 def _fetch(_context, array, index):
-    """Ask for the cache line of a flat array's element, without waiting for it: most of a pass would be such waiting."""
+    """Prefetch the cache line of a flat array's element: a pass would spend most of its time waiting for memory."""
 
     def generate(context, builder, signature, arguments):
         view = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -143,7 +143,7 @@ def _mixed(x):
 
 @_inline
 def _age(stream, distance):
-    """The unit at a distance back, plus one; 0 before the stream's first."""
+    """The unit `distance` back, plus one; 0 before the stream's first."""
     n = stream.place[PLACE]
     if distance > n:
         return np.uint64(0)
@@ -174,7 +174,7 @@ def _begin_unit(shape, tables, stream, learn):
     for k in range(len(spec)):
         kind, first = spec[k, 0], spec[k, 1]
         value = np.uint64(0)
-        if kind == ORDER:  # ascending, so that each goes on from the one before
+        if kind == ORDER:  # ascending, so that each hash continues the previous one
             while done < first:
                 done += 1
                 unit = np.uint64(recent[(n - done) & ring]) + np.uint64(1)
@@ -200,12 +200,12 @@ def _begin_unit(shape, tables, stream, learn):
         if learn:
             tables.heads[slot] = tables.learned[0]
     if place[LENGTH] and place[MATCH] >= tables.learned[0]:
-        place[LENGTH] = 0  # the end of what was learned: nothing follows
+        place[LENGTH] = 0  # the end of the history: nothing follows
 
 
 @_compiled
 def _find_match(shape, tables, stream, found):
-    """Whether the units before `found` in the history are those before here."""
+    """Whether the units before `found` in the history equal the units before the current position."""
     place, history, recent = stream.place, tables.history, stream.recent
     ring, near, n = len(history) - 1, len(recent) - 1, place[PLACE]
     oldest = max(0, tables.learned[0] - ring)
@@ -225,7 +225,7 @@ def _find_match(shape, tables, stream, found):
 
 @_inline
 def _line(shape, h, k, above):
-    """The hash of a context followed by all but the last bit of a root, and the cache line of buckets that it leads to."""
+    """The hash of a context followed by all but the last bit of a node, and the cache line of its buckets."""
     near = (h ^ np.uint64(above) * np.uint64(0xE7037ED1A0B428DB)) * np.uint64(0x9E3779B97F4A7C15)
     mask = np.int64((1 << shape.bucket_bits) - 1)
     index = (np.int64(h >> np.uint64(20)) & ~PAGE) | (np.int64(near >> np.uint64(40)) & PAGE)
@@ -234,14 +234,14 @@ def _line(shape, h, k, above):
 
 @_inline
 def _fetch_buckets(shape, tables, stream, above):
-    """Ask early for the lines that `_find_buckets` will read; the last bit of its node only chooses within them."""
+    """Prefetch the lines that `_find_buckets` will read; the last bit of its node only selects within them."""
     for k in range(len(stream.hashes)):
         _fetch(tables.slots, _line(shape, stream.hashes[k], k, above)[1])
 
 
 @_inline
 def _find_buckets(shape, tables, stream, node, learn):
-    """Where every expert keeps the histories of the next up to four bits; learning makes room where there is none."""
+    """Find the bucket of histories of the next up to four bits, for every expert; learning allocates missing ones."""
     slots, buckets, hashes, known = tables.slots, stream.buckets, stream.hashes, stream.known
     unknown = len(slots) - BUCKET
     for k in range(len(hashes)):
@@ -259,7 +259,7 @@ def _find_buckets(shape, tables, stream, node, learn):
                 a = b
             elif slots[c] == check:
                 a = c
-            elif learn:  # the least used of the three gives way; histories are numbered by length
+            elif learn:  # replace the least used of the three; histories are numbered by length
                 if slots[b + 1] < slots[a + 1]:
                     a = b
                 if slots[c + 1] < slots[a + 1]:
@@ -274,7 +274,7 @@ def _find_buckets(shape, tables, stream, node, learn):
 
 @_inline
 def _end_unit(shape, tables, stream, unit, learn):
-    """Move the stream past a complete unit."""
+    """Advance the stream past a complete unit."""
     place = stream.place
     n = place[PLACE]
     if place[LENGTH]:
@@ -306,8 +306,8 @@ def _feature(logit):
 
 @_inline
 def _about_unit(shape, tables, stream):
-    """What the bits of a unit share: the unit that the match expects under a leading one, or -1; the unit before; a hash of the two before;
-    a row of mixer weights."""
+    """What is the same for all bits of a unit: the unit that the match predicts under a leading one, or -1; the previous unit; a hash of the
+    two previous units; a row of mixer weights."""
     place, U = stream.place, shape.unit_bits
     symbol = np.int64(-1)
     if place[LENGTH]:
@@ -320,12 +320,12 @@ def _about_unit(shape, tables, stream):
 
 @_inline
 def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, features, i, j, wanted):
-    """Fill in the features of the bit at a node; what comes back is what `_learn_bit` needs.
+    """Compute the features of the bit at a node. Returns what `_learn_bit` needs.
 
     Args:
-        about: of `_about_unit`.
-        ahead: whether the buckets of the next bits are asked for early.
-        features: row (i, j) is filled in, if wanted.
+        about: from `_about_unit`.
+        ahead: whether to prefetch the buckets of the next bits.
+        features: row (i, j) is written, if wanted.
     """
     slots, chance, first, match, weights = tables.slots, tables.chance, tables.first, tables.match, tables.weights
     last, maps = tables.last, tables.maps
@@ -383,7 +383,7 @@ def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, featu
 
 @_inline
 def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
-    """Let every table learn the bit that came at a node, after `_predict_bit` of it."""
+    """Update all tables with the bit at a node, after `_predict_bit` of it."""
     slots, chance, first, match, weights = tables.slots, tables.chance, tables.first, tables.match, tables.weights
     last, maps = tables.last, tables.maps
     buckets, inputs, known = stream.buckets, stream.inputs, stream.known
@@ -424,18 +424,18 @@ def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
         s = known[k]
         entry = np.int64(chance[k, s])
         p22, n = entry >> 10, entry & 1023
-        p22 += ((((y << 22) - y - p22) * share[n]) >> 16) * np.int64(s != 0)  # nothing seen says nothing
+        p22 += ((((y << 22) - y - p22) * share[n]) >> 16) * np.int64(s != 0)  # an empty history learns nothing
         chance[k, s] = p22 << 10 | min(n + 1, 1023)
         slots[buckets[k] + slot] = after[s, y]
 
 
 @_compiled
 def read(shape, tables, stream, curves, units, learn, features):
-    """Move a stream past units, bit by bit; the tables learn each bit after it was predicted, if told to.
+    """Advance a stream by units, bit by bit. With `learn`, the tables learn each bit after it was predicted.
 
     Args:
         units: (N).
-        features: int8, (N, U, K + 2): K experts, the match, the bank's own mixture. Of length 0: not wanted.
+        features: int8, (N, U, K + 2): K experts, the match, the bank's own mixture. Length 0: not wanted.
     """
     U, wanted = shape.unit_bits, len(features) > 0
     for i in range(len(units)):
@@ -459,10 +459,10 @@ def read(shape, tables, stream, curves, units, learn, features):
 
 @_compiled
 def nodes(shape, tables, stream, curves, start, patch_bits, features):
-    """Features at all nodes of a patch that may come next; nothing moves and nothing is learned.
+    """Features at all nodes of a possible next patch, without advancing or learning.
 
     Args:
-        start: the node where the patch begins.
+        start: the node where the patch starts.
         features: int8, (1, 2^patch_bits, K + 2), by node numbers relative to the start; 0 unused.
     """
     _begin_unit(shape, tables, stream, False)
@@ -482,15 +482,15 @@ def nodes(shape, tables, stream, curves, start, patch_bits, features):
         _predict_bit(shape, tables, stream, curves, about, node, depth, False, features, 0, visit, True)
 
 
-# ---- the same, bit by bit: for a decoder, which knows a bit only after it was predicted ----
+# ---- the same, bit by bit: for a decoder, which gets a bit only after predicting it ----
 
-# Rows of `state`: of the unit as a whole, where it stands, and what `_learn_bit` needs.
+# Rows of `state`: of the whole unit, the position in it, and what `_learn_bit` needs.
 ABOUT, NODE, DEPTH, ROOT, PREDICTED, STATE = 0, 4, 5, 6, 7, 18
 
 
 @_compiled
 def begin_unit(shape, tables, stream, state, learn):
-    """Before the first bit of the next unit."""
+    """Call before the first bit of the next unit."""
     _begin_unit(shape, tables, stream, learn)
     state[0], state[1], state[2], state[3] = _about_unit(shape, tables, stream)
     state[NODE], state[DEPTH], state[ROOT] = 1, 0, 0
@@ -498,7 +498,7 @@ def begin_unit(shape, tables, stream, state, learn):
 
 @_compiled
 def predict_bit(shape, tables, stream, curves, state, learn, features):
-    """Features of the next bit, into a (1, 1, K + 2) array."""
+    """Features of the next bit, written to a (1, 1, K + 2) array."""
     node, depth = state[NODE], state[DEPTH]
     if node >> (depth & 3) != state[ROOT]:
         state[ROOT] = node >> (depth & 3)
@@ -511,7 +511,7 @@ def predict_bit(shape, tables, stream, curves, state, learn, features):
 
 @_compiled
 def learn_bit(shape, tables, stream, curves, state, y, learn):
-    """What the bit was; the tables learn it, if told to."""
+    """Give the value of the bit; with `learn` the tables learn it."""
     node, depth = state[NODE], state[DEPTH]
     if learn:
         about = state[0], state[1], state[2], state[3]
@@ -524,17 +524,17 @@ def learn_bit(shape, tables, stream, curves, state, y, learn):
 
 @_compiled
 def end_unit(shape, tables, stream, state, learn):
-    """After its last bit: the stream moves past the unit."""
+    """Call after the last bit: the stream advances past the unit."""
     _end_unit(shape, tables, stream, state[NODE] & ((1 << shape.unit_bits) - 1), learn)
 
 
 @_compiled
 def merge_slots(mine, theirs, sums):
-    """Add another bank's histories; where there is no room, the less used bucket of the two stays."""
+    """Add another bank's histories; if there is no room, the more used bucket of the two stays."""
     for b in range(0, len(theirs) - BUCKET, BUCKET):
         if theirs[b + 1] == 0:
             continue
-        # A bucket stands at its index, or at one that differs in one of the two lowest bits.
+        # A bucket is at its index, or at one that differs in one of the two lowest bits.
         base = b // (4 * BUCKET) * (4 * BUCKET)
         found = b
         same = False
@@ -553,7 +553,7 @@ def merge_slots(mine, theirs, sums):
 
 @_compiled
 def remember(shape, tables, units):
-    """Append units to the history that matches are looked for in."""
+    """Append units to the history that is searched for matches."""
     history, heads, learned = tables.history, tables.heads, tables.learned
     ring = len(history) - 1
     for i in range(len(units)):

@@ -1,7 +1,7 @@
-"""Passes of the experts over data in order: predict each bit, then learn from it.
+"""Passes of the experts over data, in order: predict each bit, then learn from it.
 
-The features of a position come from what was before it alone. Here are passes that keep nothing on disk; `feature_cache.py` makes one
-that is kept, `training/streamed.py` one as training goes.
+The features of a position depend only on earlier data. The passes here store nothing on disk. `feature_cache.py` has one that does,
+`training/streamed.py` one that runs during training.
 """
 
 # Shapes: N windows or units, T bits, F features.
@@ -21,16 +21,16 @@ from bit_transformer.errors import BitStreamError
 from bit_transformer.experts.bank import ExpertBank, Features, feature_count, pack_units
 from bit_transformer.experts.sketch import WINDOW, Sketch, empty, joined, sketched
 
-WHOLE = 27_720  # bytes that are whole units of any size: the least common multiple of 1 .. 12
+WHOLE = 27_720  # whole units of any size, in bytes: the least common multiple of 1 .. 12
 PIECE = 28 * WHOLE  # bytes read at a time
-PASS_RATE = 400_000  # bytes a second that a pass makes at least; for deciding, not for measuring
+PASS_RATE = 400_000  # lowest speed of a pass in bytes per second; for decisions, not as a measurement
 
 Say = Callable[[str], None]
 Passed = Callable[[int, int], None]
 
 
 def corpus_units(corpus: Corpus, offset: int, length: int, model: ModelConfig) -> NDArray[Any]:
-    """Bytes of a corpus as the units that a model's experts read; `offset` is at the start of one."""
+    """Bytes of a corpus as the units that a model's experts read; `offset` must be the start of a unit."""
     data = corpus.read(offset, length)
     if model.unit_bits == model.byte_bits and not model.parity:
         return data
@@ -38,12 +38,12 @@ def corpus_units(corpus: Corpus, offset: int, length: int, model: ModelConfig) -
 
 
 def feature_bytes(corpus: Corpus, model: ModelConfig) -> int:
-    """How large a corpus's features are."""
+    """Size of a corpus's features."""
     return len(corpus) * model.byte_bits * feature_count(model)
 
 
 def corpus_sketch(corpus: Corpus) -> Sketch:
-    """By which it is known whether experts have learned from a corpus."""
+    """A sketch of a corpus, to recognise whether experts have learned from it."""
     found = empty()
     for offset in range(0, len(corpus), PIECE):
         found = sketched(np.asarray(corpus.read(offset, PIECE + WINDOW - 1)), found)
@@ -51,7 +51,7 @@ def corpus_sketch(corpus: Corpus) -> Sketch:
 
 
 def window_sketch(bits_NT: Tensor) -> Sketch:
-    """The same of windows that are given as bits."""
+    """The same for windows given as bits."""
     found = empty()
     for row in np.packbits(bits_NT.cpu().numpy().astype(np.uint8), axis=1):
         found = sketched(row, found)
@@ -59,15 +59,15 @@ def window_sketch(bits_NT: Tensor) -> Sketch:
 
 
 def begin_with(start: ExpertBank | None, model: ModelConfig) -> ExpertBank:
-    """A bank to learn in: a copy of one that knows something, or an empty one."""
+    """A bank to learn in: a copy of `start`, or an empty one."""
     return ExpertBank.of(model) if start is None else start.copy()
 
 
 class FeatureReader:
-    """Features of a corpus from its start on, for windows that come in order and overlap; memory is constant.
+    """Features of a corpus from its start, for overlapping windows in order; memory is constant.
 
     Args:
-        bank: what is known before the corpus; taught if `learn`.
+        bank: the bank from before the corpus; trained if `learn`.
     """
 
     def __init__(self, corpus: Corpus, model: ModelConfig, bank: ExpertBank, *, learn: bool) -> None:
@@ -77,7 +77,7 @@ class FeatureReader:
         self._kept: Features = np.empty((0, bank.features), dtype=np.int8)
 
     def read(self, offset: int, length: int) -> Features:
-        """Features of the bits of bytes [offset, offset + length), zeros beyond the end: (T, F). Offsets never fall."""
+        """Features of the bits of bytes [offset, offset + length), zeros beyond the end: (T, F). Offsets must not decrease."""
         width = self.model.byte_bits
         stop = min(offset + length, len(self.corpus))
         parts = [self._kept[(offset - self._begin) * width :]]  # what no later window needs goes
@@ -94,10 +94,10 @@ class FeatureReader:
 def window_features(
     bits_NT: Tensor, model: ModelConfig, start: ExpertBank | None = None
 ) -> tuple[Features, ExpertBank]:
-    """Features of windows that are given as bits, every row a stream of its own, in order: features_NTF and the bank.
+    """Features of windows given as bits, each row as its own stream, in order: features_NTF and the bank.
 
     Raises:
-        BitStreamError: rows that are no whole units.
+        BitStreamError: rows that are not whole units.
     """
     N, T = bits_NT.shape
     if T % model.unit_bits:

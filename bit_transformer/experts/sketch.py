@@ -1,7 +1,7 @@
-"""Whether data was read before, wherever it stood: the smallest hashes of its windows of 32 bytes.
+"""Detects whether data was read before, at any position, from the smallest hashes of its windows of 32 bytes.
 
-Of two collections of data the same windows have the same hashes, so the smallest hashes of one are a fair sample of it that can be looked up in
-the other's. A quarter of a megabyte is enough, however much was read.
+Equal windows have equal hashes. So the smallest hashes of one collection of data are a fair sample of it that can be looked up in the
+other's. A quarter of a megabyte is enough for any amount of data.
 
 Source: Broder 1997, "On the resemblance and containment of documents" (bottom-k sketches).
 """
@@ -20,17 +20,17 @@ Sketch = NDArray[np.uint64]
 WINDOW, KEPT = 32, 1 << 15
 _PIECE = 1 << 20  # bytes hashed at a time
 _BASE = 0x9E3779B97F4A7C15
-_OUT = pow(_BASE, WINDOW, 1 << 64)  # what the byte that leaves a window has been multiplied by
+_OUT = pow(_BASE, WINDOW, 1 << 64)  # factor of the byte that leaves a window
 _compiled: Any = njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 
 def empty() -> Sketch:
-    """Of nothing."""
+    """The sketch of no data."""
     return np.empty(0, dtype=np.uint64)
 
 
 def sketched(data_N: NDArray[np.uint8], so_far: Sketch) -> Sketch:
-    """A sketch of what was read so far and of some more bytes."""
+    """A sketch of earlier data and some more bytes."""
     if len(data_N) < WINDOW:
         data_N = np.pad(data_N, (0, WINDOW - len(data_N)))
     for begin in range(0, len(data_N) - WINDOW + 1, _PIECE):
@@ -47,14 +47,14 @@ def joined(one: Sketch, other: Sketch) -> Sketch:
 
 
 def known_fraction(known: Sketch, other: Sketch) -> float:
-    """How much of what the other was made of is in the known: 0 to 1."""
+    """Fraction of the other's data that is in the known data: 0 to 1."""
     within = other[other <= known[-1]] if len(known) == KEPT else other
     return float(np.isin(within, known).mean()) if len(within) else 0.0
 
 
 @_compiled
 def _hashes(data_N: Any, limit: Any, found: Any) -> int:
-    """Hashes of all windows that are at most a limit: a polynomial that rolls along, its bits then mixed; how many they are."""
+    """Rolling polynomial hashes of all windows, with mixed bits. Stores those up to a limit; returns their number."""
     base, out, count = np.uint64(_BASE), np.uint64(_OUT), 0
     value = np.uint64(0)
     for i in range(len(data_N)):

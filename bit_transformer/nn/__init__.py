@@ -1,1 +1,1 @@
-"""Layers. They know patches and positions; none of them knows files, training or users."""
+"""Layers. They work on patches and positions, and import nothing about files, training or users."""

@@ -1,7 +1,7 @@
-"""Multi-head self-attention with rotary positions: over the whole window or the latest positions, from a cache or not."""
+"""Multi-head self-attention with rotary positions, over the whole window or the latest positions, with or without a cache."""
 
-# Shapes: B batch, N positions, M keys (N or more), D model width, E = 2 D, H heads, K head width; of local attention: W window,
-# U = 2 W keys of a chunk, C chunks of all of the batch.
+# Shapes: B batch, N positions, M keys (N or more), D model width, E = 2 D, H heads, K head width. Local attention: W window,
+# U = 2 W keys of a chunk, C chunks of the whole batch.
 from __future__ import annotations
 
 import torch
@@ -14,11 +14,11 @@ from bit_transformer.nn.position import rotate
 
 
 class SelfAttention(nn.Module):
-    """Each position reads from others: the first branch of a block, with its norm and its dropout.
+    """Each position reads from others: the first branch of a block, with its norm and dropout.
 
     Args:
-        causal: a position reads from itself and those before it; otherwise from all.
-        window: how many positions it reads from at most, itself included; none: all.
+        causal: a position reads itself and earlier ones; otherwise all.
+        window: most positions it reads, including itself; None: all.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762; the kernel is PyTorch's `scaled_dot_product_attention`.
     """
@@ -40,16 +40,16 @@ class SelfAttention(nn.Module):
         """Attend.
 
         Args:
-            rotary_NK2: rotary turns of the N positions of x.
-            cache: keys and values of earlier positions; x is then their continuation, and is added to it.
-            maps: the attention map is appended to it, if it is given; what comes back does not depend on that.
+            rotary_NK2: rotations of the N positions of x.
+            cache: keys and values of earlier positions. x continues them and is added to the cache.
+            maps: if given, the attention map is appended to it; the result is the same.
         """
         B, N, D = x_BND.shape
-        # Queries and keys turn together, as twice as many heads.
-        turning_BNE, value_BND = self.query_key_value(self.norm(x_BND)).split((2 * D, D), dim=-1)
-        turned_BNHK = rotate(turning_BNE.view(B, N, 2 * self.nhead, -1), rotary_NK2)
-        query_BHNK, key_BHMK = turned_BNHK.transpose(1, 2).chunk(2, dim=1)
-        # A copy: as a view it would keep the whole projection for the backward pass, queries and keys before their turn too.
+        # Queries and keys are rotated together, as twice as many heads.
+        unrotated_BNE, value_BND = self.query_key_value(self.norm(x_BND)).split((2 * D, D), dim=-1)
+        rotated_BNHK = rotate(unrotated_BNE.view(B, N, 2 * self.nhead, -1), rotary_NK2)
+        query_BHNK, key_BHMK = rotated_BNHK.transpose(1, 2).chunk(2, dim=1)
+        # A copy: a view would keep the whole projection for the backward pass, including queries and keys before rotation.
         value_BHMK = value_BND.contiguous().view(B, N, self.nhead, -1).transpose(1, 2)
         if cache is not None:
             key_BHMK, value_BHMK = cache.extend(key_BHMK, value_BHMK)
@@ -63,17 +63,17 @@ class SelfAttention(nn.Module):
 
 
 def attend(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, window: int | None = None) -> Tensor:
-    """Causal attention of the last N of M positions: query n sees the keys up to its own place, M - N + n.
+    """Causal attention of the last N of M positions: query n reads keys 0 .. M - N + n.
 
     Args:
-        window: W, it sees so many of them at most. Time and memory are then linear in N: queries are taken in chunks of
-            W, each with its own keys and the W before, and within these a band is left.
+        window: W, the most keys that a query reads. Time and memory are then linear in N: queries are taken in chunks of W, each with
+            its own keys and the W before; a band mask selects among them.
     """
     B, H, N, K = query_BHNK.shape
     if window is None or window >= N:
         return _attend_masked(query_BHNK, key_BHMK, value_BHMK, window)
     W, past = window, key_BHMK.shape[2] - N
-    # Copies, for the same reason as those of the values.
+    # Copies, for the same reason as the values' above.
     first = [x.clone() for x in (query_BHNK[:, :, :W], key_BHMK[:, :, : past + W], value_BHMK[:, :, : past + W])]
     begin_BHWK = _attend_masked(first[0], first[1], first[2], W)
     rest_BHNK = F.pad(query_BHNK[:, :, W:], (0, 0, 0, -N % W))
@@ -88,7 +88,7 @@ def attend(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, window: int
 def _attend_masked(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, window: int | None) -> Tensor:
     N, M = query_BHNK.shape[2], key_BHMK.shape[2]
     if window is None or window >= M:
-        if N in (1, M):  # the last position sees all
+        if N in (1, M):  # the last position reads all
             return F.scaled_dot_product_attention(query_BHNK, key_BHMK, value_BHMK, is_causal=N > 1)
         window = None
     seen_NM = _seen(N, M, window, query_BHNK.device)
@@ -96,21 +96,21 @@ def _attend_masked(query_BHNK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, win
 
 
 def _chunks(x_BHNK: Tensor, size: int, every: int) -> Tensor:
-    """Overlapping pieces of the positions, each a batch entry of its own: (B x pieces, H, size, K)."""
+    """Overlapping pieces of the positions, each as its own batch entry: (B x pieces, H, size, K)."""
     return x_BHNK.unfold(2, size, every).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
 
 def _seen(N: int, M: int, window: int | None, device: torch.device) -> Tensor:
-    """Which of M keys each of the last N positions sees: up to its own place, and only the latest `window` of those."""
+    """Mask of the M keys that each of the last N positions reads: up to its own position, and only the latest `window`."""
     up_to_NM = torch.ones(N, M, dtype=torch.bool, device=device).tril(M - N)
     return up_to_NM if window is None else up_to_NM.triu(M - N - window + 1)
 
 
 @torch.no_grad()
 def attention_map(query_BHNK: Tensor, key_BHMK: Tensor, window: int | None, *, causal: bool) -> Tensor:
-    """How much each of the last N positions reads from each of M: weight_BHNM, rows summing to 1.
+    """Attention weights of the last N positions over M keys: weight_BHNM; rows sum to 1.
 
-    Quadratic in time and memory, whatever the window.
+    Quadratic in time and memory, for any window.
     """
     with torch.autocast(query_BHNK.device.type, enabled=False):
         score_BHNM = (query_BHNK.float() @ key_BHMK.float().mT) * query_BHNK.shape[-1] ** -0.5

@@ -1,4 +1,4 @@
-"""One layer of the trunk: attend to the past, then transform each position."""
+"""One layer of the trunk: attention over the past, then a transformation of each position."""
 
 # Shapes: B batch, N positions, D model width, F feed-forward width.
 from __future__ import annotations
@@ -15,16 +15,16 @@ from bit_transformer.nn.norm import RMSNorm
 
 
 class SquaredReLU(torch.autograd.Function):
-    """max(x, 0)^2; a backward of few passes, where autograd's own, through `square`, takes three to six times as long.
+    """max(x, 0)^2, with a cheap backward pass; autograd's, through `square`, takes three to six times as long.
 
-    It keeps nothing of its own: the square is kept by the linear map after it, and its root is max(x, 0) again, to the bit
-    (Boldo 2015, "Stupid is as stupid does: taking the square root of the square of a floating-point number"). Values below
-    1e-11 come back to within 1e-15, zero included.
+    It saves no tensor of its own: the linear map after it saves the square, whose root is exactly max(x, 0) again (Boldo 2015, "Stupid
+    is as stupid does: taking the square root of the square of a floating-point number"). Values below 1e-11, including zero, are
+    recovered to within 1e-15.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Element by element."""
+        """Elementwise."""
         kept = x.clamp_min(0)
         squared = kept.mul_(kept)
         ctx.save_for_backward(squared)
@@ -35,13 +35,13 @@ class SquaredReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """2 max(x, 0) grad."""
         (squared,) = ctx.saved_tensors
-        # Roots of zeros, and sums that are subnormal, take ten times as long on a processor: hence the 4e-30.
+        # Square roots of zeros and subnormal sums take ten times as long on a CPU, so 4e-30 is added.
         slope = torch.add(squared.new_tensor(4e-30), squared, alpha=4).sqrt_()
         return slope.mul_(grad)
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a squared ReLU between them: the second branch of a block, with its norm and its dropout.
+    """Two linear maps with a squared ReLU between them: the second branch of a block, with its norm and dropout.
 
     Source: So et al. 2021, arXiv:2109.08668 (Primer), for the activation.
     """
@@ -54,15 +54,15 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Same shape out as in; positions do not mix."""
+        """Output has the shape of the input; positions do not mix."""
         hidden_BNF = SquaredReLU.apply(self.expand(self.norm(x_BND)))  # type: ignore[no-untyped-call]
         return self.dropout(self.out(hidden_BNF))
 
 
 class Block(nn.Module):
-    """Two branches, each added to what it reads. Both end in a projection that starts at zero: a new block is the identity.
+    """Two branches, each added to its input. Both end in a projection that starts at zero, so a new block is the identity.
 
-    `forward` adds both to one stream; `nn/reversible.py` adds them to two.
+    `forward` adds both to one stream; `nn/reversible.py` to two.
 
     Args:
         causal, window: see `SelfAttention`.
@@ -87,6 +87,6 @@ class Block(nn.Module):
     def forward(
         self, x_BND: Tensor, rotary_NK2: Tensor, cache: LayerCache | None = None, maps: list[Tensor] | None = None
     ) -> Tensor:
-        """Same shape out as in; the arguments are those of `SelfAttention`."""
+        """Output has the shape of the input; arguments as in `SelfAttention`."""
         x_BND = x_BND + self.attend(x_BND, rotary_NK2, cache, maps)
         return x_BND + self.feed_forward(x_BND)

@@ -1,4 +1,4 @@
-"""What cached decoding keeps of a trunk between steps: keys and values of every layer, in tensors that never move."""
+"""The state of cached decoding: keys and values of every layer, in tensors that are allocated once."""
 
 # Shapes: B batch, N positions, M keys, S slots, H heads, K head width.
 from __future__ import annotations
@@ -15,7 +15,7 @@ class LayerCache:
     """Keys and values of one layer, (B, H, slots, K) each, filled from the left.
 
     Attributes:
-        length: positions since the window began, all of them held.
+        length: positions since the window began; the cache holds all of them.
     """
 
     def __init__(self, key_BHSK: Tensor, value_BHSK: Tensor) -> None:
@@ -24,16 +24,16 @@ class LayerCache:
 
     @property
     def in_use(self) -> int:
-        """Slots that hold something, from the left."""
+        """Number of slots in use, from the left."""
         return self.length
 
     def claim(self) -> tuple[int, int]:
-        """Take one more position: the slot it goes to, and how many slots are in use then."""
+        """Add one position. Returns its slot and the number of slots then in use."""
         self.length += 1
         return self.length - 1, self.length
 
     def extend(self, key_BHNK: Tensor, value_BHNK: Tensor) -> tuple[Tensor, Tensor]:
-        """Append n positions; all keys and values that they may read come back, oldest first."""
+        """Append n positions. Returns all keys and values that they may read, oldest first."""
         end = self.length + key_BHNK.shape[2]
         self.key_BHSK[:, :, self.length : end] = key_BHNK
         self.value_BHSK[:, :, self.length : end] = value_BHNK
@@ -41,10 +41,10 @@ class LayerCache:
         return self.key_BHSK[:, :, :end], self.value_BHSK[:, :, :end]
 
     def forget(self, count: int, back_K2: Tensor) -> None:
-        """Drop the `count` oldest positions after the first and move the rest down.
+        """Drop the `count` oldest positions after the first, and move the rest down.
 
-        The first position (start of window) stays: attention leans on it. Keys are rotated back by `count` positions,
-        so that the rest stand as if the window had begun later; values carry no position.
+        The first position (start of window) stays, because attention relies on it. Keys are rotated back by `count` positions, as if the
+        window had begun later. Values carry no position.
         """
         kept = self.length - count
         self.key_BHSK[:, :, 1:kept] = _rotated(self.key_BHSK[:, :, 1 + count : self.length], back_K2)
@@ -53,10 +53,10 @@ class LayerCache:
 
 
 class RollingCache(LayerCache):
-    """Keys and values of the latest positions alone, for local attention: each takes the slot of the oldest.
+    """Keys and values of the latest positions only, for local attention. A new position overwrites the oldest.
 
     Attributes:
-        end: positions so far, whatever the window has forgotten; position p is in slot p modulo slots.
+        end: positions so far, including those the window has dropped; position p is in slot p modulo slots.
     """
 
     def __init__(self, key_BHSK: Tensor, value_BHSK: Tensor) -> None:
@@ -65,11 +65,11 @@ class RollingCache(LayerCache):
 
     @property
     def in_use(self) -> int:
-        """Slots that hold something, from the left."""
+        """Number of slots in use, from the left."""
         return min(self.end, self.key_BHSK.shape[2])
 
     def claim(self) -> tuple[int, int]:
-        """Take one more position: the slot it goes to, and how many slots are in use then."""
+        """Add one position. Returns its slot and the number of slots then in use."""
         slots = self.key_BHSK.shape[2]
         slot = self.end % slots
         self.end += 1
@@ -77,7 +77,7 @@ class RollingCache(LayerCache):
         return slot, min(self.end, slots)
 
     def extend(self, key_BHNK: Tensor, value_BHNK: Tensor) -> tuple[Tensor, Tensor]:
-        """Append n positions; what comes back is in order, but for one position, which sees all of it anyway."""
+        """Append n positions. Returns keys and values in order, except for a single position, which reads all of them anyway."""
         count, slots = key_BHNK.shape[2], self.key_BHSK.shape[2]
         if count == 1:
             slot, used = self.claim()
@@ -96,7 +96,7 @@ class RollingCache(LayerCache):
         return key_BHMK, value_BHMK
 
     def forget(self, count: int, back_K2: Tensor) -> None:
-        """Move the window's begin on; what was held is held, at positions lower by `count`."""
+        """Move the start of the window. All slots are kept; their positions are lower by `count`."""
         self.key_BHSK.copy_(_rotated(self.key_BHSK, back_K2))
         self.length -= count
 
@@ -106,13 +106,13 @@ def _rotated(key_BHNK: Tensor, rotary_K2: Tensor) -> Tensor:
 
 
 class TrunkCache:
-    """What a trunk keeps of B streams that go on together, all at the same position.
+    """The trunk's state for B streams that advance together, all at the same position.
 
     Attributes:
-        layers: one `LayerCache` a layer.
-        capacity: positions of a window, the start symbol included.
-        recent_BN: the latest symbols of each stream, oldest first: the contexts of the n-gram embeddings.
-        symbols_seen: symbols so far, the start symbol included, whatever the window has forgotten.
+        layers: one `LayerCache` per layer.
+        capacity: positions of a window, including the start symbol.
+        recent_BN: the latest symbols of each stream, oldest first: the context of the n-gram embeddings.
+        symbols_seen: symbols so far, including the start symbol and those the window has dropped.
     """
 
     def __init__(self, layers: list[LayerCache], capacity: int, recent_BN: Tensor) -> None:
@@ -125,7 +125,7 @@ class TrunkCache:
         return self.layers[0].length
 
     def select(self, row_B: NDArray[np.int64]) -> None:
-        """Let each stream stand where the given one stands: of several that go on from one, or in another order."""
+        """Replace each stream's state by that of stream `row_B[b]`: to branch from one stream, or to reorder them."""
         moved_B = np.flatnonzero(row_B != np.arange(len(row_B)))
         to, source = torch.from_numpy(moved_B), torch.from_numpy(row_B[moved_B])
         for layer in self.layers:

@@ -1,11 +1,11 @@
-"""The mixer: what the experts say of a bit, weighed by what the trunk knows.
+"""The mixer: weighs the experts' predictions of a bit by the trunk's state.
 
     logit(bit j of the next patch) = h . E[node] + sum_f w_f(h, j, node) * feature_f
 
-The first term is the prefix-tree head's; this is the second. Features are logits of adaptive predictors (`experts/`); the
-weight of each is one that the node has learned plus one that the trunk's state h gives for bit j. It is the gated mixing of
-PAQ with a transformer for the gate, trained by back-propagation with all the rest. It starts as the last feature, the
-bank's own mixture, alone.
+The first term is the prefix-tree head's; this is the second. Features are logits of adaptive predictors (`experts/`). Each has a
+weight that is learned per node, plus one computed from the trunk's state h for bit j. This is the gated mixing of PAQ with a
+transformer as the gate, trained by back-propagation with everything else. At first the last feature, the bank's own mixture, has
+weight 1 and the others 0.
 
 Sources: Mahoney 2005 (logistic mixing); Mattern 2013, "Linear and geometric mixtures" (why logits add).
 """
@@ -27,7 +27,7 @@ class ExpertMixer(nn.Module):
 
     Args:
         features: F.
-        scale: what a feature of 1 stands for.
+        scale: the logit that a feature of 1 stands for.
     """
 
     def __init__(self, d_model: int, patch_bits: int, features: int, scale: float) -> None:
@@ -39,7 +39,7 @@ class ExpertMixer(nn.Module):
         self.gate = nn.Parameter(torch.zeros(patch_bits * features, d_model))
 
     def forward(self, h_BND: Tensor, features_BNPF: Tensor, node_BNP: Tensor) -> Tensor:
-        """What the experts add to the logits on the way to the given patches: z_BNP."""
+        """The experts' part of the logits along the paths to the given patches: z_BNP."""
         feature_BNPF = features_BNPF.to(self.by_node.dtype) * self.scale
         weight_BNPF = F.linear(h_BND, self.gate).view(feature_BNPF.shape) + F.embedding(node_BNP, self.by_node)
         return (weight_BNPF * feature_BNPF).sum(-1)

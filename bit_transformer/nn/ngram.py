@@ -1,9 +1,9 @@
-"""Hashed n-gram embeddings: what followed this exact context before, looked up instead of computed.
+"""Hashed n-gram embeddings: what followed this exact context before is looked up instead of computed.
 
-The last n patches are hashed into a table of learned rows, for several orders n, and the rows are added to the patch
-embedding. So is, where a patch is a byte, the word so far, and the word so far with the one before it. A small trunk
-learns common contexts from them many times faster than through attention. Tables take sparse gradients: a step touches
-only the rows it looked up.
+The last n patches are hashed into a table of learned rows, for several orders n, and the rows are added to the patch embedding. If a
+patch is a byte, the same is done for the current word, and for the current and the previous word together. A small trunk learns
+common contexts this way many times faster than through attention. Tables have sparse gradients: a step changes only the rows it
+looked up.
 
 Sources: Pagnoni et al. 2024, arXiv:2412.09871 (Byte Latent Transformer, section 3.2.1) for the embeddings; Mahoney 2005
 ("Adaptive weighing of context models for lossless data compression") for words as contexts.
@@ -15,20 +15,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Odd 64-bit constants as signed integers; tensor arithmetic wraps around, which is what a multiplicative hash wants.
+# Odd 64-bit constants as signed integers; tensor arithmetic wraps around, as a multiplicative hash needs.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio (Knuth, TAOCP 3, 6.4)
 _FINISH = 0xBF58476D1CE4E5B9 - (1 << 64)  # the first multiplier of SplitMix64 (Steele et al. 2014)
 _STEP_INVERSE = pow(0x9E3779B97F4A7C15, -1, 1 << 64) - (1 << 64)  # _STEP * _STEP_INVERSE = 1 modulo 2^64
 
-WORD_REACH = 16  # a word is its last 16 letters, and the word before begins at most so far back
+WORD_REACH = 16  # a word is at most its last 16 letters, and the previous word starts at most this far back
 
 
 def hash_contexts(context_BC: Tensor, orders: tuple[int, ...], positions: int) -> list[Tensor]:
-    """Hashes of the contexts that end at each of the last N patches.
+    """Hash the contexts that end at each of the last N patches.
 
     Args:
         context_BC: int64 patches, oldest first, any non-negative values.
-        orders: context lengths in patches, ascending; the longest fits the patches given.
+        orders: context lengths in patches, ascending; the longest must fit into the given patches.
         positions: N.
 
     Returns:
@@ -46,11 +46,11 @@ def hash_contexts(context_BC: Tensor, orders: tuple[int, ...], positions: int) -
 
 
 def hash_words(byte_BC: Tensor, positions: int) -> list[Tensor]:
-    """Hashes of the word so far, and of it together with the word before, at each of the last N bytes.
+    """Hash the current word, and the current and the previous word together, at each of the last N bytes.
 
-    A word is a run of letters, in lower case, or of bytes above 127; at any other byte the word so far is that byte. All
-    words are hashed at once: with prefix sums of `letter * step^-place`, the hash of places a .. b is a difference times
-    step^b, in arithmetic modulo 2^64, and does not depend on where the word stands.
+    A word is a run of letters, in lower case, or of bytes above 127. At any other byte the current word is that byte. All words are
+    hashed at once: with prefix sums of `letter * step^-place`, the hash of places a .. b is a difference times step^b, in arithmetic
+    modulo 2^64. It does not depend on the word's position.
 
     Returns:
         two hash_BN: int64, all bits mixed.
@@ -75,7 +75,7 @@ def hash_words(byte_BC: Tensor, positions: int) -> list[Tensor]:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """High bits folded onto low ones, by a logical shift."""
+    """Mix high bits into low ones, by a logical shift."""
     return x ^ ((x >> 29) & ((1 << 35) - 1))
 
 
@@ -86,15 +86,15 @@ def _powers(base: int, place_C: Tensor) -> Tensor:
 
 
 class NgramEmbedding(nn.Module):
-    """The sum of one learned row for each hashed context.
+    """Sum of one learned row per hashed context.
 
     Args:
         orders: context lengths in patches, ascending.
         rows: rows of one context's table, a power of two.
-        dropout: for each context, the chance that a position loses its row in training, the others being scaled up.
-            It keeps the model from leaning on contexts that it has seen once. Empty: none.
-        word_shift: bits of a patch after its byte (1 with parity, else 0) turns the two word contexts on.
-        both_sides: of each order three contexts: the patches that end at a position, those that begin there, and both together.
+        dropout: for each context, the probability that a position loses its row in training; the other rows are scaled up. It stops
+            the model from relying on contexts that it has seen once. Empty: none.
+        word_shift: bits of a patch after its byte (1 with parity, else 0); turns on the two word contexts. None: off.
+        both_sides: three contexts per order: the patches that end at a position, those that begin there, and both together.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class NgramEmbedding(nn.Module):
 
     @property
     def history(self) -> int:
-        """How many patches before a position its longest context reaches back."""
+        """Patches before a position that its longest context covers."""
         words = 2 * WORD_REACH - 1 if self.word_shift is not None else 0
         return max(words, self.orders[-1] - 1 if self.orders else 0)
 
     def rows_of(self, context_BC: Tensor) -> Tensor:
-        """Table rows of the contexts at each of the last N = C - history patches, or of those with as many on both sides: row_BNO."""
+        """Table rows of the contexts at each of the last N = C - history patches; with `both_sides`, history is needed on both sides: row_BNO."""
         if self.both_sides:
             positions = context_BC.shape[1] - 2 * self.history
             before = hash_contexts(context_BC[:, : positions + self.history], self.orders, positions)
@@ -139,7 +139,7 @@ class NgramEmbedding(nn.Module):
         return (hash_BNO & (self.rows - 1)) + torch.arange(self.contexts, device=hash_BNO.device) * self.rows
 
     def forward(self, context_BC: Tensor) -> Tensor:
-        """Embedding of the contexts at each of N patches: x_BND; the patches given are those of `rows_of`."""
+        """Embedding of the contexts at each of N patches: x_BND; takes the patches as `rows_of` does."""
         row_BNO = self.rows_of(context_BC)
         x_BNOD = self.table(row_BNO)
         if not self.training or not any(self.dropout):

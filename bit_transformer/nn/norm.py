@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, without a gain: the linear map that follows every one of ours can absorb it."""
+"""Root-mean-square normalisation without a gain: the linear map after it can absorb one."""
 
 # Shapes: D model width; leading axes are free.
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-EPS = 1e-4  # of the sum of squares, not of their mean, so that channels of zeros change nothing but the scale
+EPS = 1e-4  # added to the sum of squares, not to their mean, so that channels of zeros only change the scale
 
 
 class _Normalize(torch.autograd.Function):
-    """x / rms(x), with a backward of few passes: on a processor PyTorch's own takes several times as long."""
+    """x / rms(x), with a cheap backward pass: on a CPU PyTorch's own takes several times as long."""
 
     @staticmethod
     def forward(ctx: Any, x_D: Tensor) -> Tensor:
@@ -35,9 +35,9 @@ class _Normalize(torch.autograd.Function):
 class RMSNorm(nn.Module):
     """Scale each position to unit mean square.
 
-    Source: Zhang & Sennrich 2019, arXiv:1910.07467, without their gain.
+    Source: Zhang & Sennrich 2019, arXiv:1910.07467, without the gain.
     """
 
     def forward(self, x_D: Tensor) -> Tensor:
-        """Same shape and dtype out as in."""
+        """Output has the shape and dtype of the input."""
         return _Normalize.apply(x_D)  # type: ignore[no-untyped-call]

@@ -1,10 +1,10 @@
-"""Patches of bits in, bits out: the packing of bits into patches and the prefix-tree head.
+"""Packs bits into patches, and predicts the bits of a patch with a prefix-tree head.
 
-A patch of P bits is one of V = 2^P symbols, first bit most significant. The trunk sees one position a patch, so bits
-cost no more positions than bytes do. The head gives the patch back bit by bit: bit j has the logit `h . E[node]`, where
-`node = (1 << j) | prefix` names the bits before it in the patch. The nodes 1 .. V-1 form a binary tree whose leaves are
-the patches; the product of the P Bernoulli factors on the way to a leaf is that patch's probability, so the
-distribution is exact and sums to one by construction. With P = 1 the tree is one node: plain logistic regression on h.
+A patch of P bits is one of V = 2^P symbols, first bit most significant. The trunk sees one position per patch, so bits need no more
+positions than bytes do. The head predicts the patch bit by bit: bit j has the logit `h . E[node]`, where `node = (1 << j) | prefix`
+encodes the bits before it in the patch. The nodes 1 .. V-1 form a binary tree whose leaves are the patches. The product of the P
+Bernoulli factors on the path to a leaf is that patch's probability, so the probabilities are exact and sum to one by construction.
+With P = 1 the tree is one node: plain logistic regression on h.
 
 Source: the binary-tree softmax of Morin & Bengio 2005, with the tree fixed by the bits themselves.
 """
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 
 def pack_patches(bits_BT: Tensor, patch_bits: int) -> Tensor:
-    """Read complete patches, most significant bit first.
+    """Pack complete patches, most significant bit first.
 
     Args:
         bits_BT: zeros and ones, T a multiple of `patch_bits`.
@@ -39,33 +39,32 @@ def pack_patches(bits_BT: Tensor, patch_bits: int) -> Tensor:
 
 
 def unpack_patches(patch: Tensor, patch_bits: int) -> Tensor:
-    """The inverse of `pack_patches`, for patches in any shape: their bits along a last axis of P."""
+    """The inverse of `pack_patches`, for patches of any shape: their bits along a new last axis of P."""
     return patch[..., None] >> torch.arange(patch_bits - 1, -1, -1, device=patch.device) & 1
 
 
 def tree_nodes(patch_BN: Tensor, patch_bits: int) -> Tensor:
-    """The nodes on the way from the root to a patch: node_BNP in [1, V), the j-th being `(1 << j) | prefix`."""
+    """The nodes on the path from the root to a patch: node_BNP in [1, V), the j-th being `(1 << j) | prefix`."""
     shift_P = torch.arange(patch_bits, 0, -1, device=patch_BN.device)
     return (patch_BN[..., None] + (1 << patch_bits)) >> shift_P
 
 
 def node_depths(patch_bits: int, device: torch.device | None = None) -> Tensor:
-    """Which bit of the patch each of the V nodes predicts; of node 0, which is none, the first."""
+    """Which bit of the patch each of the V nodes predicts. Node 0, which is unused, counts as the first."""
     return torch.frexp(torch.arange(1 << patch_bits, device=device).float()).exponent.sub_(1).clamp_(min=0).long()
 
 
 class PrefixTreeHead(nn.Module):
-    """Trunk state to the logits of the bits of the next patch.
+    """Logits of the bits of the next patch, from the trunk's state.
 
-    All V node logits come from one matrix product, also in training where only P of them are used: up to P = 9 that is
-    a few per cent of the trunk, and a dense product beats gathering P rows of E for every patch and scattering their
-    gradients back.
+    All V node logits come from one matrix product, also in training, where only P of them are used. Up to P = 9 that costs a few per cent
+    of the trunk, and a dense product is faster than gathering P rows of E for every patch and scattering their gradients.
     """
 
     def __init__(self, d_model: int, patch_bits: int) -> None:
         super().__init__()
         self.patch_bits = patch_bits
-        # Row 0 is no node; it keeps the row number equal to the node number.
+        # Row 0 is unused; it makes row numbers equal node numbers.
         self.weight = nn.Parameter(torch.zeros(1 << patch_bits, d_model))
         self.bias = nn.Parameter(torch.zeros(1 << patch_bits))
 
@@ -82,34 +81,36 @@ def leaf_log_probs(node_logit_BV: NDArray[np.floating[Any]]) -> NDArray[np.float
     """Log-probabilities of all V patches, in nats, from the logits of all V nodes.
 
     Args:
-        node_logit_BV: as `PrefixTreeHead` gives them; an array, for what samples from it works on arrays.
+        node_logit_BV: as `PrefixTreeHead` gives them; an array, because sampling works on arrays.
 
     Returns:
-        (B, V); exp sums to 1.
+        (B, V); the exponentials sum to 1.
     """
     z = node_logit_BV.astype(np.float64)
-    turn = -np.logaddexp(0, np.concatenate((z, -z), axis=1))  # entry b * V + node: the log-probability of bit b there
-    return turn[:, _turns(z.shape[1])].sum(-1)
+    branch = -np.logaddexp(
+        0, np.concatenate((z, -z), axis=1)
+    )  # entry b * V + node: log-probability of bit b at that node
+    return branch[:, _branches(z.shape[1])].sum(-1)
 
 
 def bit_chances(node_logit_BNV: Tensor) -> Tensor:
-    """Chance of a one for each bit of a patch, whatever the bits before it: one_BNP."""
-    before, chances = torch.ones_like(node_logit_BNV[..., :1]), []  # of each prefix
+    """Probability of a one for each bit of a patch, summed over the bits before it: one_BNP."""
+    before, probabilities = torch.ones_like(node_logit_BNV[..., :1]), []  # of each prefix
     for j in range(node_logit_BNV.shape[-1].bit_length() - 1):
         one = before * torch.sigmoid(node_logit_BNV[..., 1 << j : 2 << j])
-        chances.append(one.sum(-1))
+        probabilities.append(one.sum(-1))
         before = torch.stack((before - one, one), dim=-1).flatten(-2)
-    return torch.stack(chances, dim=-1)
+    return torch.stack(probabilities, dim=-1)
 
 
 def patch_distances(patch_BN: Tensor, patch_bits: int) -> NDArray[np.int64]:
-    """In how many bits each of the V patches differs from the one that stands at a place: (B, N, V)."""
+    """In how many bits each of the V patches differs from the given one: (B, N, V)."""
     flips_BNV = patch_BN.long()[..., None] ^ torch.arange(1 << patch_bits)
     return unpack_patches(flips_BNV, patch_bits).sum(-1).numpy()
 
 
 def draw_patches(score_BV: NDArray[np.float64], temperature: float, random: np.random.Generator) -> NDArray[np.int64]:
-    """Draw a patch from each row of log-probabilities, in float64; temperature 0 takes the likeliest."""
+    """Sample a patch from each row of log-probabilities, in float64; temperature 0 takes the most probable."""
     if temperature == 0:
         return score_BV.argmax(1)
     scaled_BV = score_BV / temperature
@@ -119,8 +120,8 @@ def draw_patches(score_BV: NDArray[np.float64], temperature: float, random: np.r
 
 
 @lru_cache(maxsize=16)
-def _turns(symbols: int) -> NDArray[np.int64]:
-    """Entries of `turn` along the path to every leaf: (V, P)."""
+def _branches(symbols: int) -> NDArray[np.int64]:
+    """Entries of the array in `leaf_log_probs` along the path to every leaf: (V, P)."""
     P = symbols.bit_length() - 1
     patch_V1 = np.arange(symbols)[:, None]
     bit_VP = patch_V1 >> np.arange(P - 1, -1, -1) & 1

@@ -1,4 +1,4 @@
-"""Rotary positions: a query and a key are turned by their position, so that their product depends on the distance."""
+"""Rotary positions: queries and keys are rotated by their position, so that their product depends on the distance."""
 
 # Shapes: B batch, N positions, H heads, K head width.
 from __future__ import annotations
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def rotary_table(positions: int, head_width: int, theta: float = 10_000.0) -> Tensor:
-    """The turns of every position, as cosine and sine.
+    """Rotations of every position, as cosine and sine.
 
     Args:
-        positions: how many.
+        positions: number of positions.
         head_width: K, even.
         theta: the longest wavelength is about 2 pi theta positions.
 
@@ -26,7 +26,7 @@ def rotary_table(positions: int, head_width: int, theta: float = 10_000.0) -> Te
 
 
 def rotate(x_BNHK: Tensor, rotary_NK2: Tensor) -> Tensor:
-    """Turn each pair of neighbouring channels of every head by its position's angle; same shape and dtype out.
+    """Rotate each pair of neighbouring channels of every head by its position's angle; same shape and dtype out.
 
     Args:
         rotary_NK2: the rows of `rotary_table` for the positions of x.

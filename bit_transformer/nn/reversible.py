@@ -1,16 +1,16 @@
-"""Exactly reversible layers: what the backward pass needs is rebuilt from the outputs, bit for bit, instead of kept.
+"""Exactly reversible layers: the backward pass recomputes activations from the outputs, bit for bit, instead of storing them.
 
-Two streams, each as wide as the model, start as the same embedding; every block adds to one what it reads from the other,
-and the way back takes it off again:
+Two streams, each as wide as the model, start as the same embedding. Every block adds to one a function of the other, and the backward
+pass subtracts it again:
 
     y1 = x1 + attend(x2)          x2 = y2 - feed_forward(y1)
     y2 = x2 + feed_forward(y1)    x1 = y1 - attend(x2)
 
-In floating point x + u - u is not x, and the error grows with depth. Here the streams are integers, multiples of 2^-18 in
-32 bits (2^-40 in 64 bits where the model is in float64), to which every update is rounded; integer sums are undone exactly.
-So the backward pass sees the very activations of the forward, and its gradients are those of the same network with
-everything kept, bit for bit: `run_stored` is that network, and a test compares (one forward to an autocast block: several share
-rounded copies of weights, and add up their gradients in bfloat16). Rounding has the gradient of the identity.
+In floating point x + u - u is not x, and the error grows with depth. So the streams are integers, multiples of 2^-18 in 32 bits
+(2^-40 in 64 bits if the model is in float64), and every update is rounded to them; integer sums are undone exactly. The backward pass
+then sees exactly the activations of the forward, and its gradients equal those of the same network with stored activations, bit for
+bit. `run_stored` is that network, and a test compares them (with one forward per autocast block: several forwards share rounded copies
+of weights, and add up their gradients in bfloat16). Rounding has the gradient of the identity.
 
 Sources: Gomez et al. 2017, arXiv:1707.04585 (the coupling); Kitaev et al. 2020, arXiv:2001.04451 (for transformers);
 MacKay et al. 2018, arXiv:1810.10999 (fixed point, so that no bits are lost).
@@ -32,17 +32,17 @@ from bit_transformer.errors import ConfigError, NotRebuilt, StreamOverflow
 from bit_transformer.nn.cache import LayerCache
 
 Branches = tuple[Callable[..., Tensor], Callable[..., Tensor]]  # attention and feed-forward of a block, as modules
-FRACTION_BITS = 18  # of a stream's 32
+FRACTION_BITS = 18  # of the 32 bits of a stream
 
 
 class Coupling:
-    """Adds updates to streams and takes them off again.
+    """Adds updates to streams and subtracts them again.
 
     Args:
-        like: in its dtype branches read the streams.
+        like: a tensor in the dtype in which branches read the streams.
 
     Attributes:
-        reach: the largest value of the streams and of updates so far, in size; not a number where one of them was not.
+        reach: the largest value of the streams and of updates so far, in size; NaN if one of them was.
         limit: below it no sum leaves the integers.
         waits: whether what went wrong is raised at once. In a training on an accelerator that would wait for the device at every pass: there
             the result is NaN instead, which the training notices.
@@ -58,32 +58,32 @@ class Coupling:
         self.limit = (torch.iinfo(self.integer).max + 1) / self.unit / 2
 
     def enter(self, x_BND: Tensor) -> Tensor:
-        """Numbers to a stream."""
+        """Convert numbers to a stream."""
         return self.add(torch.zeros((), dtype=self.integer, device=x_BND.device), x_BND)
 
     def add(self, stream: Tensor, update_BND: Tensor) -> Tensor:
-        """The stream after an update."""
+        """Add an update to a stream."""
         after = self._rounded(update_BND).add_(stream)
         for low, high in (torch.aminmax(update_BND.detach()), (x * (1 / self.unit) for x in torch.aminmax(after))):
             self.reach = torch.maximum(self.reach, torch.maximum(-low, high))
         return after
 
     def take_off(self, stream: Tensor, update_BND: Tensor) -> Tensor:
-        """The stream before an update."""
+        """Subtract an update from a stream."""
         return self._rounded(update_BND).neg_().add_(stream)
 
     def read(self, stream: Tensor) -> Tensor:
-        """A stream as numbers."""
+        """Convert a stream to numbers."""
         return stream.to(self.wide).mul_(1 / self.unit).to(self.dtype)
 
     def _rounded(self, update_BND: Tensor) -> Tensor:
         return update_BND.detach().to(self.wide).mul(self.unit).round_().to(self.integer)
 
     def leave(self, stream_1: Tensor, stream_2: Tensor) -> Tensor:
-        """Both streams to the trunk's output, their sum; nothing but NaN where an update was not finite.
+        """The trunk's output, the sum of both streams; all NaN if an update was not finite.
 
         Raises:
-            StreamOverflow: a value may have left the integers, and could not be rebuilt.
+            StreamOverflow: a value may have overflowed the integers, so that it could not be recomputed.
         """
         y_BND = self.read(stream_1).add_(self.read(stream_2))
         if not self.waits:
@@ -94,11 +94,10 @@ class Coupling:
         return y_BND if math.isfinite(reach) else y_BND.fill_(math.nan)
 
     def check_begin(self, stream_1: Tensor, stream_2: Tensor, grad_BND: Tensor) -> Tensor:
-        """At the end of the backward pass: both streams began as one, so they are equal again, or something was not rebuilt. The gradient
-        comes back.
+        """Check, at the end of the backward pass, that both streams are equal again, as they were at the start. Returns the gradient.
 
         Raises:
-            NotRebuilt: they are not.
+            NotRebuilt: they are not equal.
         """
         if not self.waits:
             return grad_BND.masked_fill((stream_1 != stream_2).any(), math.nan)
@@ -111,9 +110,9 @@ class Coupling:
 
 
 def overflow(reach: float, limit: float) -> StreamOverflow:
-    """The error of values that may have left the integers."""
+    """The error for values that may have overflowed the integers."""
     return StreamOverflow(
-        f"got values of {reach:.4g} in the reversible trunk; they must stay below {limit:.0f}, where they can be rebuilt "
+        f"got values of {reach:.4g} in the reversible trunk; they must stay below {limit:.0f}, to be recomputed "
         f"exactly. Try a lower train.optim.matrix_lr, or use_checkpoint=True instead of reversible=True"
     )
 
@@ -125,23 +124,23 @@ def run(
     layers: list[LayerCache] | None = None,
     maps: list[Tensor] | None = None,
 ) -> Tensor:
-    """A trunk of reversible blocks: their activations are not kept, whether or not there are gradients to come.
+    """A trunk of reversible blocks. Activations are not stored, with or without gradients.
 
-    Gradients of the blocks' parameters are accumulated into `.grad` by any backward pass through the trunk, by
-    `torch.autograd.grad` too, which does not return them.
+    Any backward pass through the trunk accumulates the gradients of the blocks' parameters into `.grad`; so does
+    `torch.autograd.grad`, which does not return them.
 
     Args:
         rotary_NK2: rotary positions of the N symbols.
         layers: keys and values of earlier positions, for decoding.
-        maps: attention maps are appended to it, if it is given.
+        maps: if given, attention maps are appended to it.
 
     Raises:
-        ConfigError: dropout on a device without a generator whose state can be kept.
-        StreamOverflow: values too large to be rebuilt exactly.
-        NotRebuilt: in the backward pass, after weights, dropout or training mode changed.
+        ConfigError: dropout on a device whose random generator state cannot be saved.
+        StreamOverflow: values too large to be recomputed exactly.
+        NotRebuilt: in the backward pass, if weights, dropout or training mode changed.
     """
     if layers is None and torch.is_grad_enabled():
-        # Without an input that needs a gradient nothing would be recorded, and parameters silently get none.
+        # If no input needs a gradient, autograd records nothing, and parameters silently get no gradients.
         x_BND = x_BND if x_BND.requires_grad else x_BND.detach().requires_grad_()
         y_BND: Tensor = _Stack.apply(x_BND, rotary_NK2, branches, maps)  # type: ignore[no-untyped-call]
         return y_BND
@@ -155,10 +154,10 @@ def run(
 
 
 class _Stack(torch.autograd.Function):
-    """All blocks as one: keeps both streams after the last, and the random states before each branch if they matter.
+    """All blocks as one function: stores both streams after the last block, and with dropout the random state before each branch.
 
-    Branches are called as modules, so that what hangs on them (sharding, compilation) takes part both times, and both
-    times with gradients enabled, for kernels are chosen by that.
+    Branches are called as modules, so that their hooks (sharding, compilation) run both times. Gradients are enabled both times,
+    because kernels are chosen by that.
     """
 
     @staticmethod
@@ -206,7 +205,7 @@ class _Stack(torch.autograd.Function):
 
 
 class _RandomStates:
-    """The state of a device's random generator before each branch, so that a branch drops the same values again."""
+    """The state of a device's random generator before each branch, so that dropout repeats in the backward pass."""
 
     def __init__(self, branches: Sequence[Branches], device: torch.device) -> None:
         modules = (m for pair in branches for branch in pair if isinstance(branch, nn.Module) for m in branch.modules())
@@ -216,18 +215,18 @@ class _RandomStates:
         self.states: list[Tensor] = []
 
     def keep(self) -> None:
-        """Before the next branch."""
+        """Save the state before the next branch."""
         if self.generator is not None:
             self.states.append(self.generator.get_rng_state(*self.device))
 
     def back_to(self, branch: int) -> None:
-        """As it was before that branch."""
+        """Restore the state from before that branch."""
         if self.generator is not None:
             self.generator.set_rng_state(self.states[branch], *self.device)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Around the way back: afterwards the generator is where it was."""
+        """Around the backward pass: afterwards the generator has its state from before."""
         now = self.generator.get_rng_state(*self.device) if self.generator is not None else None
         try:
             yield
@@ -246,30 +245,30 @@ def _generator_of(device: torch.device, dropout: float) -> Any:
         module = None
     if not hasattr(module, "get_rng_state"):
         raise ConfigError(
-            f"reversible=True with dropout={dropout:g} draws the same random numbers twice; device {device.type!r} has no "
-            f"generator that can be set back. Try dropout=0, or use_checkpoint=True instead of reversible=True"
+            f"got reversible=True with dropout={dropout:g}, which needs the same random numbers twice; the generator of device "
+            f"{device.type!r} cannot be reset. Try dropout=0, or use_checkpoint=True instead of reversible=True"
         )
     return module
 
 
 def _same_autocast(device_type: str) -> Callable[[], AbstractContextManager[Any]]:
-    """The autocast of now, for now and for later; it keeps no copies of weights, which one pass would leave the other."""
+    """The current autocast settings, to apply later too; without cached weight copies, which one pass would leave to the other."""
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
     return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
-# ---- the same network with everything kept, to prove the other by ----
+# ---- the same network with stored activations, to test against ----
 
 
 def run_stored(branches: Sequence[Branches], x_BND: Tensor, rotary_NK2: Tensor) -> Tensor:
-    """What `run` computes, its output and its gradients, by PyTorch's own way back through stored activations."""
+    """The output and gradients of `run`, computed by PyTorch's own backward pass with stored activations."""
     coupling = Coupling(x_BND)
     x1_BND, x2_BND, stream_1 = _Enter.apply(x_BND, coupling)  # type: ignore[no-untyped-call]
     stream_2 = stream_1
     for attend, feed_forward in branches:
-        # A view, so that gradients inside the branch are added up before they meet the stream's, as they are on the way back.
+        # A view, so that gradients inside the branch are summed before they are added to the stream's, as in `run`.
         update_BND = attend(x2_BND.view_as(x2_BND), rotary_NK2)
         x1_BND, stream_1 = _Add.apply(x1_BND, update_BND, stream_1, coupling)  # type: ignore[no-untyped-call]
         update_BND = feed_forward(x1_BND.view_as(x1_BND))

@@ -1,7 +1,7 @@
-"""The trunk: symbols to states. Embedding (+ n-grams, + phase, + noise level), blocks, a last norm.
+"""The trunk maps symbols to states: embedding (+ n-grams, + phase, + noise level), blocks, a last norm.
 
-A module that is called, as sharding, pipelining and compilation need: what hangs on `__call__` takes part. It knows patches as symbols
-and nothing of bits, of heads or of what is predicted.
+Always call it as a module, so that hooks for sharding, pipelining and compilation run. It reads patches as symbols, and does not
+depend on bits, heads or objectives.
 """
 
 # Shapes: B batch, N positions, C symbols of a context, D model width, K head width.
@@ -31,8 +31,8 @@ class Trunk(nn.Module):
         config: the model's shape.
 
     Attributes:
-        start: the symbol beyond the 2^P patches: what stands before the first of a window or, in a diffusion model, for a masked one.
-        rotary_NK2: cosine and sine of every position; in float32 at least, whatever the weights are in.
+        start: the symbol after the 2^P patches. It stands before the first patch of a window or, in a diffusion model, for a masked one.
+        rotary_NK2: cosine and sine of every position; at least float32, for weights of any dtype.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -64,7 +64,7 @@ class Trunk(nn.Module):
         self._compiled: _Compiled | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trunk:
-        """Move or cast all of it; rotary positions stay in float32 at least: in bfloat16 those that are far apart would be equal."""
+        """Move or cast everything. Rotary positions stay at least float32: in bfloat16 distant positions would be equal."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.rotary_NK2.dtype.itemsize < 4:
             exact_NK2 = rotary_table(len(self.rotary_NK2), 2 * self.rotary_NK2.shape[1])
@@ -76,7 +76,7 @@ class Trunk(nn.Module):
         return {**self.__dict__, "_compiled": None}
 
     def init_weights(self) -> None:
-        """Draw weights from torch's generator. The blocks are the identity at first: their last projections are zero."""
+        """Draw weights from torch's generator. Last projections are zero, so blocks start as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -98,13 +98,13 @@ class Trunk(nn.Module):
         maps: list[Tensor] | None = None,
         level_B: Tensor | None = None,
     ) -> Tensor:
-        """States after each symbol: h_BND.
+        """The state after each symbol: h_BND.
 
         Args:
             input_BN: symbols, 0 .. 2^P.
-            cache: the streams that the symbols continue; it moves on by N symbols.
-            maps: the attention map of every layer is appended to it, if it is given.
-            level_B: of a model of flips: the noise level of each window.
+            cache: the streams that the symbols continue; it advances by N symbols.
+            maps: if given, the attention map of every layer is appended to it.
+            level_B: noise level of each window, for a model of flipped bits.
         """
         begin, N = (cache.length if cache else 0), input_BN.shape[1]
         x_BND = self.embedded(input_BN, cache, level_B)
@@ -115,7 +115,7 @@ class Trunk(nn.Module):
         return run(x_BND, rotary_NK2, None, maps)
 
     def embedded(self, input_BN: Tensor, cache: TrunkCache | None = None, level_B: Tensor | None = None) -> Tensor:
-        """What the first block reads: x_BND. Arguments are those of `forward`; of the cache only the symbols move on."""
+        """The input of the first block: x_BND. Arguments as in `forward`; of the cache only the symbols advance."""
         N, seen = input_BN.shape[1], cache.symbols_seen if cache else 0
         x_BND = self.embed(input_BN)
         if self.phase is not None:
@@ -136,7 +136,7 @@ class Trunk(nn.Module):
         return x_BND
 
     def new_cache(self, batch: int) -> TrunkCache:
-        """The state of so many streams before their first symbol."""
+        """The state of `batch` streams before their first symbol."""
         c, like = self.config, self.embed.weight
         capacity = c.max_patches + 1
         kind, slots = (RollingCache, c.attention_window) if c.attention_window else (LayerCache, capacity)
@@ -146,7 +146,7 @@ class Trunk(nn.Module):
         return TrunkCache(layers, capacity, self._no_history(start_B1))
 
     def turn_back(self, count: int) -> Tensor:
-        """The rotation that takes a key `count` positions back: (K / 2, 2)."""
+        """The rotation that moves a key `count` positions back: (K / 2, 2)."""
         return torch.stack((self.rotary_NK2[count, :, 0], -self.rotary_NK2[count, :, 1]), dim=-1)
 
     def _no_history(self, input_BN: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Trunk(nn.Module):
         layers: list[LayerCache] | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """The trunk after its embeddings, whose sparse gradients do not go through torch.compile."""
+        """The trunk after its embeddings, whose sparse gradients torch.compile does not support."""
         c = self.config
         if c.reversible:
             branches = self._compiled.branches if self._compiled else self.branches()
@@ -174,13 +174,13 @@ class Trunk(nn.Module):
         return self.final_norm(x_BND)
 
     def branches(self) -> list[reversible.Branches]:
-        """What every block adds: attention, then feed-forward."""
+        """The two branches of every block: attention, then feed-forward."""
         return [(block.attend, block.feed_forward) for block in self.layers()]
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
-        """Within: what lies between embeddings and states goes through torch.compile; of a reversible trunk each branch, which runs
-        in the forward pass and again in the backward pass."""
+        """Within: everything between embeddings and states is compiled with torch.compile. In a reversible trunk each branch is compiled, as
+        branches run in the forward pass and again in the backward pass."""
         self._compiled = _Compiled(self)
         try:
             yield
@@ -194,7 +194,7 @@ class Trunk(nn.Module):
 
 
 class _Compiled:
-    """Compiled ways through a trunk; no module, so that its names stay out of state dicts."""
+    """Compiled functions of a trunk; not a module, so that its names stay out of state dicts."""
 
     def __init__(self, trunk: Trunk) -> None:
         self.branches: Sequence[reversible.Branches] = ()

@@ -1,1 +1,1 @@
-"""Byte strings of any length: holes filled in, flipped bits set right, prompts continued by a diffusion model."""
+"""Restoration of byte strings of any length: infilling, repair of flipped bits, and continuation of prompts by a diffusion model."""

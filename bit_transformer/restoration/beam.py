@@ -1,8 +1,8 @@
-"""Setting flipped bits right with an autoregressive model: a beam search for what was sent, given what was received.
+"""Repair of flipped bits with an autoregressive model: a beam search for the original data, given what was received.
 
-What was sent has a chance under the model, and what was received has one given what was sent, each bit being flipped with the same
-chance. Their product is to be largest. The model reads only the past, but a beam keeps several pasts, and what follows decides
-between them. With experts beside the trunk it knows far more than a diffusion model of the same training time.
+The search maximises P(original) P(received | original). The first is the model's probability; the second follows from the flip rate,
+the same for each bit. The model reads only the past, but the beam keeps several pasts, and later data decides between them. With
+experts such a model is much better than a diffusion model of the same training time.
 
 Source: Shannon 1948 (the noisy channel); Lowerre 1976 (beam search).
 """
@@ -24,15 +24,15 @@ from bit_transformer.model import BitTransformerLM, in_use
 from bit_transformer.nn.patching import leaf_log_probs, pack_patches, patch_distances, unpack_patches
 
 BEAM, SEGMENTS = 8, 8
-BEFORE, AFTER = 64, 16  # patches around a segment: to know the context, and to decide between the last hypotheses
+BEFORE, AFTER = 64, 16  # patches around a segment: as context, and to decide between the last hypotheses
 
 
 class Found(NamedTuple):
-    """What was sent, most likely.
+    """The most probable original.
 
     Attributes:
         bits: (T,).
-        doubt: (N,), by patch: the chance that it was another one, from what was received up to it.
+        doubt: (N,), by patch: the probability that another patch is right, given what was received up to it.
     """
 
     bits: Bits
@@ -48,13 +48,13 @@ def search(
     beam: int = BEAM,
     on_patch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Found:
-    """Find what was sent.
+    """Find the most probable original.
 
     Args:
-        received: (T,), whole patches; long streams are cut into segments that overlap and are searched side by side.
-        rate: chance of a flip, in (0, 0.5).
-        beam: hypotheses kept.
-        on_patch: told how far all segments are, in patches, and how long the longest is.
+        received: (T,), whole patches. Long streams are cut into overlapping segments that are searched in parallel.
+        rate: probability of a flip, in (0, 0.5).
+        beam: number of hypotheses kept.
+        on_patch: called with the patches done in all segments, and the patches of the longest segment.
 
     Raises:
         BitStreamError: the model predicts NaN.
@@ -69,7 +69,7 @@ def search(
     around = -(-BEFORE // unit) * unit
     reach = [(max(0, begin - around), min(total, end + AFTER)) for begin, end in spans]
     longest = max(end - begin for begin, end in reach)
-    # Segments that are shorter go on with patches of which nothing was received.
+    # Shorter segments are padded with patches for which nothing was received.
     patch_GN = np.stack([np.pad(patch_N[begin:end], (0, longest - end + begin)) for begin, end in reach])
     real_GN = np.stack([np.arange(longest) < end - begin for begin, end in reach])
     with in_use(model):
@@ -107,7 +107,7 @@ def _search(
         ahead_GKV = ahead_GKV + distance_G1V * per_flip * real_GN[:, n, None, None]
         if c.parity and c.patch_bits == 9:
             ahead_GKV[..., odd_V] = -np.inf
-        chance_GKV = np.exp(ahead_GKV - np.logaddexp.reduce(ahead_GKV, axis=-1, keepdims=True))
+        probability_GKV = np.exp(ahead_GKV - np.logaddexp.reduce(ahead_GKV, axis=-1, keepdims=True))
         all_GA = (score_GK[:, :, None] + ahead_GKV).reshape(G, -1)
         best_GK = np.argpartition(-all_GA, beam - 1, axis=1)[:, :beam]
         best_GK = _in_place(best_GK, V)
@@ -115,21 +115,21 @@ def _search(
         parent_GK, sent_GK = np.divmod(best_GK, V)
         parent_NGK[n], sent_NGK[n] = parent_GK, sent_GK
         at_last_G = np.where(last_G == n, score_GK.argmax(1), at_last_G)
-        doubt_NGK[n] = 1 - np.take_along_axis(chance_GKV.reshape(G, -1), best_GK, axis=1)
+        doubt_NGK[n] = 1 - np.take_along_axis(probability_GKV.reshape(G, -1), best_GK, axis=1)
         session.select((first_G1 + parent_GK).ravel())
         session.feed(torch.from_numpy(sent_GK.reshape(-1, 1)).to(session.state_BD.device), long=True)
         on_patch(n + 1, N)
     row_G, at_G = np.arange(G), at_last_G
     best_GN, doubt_GN = np.empty((G, N), dtype=np.int64), np.empty((G, N))
     for n in reversed(range(N)):
-        at_G = np.where(n >= last_G, at_last_G, at_G)  # beyond the end of a segment nothing is asked
+        at_G = np.where(n >= last_G, at_last_G, at_G)  # ignored beyond the end of a segment
         best_GN[:, n], doubt_GN[:, n] = sent_NGK[n, row_G, at_G], doubt_NGK[n, row_G, at_G]
         at_G = parent_NGK[n, row_G, at_G]
     return best_GN, doubt_GN
 
 
 def _in_place(best_GK: NDArray[np.int64], V: int) -> NDArray[np.int64]:
-    """The same choices in an order that lets most hypotheses go on where they stand: the first child of each at its parent's place."""
+    """Reorder the choices so that most hypotheses stay in their slot: the first child of each takes its parent's slot."""
     placed_GK = np.empty_like(best_GK)
     for row, best_K in enumerate(best_GK):
         order: list[int | None] = [None] * len(best_K)

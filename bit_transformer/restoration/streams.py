@@ -1,4 +1,4 @@
-"""Byte strings of any length: holes filled, flipped bits set right, prompts continued by a diffusion model, window by window."""
+"""Infilling, repair and continuation of byte strings of any length, window by window."""
 
 # Shapes: B windows, T bits of a stream or a window, N patches.
 from __future__ import annotations
@@ -19,22 +19,22 @@ from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.restoration.beam import BEFORE, search
 
-BATCH = 16  # windows that are repaired at once
-SAMPLE = 1 << 15  # bits by which a rate is found
+BATCH = 16  # windows that are repaired in one batch
+SAMPLE = 1 << 15  # bits from which a flip rate is estimated
 PIECE = 1 << 16  # bytes that are repaired at a time
 
 
 def hidden_bits(
     size: int, byte_bits: int, holes: Sequence[tuple[int, int]], bit_holes: Sequence[tuple[int, int]] = ()
 ) -> NDArray[np.bool_]:
-    """Which bits of so many bytes are to be filled in.
+    """Which bits are to be filled in, of `size` bytes.
 
     Args:
-        holes: first byte and the byte after the last, of each.
-        bit_holes: the same in bits, of the stream as the model reads it: `byte_bits` a byte.
+        holes: first byte of each, and the byte after its last.
+        bit_holes: the same in bits of the stream as the model reads it, with `byte_bits` per byte.
 
     Raises:
-        BitStreamError: no hole, or one that is empty or reaches outside.
+        BitStreamError: no holes, an empty hole, or one outside the data.
     """
     hidden_T = np.zeros(size * byte_bits, dtype=bool)
     for unit, name, ranges in ((byte_bits, "bytes", holes), (1, "bits", bit_holes)):
@@ -60,25 +60,26 @@ def fill_bits(
     on_window: Callable[[int, int], None] = lambda done, total: None,
     **how: Any,
 ) -> Bits:
-    """Fill in the hidden bits of a stream of any length: where it is longer than a window, in windows around what is hidden.
+    """Fill in the masked bits of a stream of any length. A stream longer than a window is filled in windows around these bits.
 
     Args:
-        known: (T,) bits, those that are hidden may be anything.
-        on_window: told how many of the hidden bits are filled in, of how many.
-        how: steps, order, temperature, seed, as of `diffusion_inference`.
+        known: (T,) bits; the values of masked bits do not matter.
+        hidden_T: (T,), which bits are masked.
+        on_window: called with the number of bits filled in so far, and their total.
+        how: steps, order, temperature and seed, as in `diffusion_inference`.
 
     Raises:
-        BitStreamError: lengths that differ, or fixed bytes whose parity is odd.
-        ConfigError: as of `diffusion_inference`.
+        BitStreamError: different lengths, or fixed bytes with odd parity.
+        ConfigError: as in `diffusion_inference`.
     """
     if known.shape != hidden_T.shape or known.ndim != 1:
         raise BitStreamError(
-            f"got bits of shape {known.shape} and hidden of shape {hidden_T.shape}; both must be (bits,)"
+            f"got bits of shape {known.shape} and hidden_T of shape {hidden_T.shape}; both must be (bits,)"
         )
     c = model.config
     unit = c.align_bytes * c.byte_bits
     window = window_bytes(model) * c.byte_bits
-    room = -len(known) % unit  # the last unit may be partial: what is missing of it is drawn and dropped
+    room = -len(known) % unit  # the last unit may be partial: the rest of it is sampled and dropped
     made_T, fixed_T = np.pad(known, (0, room)), np.pad(~hidden_T, (0, room))
     size = min(window, len(made_T))
     total, seed = int(hidden_T.sum()), how.pop("seed", None)
@@ -95,17 +96,15 @@ def fill_bits(
 
 
 def continued(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> Iterator[bytes]:
-    """Continue a prompt without end through a diffusion model: half a window at a time, after the half before.
+    """Continue a prompt endlessly with a diffusion model: half a window at a time, given the half before.
 
     Raises:
-        ConfigError: sampling that goes with autoregressive models only.
+        ConfigError: a sampling setting that only autoregressive models have.
     """
     only = {"temperature", "force_parity", "seed"}
     for name, value in sampling.model_dump(exclude=only).items():
         if value != Sampling.model_fields[name].default:
-            raise ConfigError(
-                f"{name}={value!r} goes with autoregressive models; got one with causal=False. Try without"
-            )
+            raise ConfigError(f"got causal=False; {name}={value!r} needs an autoregressive model. Try without")
     return _continued(model, prompt, sampling)
 
 
@@ -114,7 +113,7 @@ def _continued(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> It
     whole = window_bytes(model)
     text, seed = prompt, sampling.seed
     while True:
-        # The window begins where bytes and patches meet, as it does in training.
+        # The window starts where both a byte and a patch start, as in training.
         whole_units, seen_units = whole // c.align_bytes, len(text) // c.align_bytes
         begin = max(0, seen_units - whole_units // 2) * c.align_bytes
         seen, fresh = text[begin:], whole - len(text[begin:])
@@ -135,13 +134,13 @@ def _continued(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> It
 
 @dataclass(frozen=True)
 class Mended:
-    """A stream whose flipped bits were set right.
+    """A stream whose flipped bits were corrected.
 
     Attributes:
-        bits: (T,), as they are now.
-        flipped: places of the bits that were changed.
-        doubt: by patch: the chance that it still is not what it says.
-        rate: of flips, as given or as found.
+        bits: (T,), after the repair.
+        flipped: positions of the bits that were changed.
+        doubt: by patch: the probability that it is still wrong.
+        rate: of flipped bits, as given or as estimated.
     """
 
     bits: Bits
@@ -157,17 +156,17 @@ def repair_bits(
     rate: float | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Mended:
-    """Set right what was flipped in a stream of any length: with an autoregressive model by `beam.search`, with a diffusion model by
-    `diffusion.repair`, in windows that overlap by half, of which the middles are kept.
+    """Correct flipped bits in a stream of any length. An autoregressive model uses `beam.search`. A diffusion model uses
+    `diffusion.repair` in windows that overlap by half; the middle of each is kept.
 
     Args:
-        received: (T,) bits, T a whole number of bytes; what is left of a last unit of bytes and patches stays as it is.
-        rate: chance with which bits were flipped, in (0, 0.5); not given: found from the stream.
-        on_progress: told how far it is, of how far.
+        received: (T,) bits, T a whole number of bytes. An incomplete last unit of bytes and patches is not changed.
+        rate: probability that a bit was flipped, in (0, 0.5). Default: estimated from the stream.
+        on_progress: called with the work done so far, and its total.
 
     Raises:
         BitStreamError: less than one unit.
-        ConfigError: a rate that cannot be.
+        ConfigError: an invalid rate.
     """
     c = model.config
     check_rate(rate)
@@ -186,7 +185,7 @@ def repair_bits(
 
 
 class MendedPiece(NamedTuple):
-    """A piece of a stream whose flipped bits were set right: `bits` and `doubt` as of `Mended`, from the byte `begin` on."""
+    """A piece of a repaired stream: `bits` and `doubt` as in `Mended`, starting at byte `begin`."""
 
     begin: int
     bits: Bits
@@ -203,21 +202,21 @@ def repair_pieces(
     piece: int = PIECE,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[tuple[MendedPiece, float]]:
-    """`repair_bits` along a stream of any length, a piece at a time, each with what stands around it; memory does not grow with the stream.
+    """`repair_bits` for a stream of any length, piece by piece, each with its surroundings. Memory does not grow with the stream.
 
     Args:
-        received: the bits of bytes [begin, end).
+        received: gives the bits of bytes [begin, end).
         size: bytes of the stream.
-        span: bytes to repair, widened to whole units; what is left of a last unit is not.
-        piece: bytes of a piece; a stream that is not longer is repaired as by `repair_bits`.
-        on_progress: told how many bytes of how many.
+        span: bytes to repair, widened to whole units; an incomplete last unit is not repaired.
+        piece: bytes per piece; a shorter stream is repaired as by `repair_bits`.
+        on_progress: called with the bytes done so far, and their total.
 
     Yields:
-        each piece, and the rate, as given or as found in the middle of the span.
+        each piece, and the rate, as given or as estimated from the middle of the span.
 
     Raises:
         BitStreamError: less than one unit.
-        ConfigError: a rate that cannot be.
+        ConfigError: an invalid rate.
     """
     c = model.config
     check_rate(rate)
@@ -245,7 +244,7 @@ def repair_pieces(
 
 
 def _middle(model: BitTransformerLM, received: Callable[[int, int], Bits], first: int, last: int) -> Bits:
-    """As many bits as a rate is found by, from the middle of some bytes."""
+    """The bits from which a rate is estimated, from the middle of a span of bytes."""
     c = model.config
     wanted = SAMPLE // c.byte_bits if c.causal else BATCH * window_bytes(model)
     count = min(last - first, max(1, wanted // c.align_bytes) * c.align_bytes)
@@ -254,7 +253,7 @@ def _middle(model: BitTransformerLM, received: Callable[[int, int], Bits], first
 
 
 def found_rate(model: BitTransformerLM, received: Bits) -> float:
-    """The rate of flips, from a part of a stream of whole units.
+    """Estimate the flip rate from a part of a stream, in whole units.
 
     Raises:
         BitStreamError: the model predicts NaN.
@@ -268,7 +267,7 @@ def found_rate(model: BitTransformerLM, received: Bits) -> float:
 
 
 def _searched_rate(model: BitTransformerLM, received: Bits, unit: int) -> float:
-    """The rate of flips that a search changes at that very rate, from the middle of a stream."""
+    """Estimate the flip rate from the middle of a stream: the rate at which a search, told this rate, changes as many bits."""
     size = min(len(received), max(unit, SAMPLE // unit * unit))
     begin = (len(received) - size) // 2 // unit * unit
     some, rate = received[begin : begin + size], FIRST_RATE
@@ -281,7 +280,7 @@ def _searched_rate(model: BitTransformerLM, received: Bits, unit: int) -> float:
 
 
 def _windows(model: BitTransformerLM, whole: int) -> tuple[int, NDArray[np.int64]]:
-    """Bits of a window, and where windows that overlap by half begin, in so many bits."""
+    """Bits per window, and the starts of windows that overlap by half, for `whole` bits."""
     c = model.config
     unit = c.align_bytes * c.byte_bits
     size = min(window_bytes(model) * c.byte_bits, whole)

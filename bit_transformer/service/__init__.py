@@ -1,6 +1,6 @@
-"""What a user can ask for, one function each: plain values in, plain values out.
+"""The operations of the package, one function each: plain values in, plain values out.
 
-Command line, HTTP, MCP and dashboard are doors to these functions; none of them reaches further down.
+The command line, HTTP, MCP and the dashboard call these functions and nothing below them.
 """
 
 from __future__ import annotations
@@ -8,4 +8,4 @@ from __future__ import annotations
 from pathlib import Path
 
 DEFAULT_STORE = Path("runs/runs.sqlite")
-"""Where run records are, unless told otherwise."""
+"""Default store of run records."""

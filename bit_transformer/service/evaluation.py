@@ -1,4 +1,4 @@
-"""How many bits a byte costs: of files, beside compressors, and window by window."""
+"""Cost in bits per byte: of files, next to compressors, and window by window."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bit_transformer.service.workspace import Workspace
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model beside compressors on the same bytes.
+    """A model next to compressors on the same bytes.
 
     Attributes:
         bpb: bits per byte of the model.
-        bytes: how many were scored.
-        protocol: how.
-        compressors: bits per byte of each; none where scoring was stopped.
-        standard_error: of the bits per byte, where they are a sampled bound; else 0.
+        bytes: bytes scored.
+        protocol: how they were scored.
+        compressors: bits per byte of each; empty if scoring was stopped.
+        standard_error: of the bits per byte, if they are a sampled bound; else 0.
     """
 
     bpb: float
@@ -38,11 +38,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on several files: each alone, and all together.
+    """A model on several files: each file, and all together.
 
     Attributes:
-        of_bytes: how many there are to score.
-        stopped: whether it was asked to stop before all were; then figures are of the bytes so far, and the last file is scored in part.
+        of_bytes: bytes to score.
+        stopped: whether scoring was stopped early. The figures are then of the bytes so far, and the last file is incomplete.
     """
 
     run: str
@@ -54,7 +54,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Surprise:
-    """A stretch of a file and what it cost."""
+    """A window of a file and its cost."""
 
     offset: int
     bytes: int
@@ -66,8 +66,8 @@ class Scoring:
     """A file, window by window.
 
     Attributes:
-        of_bytes: how many there are to score.
-        stopped: whether it was asked to stop before all were; then figures are of the windows so far.
+        of_bytes: bytes to score.
+        stopped: whether scoring was stopped early. The figures are then of the windows so far.
     """
 
     run: str
@@ -80,20 +80,20 @@ class Scoring:
 
 
 def compare_on(model: BitTransformerLM, corpus: Corpus, job: Job) -> Comparison:
-    """A model beside zlib, bz2 and xz on the same bytes."""
+    """Compare a model with zlib, bz2 and xz on the same bytes."""
     ours = ModelScorer(model, default_protocol(model))
     tell = lambda so_far: job.tell(Reading(so_far.bytes, len(corpus), "last evaluation: scored"))  # noqa: E731
     return _compared(cost_of(ours, corpus, tell), corpus)
 
 
 def _compared(ours: Score, corpus: Corpus | None) -> Comparison:
-    """A model's score beside what compressors make of the same corpus; none: beside nothing."""
+    """A model's score next to the compressors' on the same corpus; without a corpus, the model's alone."""
     rows = {} if corpus is None else {other.name: cost_of(other, corpus).bpb for other in compressors()}
     return Comparison(ours.bpb, ours.bytes, str(ours.protocol), rows, ours.standard_error / ours.bytes)
 
 
 def evaluate(request: EvaluateRequest, workspace: Workspace, job: Job) -> Evaluation:
-    """Bits per byte of files, folders or named corpora; every file starts from the model as it is. Asked to stop, it gives what it has.
+    """Bits per byte of files, folders or named corpora; every file starts from the model as it is. If stopped, gives the results so far.
 
     Raises:
         BitStreamError: an empty or unreadable file.
@@ -124,7 +124,7 @@ def evaluate(request: EvaluateRequest, workspace: Workspace, job: Job) -> Evalua
 
 
 def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:
-    """Where a file is surprising: bits per byte by window. Asked to stop, it gives what it has.
+    """Bits per byte of a file by window, to find what is surprising. If stopped, gives the results so far.
 
     Raises:
         BitStreamError: an empty or unreadable file.
@@ -134,11 +134,11 @@ def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:
     run, window, plot = request.run, request.window, request.plot
     _check_overlap(request.overlap)
     if window < 1:
-        raise ConfigError(f"window={window}; at least 1 byte is needed. Try 256", field="window")
+        raise ConfigError(f"got window={window}; at least 1 byte is needed. Try 256", field="window")
     if plot:
         check_plot(plot)
     workspace.check_order("score", run, [request.name])
-    workspace.model_path(run)  # an error of the run comes first
+    workspace.model_path(run)  # errors of the run come first
     path = find_file(request.name, "score", ", or evaluate")
     model = workspace.model(run)
     protocol = default_protocol(model, request.overlap, request.learning)
@@ -164,4 +164,4 @@ def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:
 
 def _check_overlap(overlap: float) -> None:
     if not 0 <= overlap < 1:
-        raise ConfigError(f"overlap={overlap}; it must be in [0, 1). Try 0.5", field="overlap")
+        raise ConfigError(f"got overlap={overlap}; it must be in [0, 1). Try 0.5", field="overlap")

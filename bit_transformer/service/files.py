@@ -1,4 +1,4 @@
-"""Whole files in and out."""
+"""Reading and writing whole files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write bytes to a temporary name beside it, and rename that; what was there before stays until then.
+    """Write bytes to a temporary name beside the file, and rename it; an old file stays until then.
 
     Raises:
-        OSError: the disk refused; it names the file, not the temporary one.
+        OSError: writing failed; it names the file, not the temporary one.
     """
     temporary = _beside(path)
     try:
@@ -43,33 +43,35 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def check_out(out: Path, what: str = "out") -> None:
-    """Refuse a file that could not be written, before the work for it.
+    """Refuse a file that cannot be written, before the work for it starts.
 
     Raises:
-        ConfigError: a folder, a device, or a file in a folder that is not there or cannot be written to.
+        ConfigError: a folder, a device, or a file in a folder that does not exist or cannot be written to.
     """
     temporary = _beside(out) if out.name else out
     try:
         if (out.exists() and not out.is_file()) or not out.absolute().parent.is_dir():
             raise ConfigError(
-                f"{what}={str(out)!r}; it must be a file in a folder that is there. Try ./{out.name or 'out'}"
+                f"got {what}={str(out)!r}; it must be a file in an existing folder. Try ./{out.name or 'out'}"
             )
         temporary.touch()
     except OSError as refused:
-        raise ConfigError(f"{what}={str(out)!r}; it cannot be written ({refused.strerror}). Try another path") from None
+        raise ConfigError(
+            f"got {what}={str(out)!r}; it cannot be written ({refused.strerror}). Try another path"
+        ) from None
     finally:
         _remove(temporary)
 
 
 def check_run_folder(out: Path) -> None:
-    """Refuse a run folder that could not be made.
+    """Refuse a run folder that cannot be made.
 
     Raises:
-        ConfigError: a file, or below one.
+        ConfigError: it is a file, or below one.
     """
     if out.is_file():
         raise ConfigError(
-            f"{out} is a file; a run needs a folder of its own", field="out", tries=(Give("out", "runs/NAME"),)
+            f"{out} is a file; a run needs its own folder", field="out", tries=(Give("out", "runs/NAME"),)
         )
     there_already = next(path for path in out.absolute().parents if path.exists())
     if not there_already.is_dir():
@@ -81,5 +83,5 @@ def _beside(path: Path) -> Path:
 
 
 def _remove(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # a disk that cannot be written refuses this too
+    with contextlib.suppress(OSError):  # on a disk that cannot be written this fails too
         temporary.unlink(missing_ok=True)

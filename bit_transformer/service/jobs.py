@@ -1,4 +1,4 @@
-"""Work that takes its time: it says how far it is, and can be asked to stop, from this thread, another one or another process."""
+"""Jobs: long work that reports its progress and can be stopped from this thread, another one or another process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ STOP_FILE = "stop"  # in a run folder: another process asks its training to stop
 
 @dataclass(frozen=True)
 class Update:
-    """Progress of a training, for people.
+    """Progress of a training, for display.
 
     Attributes:
         share: fraction of the budget spent, in [0, 1].
         bytes_per_s: since the first update.
         bpb: training bits per byte, smoothed over about 20 reports: of updates on a processor, of looks on an accelerator.
         val_bpb: of the latest validation.
-        eta: seconds left, if the budget goes on being spent at this pace.
+        eta: seconds left at the current pace.
     """
 
     step: int
@@ -38,11 +38,11 @@ class Update:
 
 @dataclass(frozen=True)
 class Reading:
-    """How far something is that takes its time.
+    """Progress of other long work.
 
     Attributes:
-        doing: what; the experts' reading before a training, unless told otherwise.
-        unit: of done and total.
+        doing: what it does. Default: the experts' reading before a training.
+        unit: of `done` and `total`.
     """
 
     done: int
@@ -53,7 +53,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that should be known, in one line."""
+    """A message for the user, in one line."""
 
     text: str
 
@@ -63,10 +63,10 @@ Report = Callable[[Message], None]
 
 
 class Job:
-    """A piece of work under way.
+    """A piece of work in progress.
 
     Args:
-        report: told how far it is.
+        report: called with progress and messages.
     """
 
     def __init__(self, report: Report | None = None) -> None:
@@ -101,20 +101,20 @@ class Job:
                 self._check = lambda: False
 
     def notice(self, text: str) -> None:
-        """Pass on something that should be known."""
+        """Pass on a notice."""
         self.tell(Notice(text))
 
     def cancel(self) -> None:
-        """Ask the work to stop in good order; from any thread."""
+        """Ask the work to stop normally; from any thread."""
         self._cancelled.set()
 
     @contextmanager
     def stoppable(self, folder: Path | None = None) -> Iterator[Callable[[], bool]]:
-        """Within: whether the work was asked to stop: by `cancel`, by Ctrl-C or SIGTERM where it runs in the main thread, or by a
-        file in its run folder. A second Ctrl-C stops at once.
+        """Within: a function that says whether the work should stop. Reasons are `cancel`, Ctrl-C or SIGTERM in the main thread, or a stop
+        file in the run folder. A second Ctrl-C stops at once.
 
         Args:
-            folder: of the run, if it has one. A request that is there already is of the past.
+            folder: of the run, if it has one. An old stop file in it is removed.
         """
         stop = None if folder is None else folder / STOP_FILE
         if stop is not None:
@@ -133,7 +133,7 @@ class Job:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came; outside the main thread they go to whom they belong."""
+    """Within: a function that says whether Ctrl-C or SIGTERM came. Outside the main thread, signals are not handled."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:

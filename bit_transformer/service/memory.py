@@ -1,4 +1,4 @@
-"""Memory before it is needed: what a training or a model in use takes, what fits, what would save how much."""
+"""Memory estimates: what a training or a model in use needs, what fits, and what would save how much."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from bit_transformer.training.out_of_memory import as_estimated
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What `btlm estimate` says.
+    """The result of `btlm estimate`.
 
     Attributes:
-        windows: in one micro-batch, or in use at once, on one device.
-        positions: of a window.
-        model_parameters: how many numbers the model learns; `active_parameters`: those that take part in one position.
-        budget: bytes that there are, as given, or as free on this machine; none where that is not known.
-        largest_batch: the most windows that fit the budget at once, over all devices.
-        savings: switches that would lower the peak; of trainings.
+        windows: per micro-batch, or in use at once, on one device.
+        positions: per window.
+        model_parameters: parameters of the model; `active_parameters`: those that one position uses.
+        budget: available bytes, as given or as free on this machine; None if unknown.
+        largest_batch: most windows that fit into the budget at once, over all devices.
+        savings: for trainings: settings that would lower the peak.
     """
 
     training: bool
@@ -45,20 +45,20 @@ class MemoryReport:
 
 
 def estimate(request: EstimateRequest, workspace: Workspace, job: Job) -> MemoryReport:
-    """Memory on one device, the workspace's, unless the training says otherwise.
+    """Memory on one device, the workspace's unless the training says otherwise.
 
     Raises:
-        ConfigError: a batch that is not shared evenly, or a budget of nothing.
+        ConfigError: a batch that does not divide evenly among the devices, or an invalid budget.
     """
     model, train, training, batch = request.model, request.train, request.training, request.batch
     world_size, budget = request.world_size, request.budget
     if budget is not None and budget < 1:
-        raise ConfigError(f"budget={budget}; it must be at least one byte. Try 8GB", field="budget")
+        raise ConfigError(f"got budget={budget}; it must be at least one byte. Try 8GB", field="budget")
     device = workspace.device
     how = as_estimated(train, device, train.accum_steps) if training else train.model_copy(update={"amp": False})
     found = estimate_memory(model, how, training=training, batch=batch, world_size=world_size)
     there = budget or free_on(device)
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         count = BitTransformerLM(model).num_parameters()
     window = min(train.window or model.max_seq_len, model.max_seq_len) if training else model.max_seq_len
     return MemoryReport(
@@ -77,21 +77,21 @@ def estimate(request: EstimateRequest, workspace: Workspace, job: Job) -> Memory
 
 
 def free_on(device: torch.device) -> int | None:
-    """Bytes that are free on a device, where it says."""
+    """Free bytes of a device, if known."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
 def fits(model: ModelConfig, train: TrainConfig, device: torch.device, micro_batches: int) -> bool:
-    """Whether there is memory for a training in so many micro-batches, its parameters included, of a model that is not there yet."""
+    """Whether a training of a new model fits into memory with this number of micro-batches, including its parameters."""
     free = free_on(device)
     found = estimate_memory(model, as_estimated(train, device, micro_batches))
     return free is None or found.peak - found.experts <= free
 
 
 def micro_batches_that_fit(model: ModelConfig, train: TrainConfig, device: torch.device) -> int | None:
-    """How many micro-batches an update needs: the training's own count, doubled until what is free is enough.
+    """Number of micro-batches that an update needs: the training's own, doubled until it fits into free memory.
 
-    Parameters and bank are there already, and do not count. None where not even single windows fit.
+    Parameters and bank are allocated already, so they do not count. None if not even single windows fit.
     """
     free, parts = free_on(device), train.accum_steps
     while free is not None:

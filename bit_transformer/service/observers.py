@@ -1,4 +1,4 @@
-"""What hangs on the training loop: run records, telemetry, checkpoints, stops, progress."""
+"""Observers of the training loop: run records, telemetry, checkpoints, stops, progress."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from bit_transformer.training import Record, StopTraining, Trainer, autocast
 
 TRAINING_FILE = "training.safetensors"
 PROBED = 2  # windows
-LOOKS = 0.25  # seconds between reports of a training on an accelerator
+LOOKS = 0.25  # seconds between reports of training on an accelerator
 WATCHED = (*METRICS, "train_bpb")
 
 
 class Reporter:
-    """Turns records into `Update`s; of a model on an accelerator not more often than people look, for the device is waited for.
+    """Turns records into `Update`s. On an accelerator only several times per second, because it waits for the device.
 
     Args:
-        job: told.
+        job: gets the updates and notices.
     """
 
     def __init__(self, job: Job) -> None:
@@ -40,14 +40,12 @@ class Reporter:
         self.began: tuple[float, float, float] | None = None
         self.micro_batches: int | None = None
         self.ceiling = False
-        self.overfit: bool | None = None  # whether it was said; of a training that goes on, before
+        self.overfit: bool | None = None  # whether it was reported; for a resumed training, whether that was before
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
-        """Report every update, and where memory forced smaller micro-batches."""
+        """Report every update, and a change of the number of micro-batches."""
         if trainer.micro_batches != (self.micro_batches or trainer.config.accum_steps):
-            self.report(
-                Notice(f"to fit in memory, updates are made in {trainer.micro_batches} micro-batches from here on")
-            )
+            self.report(Notice(f"to fit in memory, updates now use {trainer.micro_batches} micro-batches"))
         self.micro_batches = trainer.micro_batches
         p = trainer.progress
         if p.stage and p.step == p.grown_at + 1:
@@ -57,10 +55,10 @@ class Reporter:
                     f"grown at step {p.grown_at} to {c.num_layers} layers of width {c.d_model}, windows of {c.max_seq_len} bits"
                 )
             )
-            self.began = None  # another pace
+            self.began = None  # the pace has changed
         if p.ceiling and not self.ceiling:
             self.ceiling = True
-            self.report(Notice("the model grows no further: there is no memory for the next stage"))
+            self.report(Notice("the model stops growing: the next stage does not fit into memory"))
         if self.overfit is None:
             self.overfit = bool(p.overfit_since) and "val_bpb" not in record
         if p.overfit_since and not self.overfit:
@@ -78,17 +76,17 @@ class Reporter:
         loss = float(record["train_bpb"])
         self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
         self.val_bpb = record.get("val_bpb", self.val_bpb)
-        if self.began is None:  # the first update pays for warming up: the pace is counted from its end
+        if self.began is None:  # the first update includes warm-up, so the pace is measured from its end
             self.began = (p.seconds, p.bytes_seen, p.share)
             return
-        seconds, seen, share = self.began
+        seconds, seen, spent = self.began
         elapsed = max(1e-9, p.seconds - seconds)
-        eta = elapsed * (1 - p.share) / max(1e-9, p.share - share)
+        eta = elapsed * (1 - p.share) / max(1e-9, p.share - spent)
         self.report(Update(p.step, p.share, p.seconds, (p.bytes_seen - seen) / elapsed, self.smooth, self.val_bpb, eta))
 
 
 class Recorder:
-    """Writes metrics to the run store, some seconds' worth at a time."""
+    """Writes metrics to the run store, every few seconds."""
 
     def __init__(self, store: RunStore, run: str, every_seconds: float = 2.0) -> None:
         self.store, self.run, self.every = store, run, every_seconds
@@ -96,7 +94,7 @@ class Recorder:
         self.written = 0.0
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
-        """Keep the record; write when due."""
+        """Keep the record; write if it is time."""
         step = record["step"]
         self.rows += [(step, key, value) for key, value in record.items() if key != "step"]  # type: ignore[misc]
         if trainer.progress.seconds - self.written >= self.every or "val_bpb" in record:
@@ -104,27 +102,26 @@ class Recorder:
             self.written = trainer.progress.seconds
 
     def flush(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         if self.rows:
             self.store.add_metrics(self.run, [(step, key, float(value)) for step, key, value in self.rows])
             self.rows = []
 
 
 class Probe:
-    """K, C and S of what the model predicts, measured now and then on windows of the latest batch; and alerts where they, or the
-    loss, get worse for good.
+    """Measures K, C and S of the model's predictions, now and then, on windows of the latest batch. Alerts if they or the loss get worse
+    permanently.
 
-    K is of the predictions, S of them against the experts' own mixture, where there are experts, and C of bits drawn from them; of a
-    diffusion model they are those of every second patch, given the others.
-    After the first time it takes no more than `train.telemetry` of the seconds. Weights, windows and dropout stay what they
-    would be without.
+    K is of the predictions, S of the predictions against the experts' own mixture (with experts), and C of bits sampled from the predictions.
+    For a diffusion model they are of every second patch, given the others.
+    After the first time it takes at most a fraction `train.telemetry` of the time. It does not change weights, windows or dropout.
 
     Args:
         tell: called with every alert.
-        history: (step, value) of each metric so far, for a training that goes on.
+        history: (step, value) of each metric so far, for a resumed training.
 
     Attributes:
-        spent: seconds it has taken since the first time.
+        spent: seconds it has taken, without the first time.
     """
 
     def __init__(
@@ -141,31 +138,31 @@ class Probe:
                 self.monitors[name].update(step, value)
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
-        """Measure if that is due, and watch."""
+        """Measure if it is time, and check for drift."""
         if not trainer.config.telemetry:
             return
         if self.began is None:
             self.began = trainer.progress.seconds
-            self._measure_into(record, trainer)  # slow this once, while things are loaded and compiled: not counted
+            self._measure_into(record, trainer)  # slow the first time, because of loading and compiling: not counted
         elif self.spent <= trainer.config.telemetry * (trainer.progress.seconds - self.began):
             began = time.perf_counter()
             self._measure_into(record, trainer)
             self.spent += time.perf_counter() - began
         for name, monitor in self.monitors.items():
-            widening = name == "train_bpb" and trainer.reach < 1  # another cost at every update
+            widening = name == "train_bpb" and trainer.reach < 1  # the cost changes with every update
             there = name in record and (
                 trainer.device.type == "cpu" or "K" in record
-            )  # else nobody waits for the device
+            )  # else this would wait for the device
             if there and not widening:
                 for alert in monitor.update(record["step"], float(record[name])):  # type: ignore[literal-required]
                     self.tell(alert)
 
     def _measure_into(self, record: Record, trainer: Trainer) -> None:
-        with suppress(BitStreamError):  # NaN: the loop itself stops at it, and says so
+        with suppress(BitStreamError):  # NaN: the loop itself raises an error for it
             record.update(self.measure(trainer))
 
     def measure(self, trainer: Trainer) -> Record:
-        """K, C and S now.
+        """Measure K, C and S.
 
         Raises:
             BitStreamError: the model predicts NaN.
@@ -175,7 +172,7 @@ class Probe:
         rows = min(PROBED, math.ceil(len(batch.bits_BT) / trainer.micro_batches))
         bits_BT = batch.bits_BT[:rows].to(trainer.device)
         said_BTF = None if batch.features_BTF is None else batch.features_BTF[:rows].to(trainer.device)
-        # Another number of windows than the loop's would have a compiled trunk compiled again.
+        # Another number of windows than in the loop would compile a compiled trunk again.
         compiled = trainer.config.compile_model
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
         was_training = model.training
@@ -189,10 +186,10 @@ class Probe:
         finally:
             model.train(was_training)
         z_BT = z_BNP.flatten(1).double().cpu()
-        chance_BT = torch.rand(z_BT.shape, generator=torch.Generator().manual_seed(trainer.progress.step))
+        uniform_BT = torch.rand(z_BT.shape, generator=torch.Generator().manual_seed(trainer.progress.step))
         found = Record(
             K=negentropy(as_pair(z_BT)).mean().item(),
-            C=lz_complexity((chance_BT < torch.sigmoid(z_BT)).to(torch.uint8)).mean().item(),
+            C=lz_complexity((uniform_BT < torch.sigmoid(z_BT)).to(torch.uint8)).mean().item(),
         )
         if said_BTF is not None:
             found["S"] = symbiosis(torch.sigmoid(z_BT), model.experts_probability(said_BTF).cpu()).mean().item()
@@ -200,10 +197,10 @@ class Probe:
 
 
 class Checkpoints:
-    """Saves the training, so that it can go on, and the model, for those who only use it.
+    """Saves the training, to resume it, and the model, to use it.
 
-    Saved whenever `checkpoint_seconds` have passed. The model is saved with the weights of the best validation so far, where they
-    are kept (`train.keep_best`).
+    It saves every `checkpoint_seconds`. The model is saved with the best weights by validation so far, if they are kept
+    (`train.keep_best`).
     """
 
     def __init__(self, folder: Path, recorder: Recorder) -> None:
@@ -211,7 +208,7 @@ class Checkpoints:
         self.saved_at: float | None = None
 
     def __call__(self, trainer: Trainer, record: Record) -> None:
-        """Save what is due."""
+        """Save if it is time."""
         now = trainer.progress.seconds
         if self.saved_at is None:
             self.saved_at = now
@@ -220,7 +217,7 @@ class Checkpoints:
             self.saved_at = trainer.progress.seconds
 
     def save(self, trainer: Trainer) -> None:
-        """Save now; records first, for a resumed run keeps those up to here."""
+        """Save now. Records are written first, because a resumed run keeps the records up to this step."""
         self.recorder.flush()
         trainer.save(self.folder / TRAINING_FILE)
         self._save_model(trainer)
@@ -234,7 +231,7 @@ class Checkpoints:
 
 
 def stop_when(asked: Callable[[], bool]) -> Callable[[Trainer, Record], None]:
-    """An observer that stops the training in good order when that was asked for."""
+    """An observer that stops the training normally when `asked()` is true."""
 
     def observe(trainer: Trainer, record: Record) -> None:
         if asked():

@@ -1,9 +1,9 @@
-"""All operations in one table: a name, what is asked for, what comes back. Command line, HTTP, MCP and dashboard are doors to it.
+"""All operations in one table: name, request and result. The command line, HTTP, MCP and the dashboard use it.
 
     found = call("score", {"run": "runs/demo", "name": "photo.raw"}, Workspace())
     OPERATIONS["score"].request.model_json_schema()
 
-A module is loaded when one of its operations is called, so that listing them needs no torch.
+Modules are loaded when one of their operations is called, so listing operations does not import torch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from bit_transformer.service.workspace import Workspace
 
 @dataclass(frozen=True)
 class Operation:
-    """What a user can ask for.
+    """An operation that users can call.
 
     Attributes:
-        request: the kind of record that it takes.
+        request: the type of its request.
         home: the module of `service` and the function.
-        writes: whether it changes files or records; an operation that does not is safe to offer to anybody.
-        long: whether it takes minutes, says how far it is, and can be cancelled.
+        writes: whether it changes files or records; other operations can safely be offered to anybody.
+        long: whether it takes minutes, reports progress, and can be cancelled.
     """
 
     name: str
@@ -41,19 +41,19 @@ class Operation:
 
     @property
     def summary(self) -> str:
-        """What it does, in one line."""
+        """A description in one line."""
         return (self.request.__doc__ or "").splitlines()[0]
 
     def __call__(self, request: Request, workspace: Workspace, job: Job | None = None) -> Any:
-        """Do it; the result is a record of plain values.
+        """Run the operation; the result is a record of plain values.
 
         Raises:
-            BitTransformerError: it could not be done; the error says what was wrong, which field, and what to try.
+            BitTransformerError: it failed; the error says what was wrong, which field, and what to try.
         """
         return self._function()(request, workspace, job or Job())
 
     def result(self) -> TypeAdapter[Any]:
-        """The result's type, for its JSON schema and for writing it as JSON."""
+        """The type of the result, for its JSON schema and for writing it as JSON."""
         return TypeAdapter(get_type_hints(self._function())["return"])
 
     def _function(self) -> Any:
@@ -89,11 +89,11 @@ OPERATIONS = {
 
 
 def call(name: str, fields: Mapping[str, Any], workspace: Workspace, job: Job | None = None) -> Any:
-    """Do what is asked for by name and plain fields.
+    """Call an operation by name, with plain fields.
 
     Raises:
-        ConfigError: no such operation, or invalid fields.
-        BitTransformerError: as of the operation.
+        ConfigError: an unknown operation, or invalid fields.
+        BitTransformerError: as raised by the operation.
     """
     if name not in OPERATIONS:
         raise ConfigError(f"got operation {name!r}; it must be one of {', '.join(OPERATIONS)}", field="operation")

@@ -1,4 +1,4 @@
-"""Pictures of runs, as PNG files."""
+"""Plots of runs, as PNG files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plot_loss(
     title: str,
     marks: Sequence[tuple[int, str]] = (),
 ) -> None:
-    """Training and validation bits per byte by step; marks are where the model grew, and to what."""
+    """Training and validation bits per byte by step; marks show when the model grew, and to what."""
     figure = _figure((8, 4.5))
     axes = figure.subplots()
     axes.plot(list(train), list(train.values()), color=TRAIN, linewidth=0.8, label="training, each update")
@@ -54,7 +54,7 @@ def plot_loss(
 
 
 def plot_windows(starts: Sequence[int], bpb: Sequence[float], path: Path, *, title: str) -> None:
-    """Bits per byte by place in a file."""
+    """Bits per byte by position in a file."""
     figure = _figure((9, 3.5))
     axes = figure.subplots()
     axes.step(list(starts), list(bpb), where="post", color=VALIDATION, linewidth=0.9)
@@ -71,7 +71,7 @@ def plot_telemetry(
     x: str,
     marks: Sequence[int] = (),
 ) -> None:
-    """K, C and S, one below the other; marks are where an alert was."""
+    """K, C and S, one below the other; marks show alerts."""
     figure = _figure((9, 1.2 + 1.6 * len(series)))
     rows = figure.subplots(len(series), sharex=True, squeeze=False)[:, 0]
     for axes, (name, points) in zip(rows, series.items(), strict=True):
@@ -86,36 +86,36 @@ def plot_telemetry(
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a picture that could not be drawn or written, before the work for it.
+    """Refuse a plot that cannot be drawn or written, before the work for it starts.
 
     Raises:
-        ConfigError: another kind of file, or a place that cannot be written to.
+        ConfigError: not a PNG file, or it cannot be written to.
         MissingExtra: matplotlib is not installed.
     """
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise ConfigError(f"plot={str(path)!r}; it must be a file that ends in .png. Try plot.png")
+        raise ConfigError(f"got plot={str(path)!r}; it must be a file that ends in .png. Try plot.png")
     check_out(path, "plot")
     _figure((1, 1))
 
 
 def _figure(size: tuple[float, float]) -> Figure:
-    """An empty figure; matplotlib loads here.
+    """An empty figure; imports matplotlib.
 
     Raises:
-        MissingExtra: it is not installed.
+        MissingExtra: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as missing:
         raise MissingExtra(
-            f"pictures need matplotlib, which cannot be loaded ({missing}). Try pip install matplotlib"
+            f"plots need matplotlib, which cannot be loaded ({missing}). Try pip install matplotlib"
         ) from None
     return Figure(figsize=size, layout="constrained")
 
 
 def _save(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
-    with warnings.catch_warnings():  # names of files may have characters that the font has not; boxes stand for them
+    with warnings.catch_warnings():  # file names may have characters that the font lacks; boxes are drawn for them
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font", category=UserWarning)
         figure.savefig(picture, format="png", dpi=120)
     write_file(path, picture.getvalue())

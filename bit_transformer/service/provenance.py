@@ -1,4 +1,4 @@
-"""What a result was made with, so that it can be made again."""
+"""Records what a result was made with, so that it can be reproduced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def machine() -> dict[str, str | int]:
-    """Processor, cores, accelerator and library versions."""
+    """CPU, cores, accelerator and library versions."""
     cpu = str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
     return {
         "cpu": cpu,
@@ -26,7 +26,7 @@ def machine() -> dict[str, str | int]:
 
 
 def provenance() -> dict[str, str | int]:
-    """`machine`, and the commit of a source checkout."""
+    """`machine`, and the commit if this is a source checkout."""
     return {**machine(), "commit": _commit()}
 
 

@@ -1,4 +1,4 @@
-"""What can be asked for: one record of plain values for each operation, validated once, with a JSON schema for every door."""
+"""Requests: one record of plain values per operation, validated once, with a JSON schema for every interface."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ class Request(Config):
 
 
 class TrainRequest(Request):
-    """Train a model from the start."""
+    """Train a new model."""
 
     out: Path = Field(description="The run folder; its name is the run's.")
     model: ModelConfig
     train: TrainConfig
     data: DataConfig
-    eval_bytes: int = Field(EVAL_BYTES, description="Held-out bytes that the last evaluation scores, at most.")
-    teacher: Path | None = Field(None, description="Checkpoint of a model whose predictions are learned too.")
-    init: Path | None = Field(None, description="Checkpoint to begin with, its experts and optimizers included.")
-    overwrite: bool = Field(False, description="Replace a run that is in the folder.")
+    eval_bytes: int = Field(EVAL_BYTES, description="Held-out bytes to score in the last evaluation, at most.")
+    teacher: Path | None = Field(None, description="Checkpoint of a model to distill from.")
+    init: Path | None = Field(None, description="Checkpoint to start from, including its experts and optimizers.")
+    overwrite: bool = Field(False, description="Replace a run in this folder.")
 
 
 class FurtherRequest(Request):
-    """Train the model of a run further, as a run of its own."""
+    """Train the model of a run further, as a new run."""
 
-    run: str = Field(description="What to begin with: a run or a checkpoint file; it stays as it is.")
+    run: str = Field(description="The run or checkpoint file to start from; it is not changed.")
     out: Path = Field(description="Run folder of the new run.")
     train: dict[str, Any] = Field(default_factory=dict, description="Fields of the training.")
-    data: dict[str, Any] = Field(default_factory=dict, description="Fields of the data; default: those of the run.")
+    data: dict[str, Any] = Field(default_factory=dict, description="Fields of the data; default: as in the run.")
     eval_bytes: int = EVAL_BYTES
     overwrite: bool = False
 
 
 class ResumeRequest(Request):
-    """Go on with a training that was stopped, interrupted or killed."""
+    """Resume a training that was stopped, interrupted or killed."""
 
     out: Path = Field(description="The run folder.")
     budget: dict[str, Any] = Field(
         default_factory=dict,
         description="One field such as steps, counted from the start of the training, in place of the run's own.",
     )
-    auto_batch: bool = Field(False, description="Smaller micro-batches from here on, where memory does not suffice.")
+    auto_batch: bool = Field(False, description="Use smaller micro-batches from now on if memory is too small.")
 
 
 class DistillRequest(Request):
-    """Train a smaller model on what a run predicts, beside the data."""
+    """Train a smaller model to predict what a run's model predicts, and the data."""
 
     run: str = Field(description="The teacher.")
     out: Path = Field(description="Run folder of the student.")
@@ -71,12 +71,12 @@ class DistillRequest(Request):
 
 
 class EstimateRequest(Request):
-    """Memory on one device."""
+    """Estimate memory on one device."""
 
     model: ModelConfig
     train: TrainConfig
-    training: bool = Field(True, description="Otherwise the model is in use: windows scored, or streams generated.")
-    batch: int = Field(1, description="Of a model in use: windows or streams at once, on all devices.")
+    training: bool = Field(True, description="False: the model is in use, to score windows or generate streams.")
+    batch: int = Field(1, description="For a model in use: windows or streams at once, on all devices.")
     world_size: int = Field(1, description="Devices that share the model and the batch.")
     budget: int | None = Field(None, description="Bytes of a device; default: what is free here.")
 
@@ -88,50 +88,52 @@ class GenerateRequest(Request):
     prompts: tuple[bytes, ...] = (b"",)
     max_bytes: int = 256
     sampling: Sampling = Sampling()
-    stop: tuple[bytes, ...] = Field((), description="A stream ends before the first of these.")
+    stop: tuple[bytes, ...] = Field((), description="A stream ends before the first of these strings.")
     engine: str = Field("auto", description="What computes the steps: auto, torch, or single-stream (one stream, CPU).")
 
 
 class GateRequest(Request):
-    """Continue a prompt behind the run's calibrated gate, a window at a time."""
+    """Continue a prompt behind the run's calibrated gate, window by window."""
 
     run: str
     prompt: bytes = b""
     max_bytes: int = 256
     sampling: Sampling = Sampling()
-    window: int = Field(0, description="Bytes that are judged at a time; 0: 256, or the longest calibrated.")
-    retries: int = Field(0, description="How often a blocked window is drawn again.")
+    window: int = Field(0, description="Bytes judged at a time; 0: 256, or the longest calibrated.")
+    retries: int = Field(0, description="How often a blocked window is sampled again.")
 
 
 class InfillRequest(Request):
-    """Fill in what is missing of some bytes, from what stands before and after it."""
+    """Fill in missing bytes from what is before and after them."""
 
     run: str
     data: bytes
-    gap: bytes = Field(b"", description="A mark; wherever it stands its bytes are missing.")
-    holes: tuple[tuple[int, int], ...] = Field(
-        (), description="First missing byte and the byte after the last, of each."
+    gap: bytes = Field(b"", description="A mark in the text; each occurrence is filled in.")
+    holes: tuple[tuple[int, int], ...] = Field((), description="First byte of each hole, and the byte after its last.")
+    bit_holes: tuple[tuple[int, int], ...] = Field(
+        (), description="The same in bits of the stream as the model reads it."
     )
-    bit_holes: tuple[tuple[int, int], ...] = Field((), description="The same in bits, as the model reads them.")
     samples: int = 1
-    steps: int | None = Field(None, description="Network calls of a window, at most.")
+    steps: int | None = Field(None, description="Most network calls per window.")
     order: str | None = Field(None, description="first-hitting, ancestral or confidence.")
     temperature: float = 1.0
     seed: int | None = None
 
 
 class RepairRequest(Request):
-    """Set right the flipped bits of a file, as far as the model can tell."""
+    """Correct flipped bits of a file, as far as the model can tell."""
 
     run: str
-    path: Path = Field(description="The file; of a model with parity, as `protect` wrote it.")
-    out: Path = Field(description="Gets the bytes, without parity.")
-    rate: float | None = Field(None, description="Probability of a flip, in (0, 0.5); default: found from the file.")
-    span: tuple[int, int] | None = Field(None, description="First byte to repair and the byte after the last.")
+    path: Path = Field(description="The file; for a model with parity, one that `protect` wrote.")
+    out: Path = Field(description="The repaired file, without parity.")
+    rate: float | None = Field(
+        None, description="Probability of a flip, in (0, 0.5); default: estimated from the file."
+    )
+    span: tuple[int, int] | None = Field(None, description="First byte to repair, and the byte after the last.")
 
 
 class ProtectRequest(Request):
-    """Write a file's bytes with a parity bit each, or read such a file back."""
+    """Write a file with a parity bit for each byte, or read such a file back."""
 
     path: Path
     out: Path
@@ -150,14 +152,14 @@ class EvaluateRequest(Request):
 
 
 class ScoreRequest(Request):
-    """Bits per byte by stretch of a file."""
+    """Bits per byte of a file, window by window."""
 
     run: str
     name: str
-    window: int = Field(256, description="Bytes of a stretch that is reported.")
+    window: int = Field(256, description="Bytes per reported window.")
     overlap: float = 0.5
     learning: str | None = None
-    plot: Path | None = Field(None, description="Also draw them, as a PNG.")
+    plot: Path | None = Field(None, description="Also plot them, to a PNG file.")
 
 
 class FileTelemetryRequest(Request):
@@ -165,8 +167,8 @@ class FileTelemetryRequest(Request):
 
     name: str
     run: str | None = None
-    window: int = Field(512, description="Bytes; a shorter last window counts if it is half of that or more.")
-    informative: int = Field(5, description="How many windows to pick that are worth reading.")
+    window: int = Field(512, description="Bytes; a shorter last window counts if it is at least half as long.")
+    informative: int = Field(5, description="Number of windows to pick that are worth reading.")
     plot: Path | None = None
 
 
@@ -181,39 +183,39 @@ class CalibrateRequest(Request):
     """Set the limits of a run's gate."""
 
     run: str
-    names: tuple[str, ...] = Field((), description="Files that it was not trained on; default: what it held out.")
-    alpha: float = Field(0.01, description="Fraction of false alarms, in (0, 0.5).")
+    names: tuple[str, ...] = Field((), description="Files that the run was not trained on; default: its held-out data.")
+    alpha: float = Field(0.01, description="False-alarm rate, in (0, 0.5).")
     seed: int = 0
 
 
 class ExplainRequest(Request):
-    """What K, C and S mean for a run."""
+    """Explain what K, C and S mean for a run."""
 
     run: str
     K: float
     C: float
     S: float
-    size: int = Field(512, description="Bytes of the window that they were measured on.")
+    size: int = Field(512, description="Bytes of the measured window.")
 
 
 class ListRunsRequest(Request):
-    """All runs of the store."""
+    """List all runs of the store."""
 
 
 class RunRequest(Request):
-    """One run of the store."""
+    """Show one run of the store."""
 
     run: str
 
 
 class RemoveRunsRequest(Request):
-    """Forget runs."""
+    """Remove runs from the store."""
 
     names: tuple[str, ...]
-    files: bool = Field(False, description="Also remove what trainings wrote into their folders.")
+    files: bool = Field(False, description="Also remove the files that training wrote into their folders.")
 
 
 class StopRunRequest(Request):
-    """Ask a training, wherever it runs on this machine, to stop in good order."""
+    """Ask a training on this machine to stop normally."""
 
     run: str

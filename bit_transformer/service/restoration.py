@@ -1,4 +1,4 @@
-"""Filling holes in bytes, setting flipped bits right, and protecting bytes by parity, so that more can be set right."""
+"""Infilling, repair of flipped bits, and protection of files by parity, which makes more errors repairable."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.requests import BASE64, InfillRequest, ProtectRequest, RepairRequest
 from bit_transformer.service.workspace import Workspace
 
-WRONG = 0.4  # share of bytes with odd parity from which on a file was never protected: half are by chance
-SHOWN = 1000  # changes that are listed, at most
+WRONG = 0.4  # fraction of bytes with odd parity above which a file was never protected: at random it is half
+SHOWN = 1000  # most changes that are listed
 
 
 @dataclass(frozen=True)
 class Filled:
-    """Bytes whose holes were filled in.
+    """Bytes with their holes filled in.
 
     Attributes:
-        data: one for each sample.
-        hidden_bits: how many were filled in.
-        holes: first byte and the byte after the last, of each hole.
+        data: one result per sample.
+        hidden_bits: number of bits filled in.
+        holes: first byte of each hole, and the byte after its last.
     """
 
     __pydantic_config__ = BASE64
@@ -44,10 +44,10 @@ class Filled:
 
 @dataclass(frozen=True)
 class Change:
-    """A byte that was changed: what was received, what it was set to, and the chance that it still is wrong.
+    """A changed byte: its received value, its new value, and the probability that this is still wrong.
 
     Attributes:
-        received, now: the data byte; they are equal where only the parity bit was wrong.
+        received, now: the data byte; they are equal if only the parity bit was wrong.
     """
 
     offset: int
@@ -58,17 +58,17 @@ class Change:
 
 @dataclass(frozen=True)
 class RepairReport:
-    """A file whose flipped bits were set right.
+    """The result of a repair.
 
     Attributes:
         bytes: data bytes.
-        flipped_bits: how many were changed.
-        rate: probability of a flip, as given or as found.
-        doubtful: patches of which the model is less than half sure.
-        changes: the first thousand.
-        repaired: first byte that was repaired and the byte after the last; `asked`: the same, of what was to be.
+        flipped_bits: number of bits changed.
+        rate: probability of a flip, as given or as estimated.
+        doubtful: patches that are more likely wrong than right.
+        changes: the first thousand changes.
+        repaired: first byte that was repaired, and the byte after the last; `asked`: the same, as requested.
         parity: whether the file was protected.
-        stopped: whether it was asked to stop before all was done. Where nothing was, nothing is written.
+        stopped: whether the repair was stopped early. If nothing was repaired by then, nothing is written.
     """
 
     run: str
@@ -86,7 +86,7 @@ class RepairReport:
 
 @dataclass(frozen=True)
 class Protected:
-    """A file with parity, or one that was read back.
+    """A file that was protected, or read back.
 
     Attributes:
         bytes: data bytes, without parity.
@@ -97,16 +97,16 @@ class Protected:
 
 
 def infill(request: InfillRequest, workspace: Workspace, job: Job) -> Filled:
-    """Fill in what is missing of some bytes, from what stands before and after it.
+    """Fill in missing bytes from what is before and after them.
 
     Raises:
         CheckpointError: no such run.
-        BitStreamError: nothing is missing, or a hole that reaches outside.
+        BitStreamError: nothing is missing, or a hole is outside the data.
         ConfigError: an autoregressive model, or invalid settings.
     """
     run, data, gap, holes, samples = request.run, request.data, request.gap, request.holes, request.samples
     if samples < 1:
-        raise ConfigError(f"samples={samples}; at least 1 is needed. Try 1", field="samples")
+        raise ConfigError(f"got samples={samples}; at least 1 is needed. Try 1", field="samples")
     model = _diffusion(run, workspace)
     width = model.config.byte_bits
     marked = [found.span() for found in re.finditer(re.escape(gap) if gap else rb"(?!)", data)]
@@ -134,7 +134,7 @@ def infill(request: InfillRequest, workspace: Workspace, job: Job) -> Filled:
 
 
 def _merged(holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same holes in order, those that touch as one."""
+    """Sort holes and merge those that touch."""
     merged: list[tuple[int, int]] = []
     for begin, end in sorted(holes):
         if merged and begin <= merged[-1][1]:
@@ -145,12 +145,12 @@ def _merged(holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def repair_file(request: RepairRequest, workspace: Workspace, job: Job) -> RepairReport:
-    """Set right the flipped bits of a file, as far as the model can tell, and write its bytes. Asked to stop, it writes what it has
-    done, the rest as received.
+    """Correct flipped bits of a file, as far as the model can tell, and write the result. If stopped, it writes what is done, and the rest as
+    received.
 
     Raises:
         CheckpointError: no such run.
-        BitStreamError: an unreadable file, one that is too short, or a span that reaches outside.
+        BitStreamError: an unreadable file, one that is too short, or a span outside it.
         ConfigError: an invalid rate.
     """
     run, path, out, rate = request.run, request.path, request.out, request.rate
@@ -190,11 +190,11 @@ def repair_file(request: RepairRequest, workspace: Workspace, job: Job) -> Repai
 
 
 class _Stopped(Exception):
-    """Asked to stop."""
+    """The repair was stopped."""
 
 
 class _Received:
-    """A file as it came: `size` data bytes, and their bits as the model reads them."""
+    """A received file: `size` data bytes, and their bits as the model reads them."""
 
     def __init__(self, data: bytes, parity: bool, path: Path) -> None:
         self.data, self.parity = data, parity
@@ -204,7 +204,7 @@ class _Received:
             _check_protected(self.size, wrong, path)
 
     def bits(self, begin: int, end: int) -> Bits:
-        """Of bytes [begin, end)."""
+        """The bits of bytes [begin, end)."""
         if not self.parity:
             return bytes_to_bits(self.data[begin:end])
         first, last = 9 * begin // 8, -(-9 * end // 8)
@@ -223,10 +223,10 @@ class _Received:
 
 
 class _Tally:
-    """What is repaired so far.
+    """The state of a repair.
 
     Attributes:
-        now: the file; done: up to which byte; whole: up to which one it can be, for what is left of a last unit stays as it is.
+        now: the file so far; done: end of the repaired bytes; whole: end of what can be repaired (an incomplete last unit cannot).
     """
 
     def __init__(self, config: ModelConfig, span: tuple[int, int], received: _Received) -> None:
@@ -237,7 +237,7 @@ class _Tally:
         self.changes: list[Change] = []
 
     def add(self, piece: MendedPiece) -> None:
-        """Take in the part of a piece that lies within the span."""
+        """Add the part of a piece that is within the span."""
         c, width = self.config, self.config.byte_bits
         begin, end = max(self.span[0], piece.begin), min(self.span[1], piece.begin + len(piece.bits) // width)
         inside = slice((begin - piece.begin) * width, (end - piece.begin) * width)
@@ -255,17 +255,17 @@ class _Tally:
 
 
 def protect_file(request: ProtectRequest, workspace: Workspace, job: Job) -> Protected:
-    """Write a file's bytes with a parity bit each, nine bits to a byte, packed; or read such a file back.
+    """Write a file with a parity bit for each byte (nine bits per byte, packed), or read such a file back.
 
     Raises:
         BitStreamError: an unreadable file.
-        ParityError: read back, bytes whose parity is odd; nothing is written.
+        ParityError: when reading back: bytes with odd parity; nothing is written.
     """
     path, out = request.path, request.out
     check_out(out)
     data = read_file(path)
     if out.resolve() == path.resolve():
-        raise ConfigError(f"out={str(out)!r} is the file itself, which would be lost. Try another")
+        raise ConfigError(f"got out={str(out)!r}, which is the input file and would be overwritten. Try another")
     if request.undo:
         try:
             plain = bits_to_bytes(_unprotected(data, path), parity=True)
@@ -289,10 +289,10 @@ def _unprotected(data: bytes, path: Path) -> Bits:
 
 
 def _check_protected(size: int, wrong: int, path: Path) -> None:
-    """Refuse bytes that never had parity.
+    """Refuse bytes that were never protected.
 
     Raises:
-        BitStreamError: too many of them are odd, or there is none.
+        BitStreamError: too many bytes are odd, or there are none.
     """
     if not size:
         raise BitStreamError(
@@ -309,7 +309,7 @@ def _diffusion(run: str, workspace: Workspace) -> BitTransformerLM:
     model = workspace.model(run)
     if model.config.causal:
         raise ConfigError(
-            f"{run}: is an autoregressive model, which reads only what stands before; got causal=True",
+            f"{run}: got an autoregressive model, which reads only the past; a diffusion model is needed",
             field="run",
             tries=("a run of a diffusion model",),
         )

@@ -1,4 +1,4 @@
-"""The runs of a store."""
+"""Listing, showing, removing and stopping the runs of a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunSummary:
     """A run in a list.
 
     Attributes:
-        status: finished, stopped, failed, running; or killed, where a training neither ended nor goes on.
+        status: finished, stopped, failed, running; or killed, if the training has neither ended nor is running.
     """
 
     id: str
@@ -59,10 +59,10 @@ def _status(run: Run) -> str:
 
 
 def show_run(request: RunRequest, workspace: Workspace, job: Job) -> dict[str, Any]:
-    """All that is recorded of a run: its config, its result, its validations, how it grew, its alerts.
+    """Everything recorded about a run: config, result, validations, growth, alerts.
 
     Raises:
-        RunNotFound: none of that name.
+        RunNotFound: no run of that name.
     """
     runs, run = workspace.store, request.run
     recorded = runs.get(run)
@@ -73,7 +73,7 @@ def show_run(request: RunRequest, workspace: Workspace, job: Job) -> dict[str, A
 
 @dataclass(frozen=True)
 class Removed:
-    """A run that is forgotten, and which of its files went with it."""
+    """A run removed from the store, and which of its files were removed."""
 
     id: str
     folder: str
@@ -81,11 +81,11 @@ class Removed:
 
 
 def remove_runs(request: RemoveRunsRequest, workspace: Workspace, job: Job) -> list[Removed]:
-    """Forget runs.
+    """Remove runs from the store.
 
     Raises:
-        RunNotFound: one of them is not in the store; then all stay.
-        RunBusy: one of them is being trained; then all stay.
+        RunNotFound: one of them is not in the store; then none is removed.
+        RunBusy: one of them is in training; then none is removed.
     """
     runs, names, files = workspace.store, request.names, request.files
     found = [runs.get(name) for name in dict.fromkeys(names)]
@@ -101,10 +101,10 @@ def remove_runs(request: RemoveRunsRequest, workspace: Workspace, job: Job) -> l
 
 @dataclass(frozen=True)
 class Stopping:
-    """A training that was asked to stop; it saves, and ends, after the update under way.
+    """A training that was asked to stop. It saves and ends after the current update.
 
     Attributes:
-        pid: of the process that trains.
+        pid: of the training process.
     """
 
     id: str
@@ -113,36 +113,36 @@ class Stopping:
 
 
 def stop_run(request: StopRunRequest, workspace: Workspace, job: Job) -> Stopping:
-    """Ask a training to stop in good order, whichever process of this machine it runs in.
+    """Ask a training to stop normally, in any process on this machine.
 
     Raises:
         RunNotFound: no such run.
-        RunNotRunning: nobody trains it now.
+        RunNotRunning: it is not in training.
     """
     run = workspace.store.get(request.run)
     folder = Path(run.folder)
     found = holder(folder)
     if found is None:
         raise RunNotRunning(
-            f"run {run.id!r} is {_status(run)}; nobody trains it now", field="run", tries=(Ask("runs.list"),)
+            f"run {run.id!r} is {_status(run)}; it is not in training", field="run", tries=(Ask("runs.list"),)
         )
     write_file(folder / STOP_FILE, b"")
     return Stopping(run.id, run.folder, found.pid)
 
 
 def _remove_files(folder: Path) -> list[str]:
-    from bit_transformer.service.training import RUN_FILES  # which loads torch; lists of runs need none
+    from bit_transformer.service.training import RUN_FILES  # imports torch, which lists of runs do not need
 
     there = [name for name in (*RUN_FILES, LOCK_FILE, STOP_FILE) if (folder / name).is_file()]
     for name in there:
         (folder / name).unlink()
-    with contextlib.suppress(OSError):  # there is more in it, or it is not there
+    with contextlib.suppress(OSError):  # there are other files in it, or it does not exist
         folder.rmdir()
     return there
 
 
 def growths(store: RunStore, run: str) -> list[tuple[int, str]]:
-    """Of a training that grew: the update from which on a shape was trained, and the shape; the first one included."""
+    """The growth of a training: the first update of each shape, and the shape; including the first shape."""
     columns = [store.series(run, key) for key in ("num_layers", "d_model", "max_seq_len")]
     return [
         (step, f"{layers:.0f} x {width:.0f}, {bits:,.0f} bits")

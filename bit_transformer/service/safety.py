@@ -1,4 +1,4 @@
-"""Calibrating a run's gate, and explaining K, C and S by what was measured."""
+"""Calibrates a run's gate, and explains K, C and S from what was measured."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from bit_transformer.telemetry import METRICS
 
 @dataclass(frozen=True)
 class Normal:
-    """What is normal for windows of one length.
+    """Normal values for windows of one length.
 
     Attributes:
-        bytes: the length; `windows`: how many were measured.
-        C_floor, S_floor: below, a window is blocked; `most_copied`: bytes that a loop in it may copy.
+        bytes: the length; `windows`: number of windows measured.
+        C_floor, S_floor: a window below is blocked; `most_copied`: bytes that a loop in it may copy.
         C_median, S_median: of the reference.
-        alarms: where the share of false alarms on new text of this kind lies, in 95 of 100 cases: `Calibration.alarms`.
+        alarms: 95 % interval of the false-alarm rate on new text of this kind: `Calibration.alarms`.
     """
 
     bytes: int
@@ -41,7 +41,7 @@ class Calibrated:
     """A calibrated run.
 
     Attributes:
-        left_out: lengths in bytes for which there were not windows enough.
+        left_out: lengths in bytes that had too few windows.
     """
 
     run: str
@@ -59,7 +59,7 @@ class Explanation:
 
     Attributes:
         kind: typical, repetitive, noise or off-domain.
-        ranks: for each metric, the share of reference windows of this length that lie below.
+        ranks: for each metric, the fraction of reference windows of this length with a lower value.
         limits: of C and S, and of bytes copied in a loop.
         text: the same in words.
     """
@@ -73,7 +73,7 @@ class Explanation:
 
 
 def calibrate_run(request: CalibrateRequest, workspace: Workspace, job: Job) -> Calibrated:
-    """Measure what is normal on reference files, and store limits beside the checkpoint.
+    """Measure normal values on reference files, and store limits beside the checkpoint.
 
     Raises:
         BitStreamError: too few bytes; says how many are needed.
@@ -109,18 +109,18 @@ def calibrate_run(request: CalibrateRequest, workspace: Workspace, job: Job) -> 
 
 
 def explain(request: ExplainRequest, workspace: Workspace, job: Job) -> Explanation:
-    """What a triple means, by the quantiles that were measured when the run was calibrated.
+    """Explain K, C and S by the quantiles from the run's calibration.
 
     Raises:
-        CheckpointError: no such run, or not calibrated.
+        CheckpointError: no such run, or it is not calibrated.
         ConfigError: values outside [0, 1].
-        BitStreamError: a shorter or longer window than was calibrated.
+        BitStreamError: the window is shorter or longer than any calibrated one.
     """
     run, K, C, S, size = request.run, request.K, request.C, request.S, request.size
     for name, value in zip(METRICS, (K, C, S), strict=True):
         if not 0 <= value <= 1:
             raise ConfigError(
-                f"{name}={value}; it must be in [0, 1]", field=name, tries=("a value that telemetry gives",)
+                f"got {name}={value}; it must be in [0, 1]", field=name, tries=("a value that telemetry gives",)
             )
     calibration, _ = workspace.calibration(run)
     vitals = Vitals(K, C, S, size)
@@ -140,10 +140,10 @@ def _normal(found: Calibration) -> list[Normal]:
 
 
 _SAYS = {
-    "typical": "C and S are where {share:.1%} of reference windows have them.",
-    "repetitive": "C is below its floor: the window says the same again and again.",
-    "noise": "S is below its floor, and K and C are as those of fair coins.",
-    "off-domain": "S is below its floor, though this is not noise: it has an order, but not the reference's.",
+    "typical": "C and S are like those of {fraction:.1%} of reference windows.",
+    "repetitive": "C is below its floor: the window repeats itself.",
+    "noise": "S is below its floor, and K and C are like those of fair coin flips.",
+    "off-domain": "S is below its floor, but this is not noise: it has structure that the reference does not have.",
 }
 
 
@@ -152,7 +152,7 @@ def _in_words(kind: str, vitals: Vitals, ranks: dict[str, float], limits: Limits
         "C": f", floor {limits.c_floor:.3f}",
         "S": f", floor {limits.s_floor:.3f}",
     }
-    lines = [_SAYS[kind].format(share=1 - alpha)]
+    lines = [_SAYS[kind].format(fraction=1 - alpha)]
     for name, rank in ranks.items():
         where = "below all" if rank == 0 else "above all" if rank == 1 else f"above {rank:.1%}"
         lines.append(f"{name} {getattr(vitals, name):.3f}: {where} of the reference{within.get(name, '')}.")

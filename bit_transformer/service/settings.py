@@ -1,4 +1,4 @@
-"""Requests from settings: recipes, assignments such as `model.d_model=256`, and the few settings that have flags of their own."""
+"""Builds requests from settings: recipes, assignments such as `model.d_model=256`, and the few settings with their own flags."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def model_of(
 
 
 def training_of(settings: Settings, model: ModelConfig, flags: dict[str, Any]) -> TrainConfig:
-    """The training from settings and flags; flags override settings, and learning rates follow the model's width."""
+    """The training config from settings and flags. Flags override settings; default learning rates depend on the model's width."""
     train = with_budget(settings["train"], flags)
     if isinstance(optim := train.get("optim", {}), dict):  # else TrainConfig raises the error
         train["optim"] = optim_for(model).model_dump() | optim
@@ -124,7 +124,7 @@ def data_of(settings: Settings) -> DataConfig:
 
 
 def recipe_file(recipe: Path) -> Path:
-    """A recipe's file: the path that is given, or one of the recipes that come with the package, by its name."""
+    """A recipe's file: the given path, or a recipe of the package by its name."""
     if recipe.exists():
         return recipe
     name = recipe.name if recipe.suffix == ".toml" else f"{recipe.name}.toml"
@@ -132,7 +132,7 @@ def recipe_file(recipe: Path) -> Path:
 
 
 def with_budget(train: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a training, overridden by flags, with a default budget."""
+    """Training settings, overridden by flags, with a default budget."""
     if any(name in flags for name in BUDGETS):  # a budget on the command line replaces the recipe's
         train = {key: value for key, value in train.items() if key not in BUDGETS}
     train = train | flags
@@ -142,10 +142,10 @@ def with_budget(train: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_diffusion(settings: Settings, diffusion: bool, noise: str | None, steps: int | None, curriculum: bool) -> None:
-    """Write the flags for diffusion models into settings.
+    """Add the flags for diffusion models to settings.
 
     Raises:
-        ConfigError: one of the flags for another model, without `diffusion`.
+        ConfigError: one of the flags without `diffusion`.
     """
     if diffusion:
         settings["model"]["causal"] = False

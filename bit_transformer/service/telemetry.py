@@ -28,12 +28,12 @@ from bit_transformer.telemetry import METRICS, TelemetrySynthesizer, bit_negentr
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a file.
+    """A window of a file.
 
     Attributes:
-        S: against the run's reference; none where no run was given.
-        kind: typical, repetitive, noise or off-domain, for the run; none where it was not calibrated for such a length. Repetitive is also
-            what goes round in a loop with what came before it in the file.
+        S: against the run's reference; None without a run.
+        kind: typical, repetitive, noise or off-domain, for the run; None if it was not calibrated for this length. A window is also
+            repetitive if it continues a loop from earlier in the file.
     """
 
     offset: int
@@ -49,8 +49,8 @@ class FileTelemetry:
     """A file, window by window.
 
     Attributes:
-        informative: indices of the windows that are least like one another, the most typical first.
-        cluster: for each window, the index of the informative one that it is most like.
+        informative: indices of the windows that differ most from one another, the most typical first.
+        cluster: for each window, the index of the most similar informative window.
     """
 
     file: str
@@ -75,12 +75,12 @@ class RunTelemetry:
 
 
 def is_run(target: str, workspace: Workspace) -> bool:
-    """Whether this names a run with records: by its folder, or by name in the store."""
+    """Whether this names a run with records: by its folder, or by its name in the store."""
     return _found(target, workspace.store_path) is not None
 
 
 def of_run(request: RunTelemetryRequest, workspace: Workspace, job: Job) -> RunTelemetry:
-    """K, C, S and loss of a training by step, and where they drifted. The config of a run's folder says where its records are.
+    """K, C, S and loss of a training by step, and where they drifted. A run folder's config says which store has its records.
 
     Raises:
         RunNotFound: no such run.
@@ -104,7 +104,7 @@ def of_run(request: RunTelemetryRequest, workspace: Workspace, job: Job) -> RunT
 
 
 def _found(target: str, store: Path) -> tuple[RunStore, str] | None:
-    """The store that has records of a run, and its name there."""
+    """The store that has records of a run, and the run's name there."""
     place = Path(target).resolve()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         store = Path(json.loads((place / CONFIG_FILE).read_text())["store"])
@@ -124,9 +124,9 @@ def of_file(request: FileTelemetryRequest, workspace: Workspace, job: Job) -> Fi
     name, run, window = request.name, request.run, request.window
     informative, plot = request.informative, request.plot
     if window < 1:
-        raise ConfigError(f"window={window}; at least 1 byte is needed. Try 512", field="window")
+        raise ConfigError(f"got window={window}; at least 1 byte is needed. Try 512", field="window")
     if informative < 1:
-        raise ConfigError(f"top={informative}; at least 1 window is needed. Try 5", field="informative")
+        raise ConfigError(f"got top={informative}; at least 1 window is needed. Try 5", field="informative")
     if plot:
         check_plot(plot)
     path = find_file(name, "telemetry")
@@ -148,7 +148,7 @@ def of_file(request: FileTelemetryRequest, workspace: Workspace, job: Job) -> Fi
 
 
 def _plain(offset: int, block: NDArray[np.uint8]) -> list[Window]:
-    """K and C of windows of bytes, the first of which is at an offset."""
+    """K and C of windows of bytes; the first is at `offset`."""
     size = block.shape[1]
     bits = bytes_to_bits(block)
     pairs = zip(bit_negentropy(bits).tolist(), lz_complexity(bits).tolist(), strict=True)
@@ -158,12 +158,12 @@ def _plain(offset: int, block: NDArray[np.uint8]) -> list[Window]:
 def _against(
     run: str, corpus: Corpus, window: int, workspace: Workspace
 ) -> Callable[[int, NDArray[np.uint8]], list[Window]]:
-    """What measures K, C and S of windows of a corpus against a calibrated run, and says what they are like."""
+    """A function that measures K, C and S of a corpus's windows against a calibrated run, and classifies them."""
     model = workspace.model(run)
     align, parity = model.config.align_bytes, model.config.parity
     if window % align:
         raise ConfigError(
-            f"window={window}; for this run it must be a multiple of {align}. Try {-(-window // align) * align}"
+            f"got window={window}; for this run it must be a multiple of {align}. Try {-(-window // align) * align}"
         )
     calibration, reference = workspace.calibration(run)
 
@@ -186,7 +186,7 @@ def _against(
 
 
 def _blocks(corpus: Corpus, window: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(offset, windows of one length) until the corpus ends."""
+    """(offset, windows of one length) until the end of the corpus."""
     whole = len(corpus) // window
     for first in range(0, whole, ROWS):
         count = min(ROWS, whole - first)

@@ -1,4 +1,4 @@
-"""How many processor threads a training runs best with: measured, for on a busy machine more threads are often far slower."""
+"""Measures how many CPU threads are fastest for a training: on a busy machine more threads are often much slower."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bit_transformer.service.jobs import Job
 from bit_transformer.training import Trainer, autocast
 from bit_transformer.training.out_of_memory import is_out_of_memory
 
-ROUNDS, LONGEST = 3, 5.0  # of measuring, and seconds after which no round begins
-WORTH = 0.9  # fewer threads are taken where an update takes less than this fraction of the time
+ROUNDS, LONGEST = 3, 5.0  # rounds of measuring, and seconds after which no new round starts
+WORTH = 0.9  # fewer threads are chosen if an update then takes less than this fraction of the time
 CHOSEN_BY_USER = "OMP_NUM_THREADS"
 
 
 @contextmanager
 def threads_that_pay(trainer: Trainer, job: Job) -> Iterator[None]:
-    """Within: PyTorch uses as many threads as make updates fastest now; in a training that goes on, as many as it had.
+    """Within: PyTorch uses the number of threads that is fastest now; a resumed training uses its earlier number.
 
-    Nothing is measured on a GPU, where `OMP_NUM_THREADS` is set, where the trunk is compiled, or where the model is going to grow.
+    Nothing is measured on a GPU, if `OMP_NUM_THREADS` is set, if the trunk is compiled, or if the model will grow.
     """
     before = torch.get_num_threads()
     p, config = trainer.progress, trainer.config
@@ -32,7 +32,9 @@ def threads_that_pay(trainer: Trainer, job: Job) -> Iterator[None]:
     try:
         if chosen or not measurable or before == 1:
             if p.threads not in (0, before):
-                job.notice(f"the training had {_count(p.threads)}, and now has {before}: its last bits may differ")
+                job.notice(
+                    f"the training had {_count(p.threads)}, and now has {before}: results may differ by rounding"
+                )
             p.threads = before
         elif p.threads:
             torch.set_num_threads(p.threads)
@@ -53,7 +55,7 @@ def threads_that_pay(trainer: Trainer, job: Job) -> Iterator[None]:
 
 
 def _measured_or_not(trainer: Trainer, most: int) -> dict[int, float]:
-    """Seconds by number of threads; where there is no memory for a micro-batch nothing is known, and the training itself will say so."""
+    """Seconds by number of threads. Empty if a micro-batch does not fit into memory; the training itself raises that error."""
     try:
         return measured(lambda: _pass(trainer), most)
     except (RuntimeError, MemoryError) as failed:
@@ -64,7 +66,7 @@ def _measured_or_not(trainer: Trainer, most: int) -> dict[int, float]:
 
 
 def measured(call: Callable[[], object], most: int) -> dict[int, float]:
-    """Seconds that a call takes with so many threads, with half of them, and so on down to one: the least of some interleaved rounds."""
+    """Seconds of a call with `most` threads, half of them, and so on down to one: the minimum over interleaved rounds."""
     seconds = {most >> halving: math.inf for halving in range(most.bit_length())}
     torch.set_num_threads(1)
     call()  # warms up
@@ -87,7 +89,7 @@ def _fastest(seconds: dict[int, float]) -> int:
 
 
 def _pass(trainer: Trainer) -> None:
-    """Forward and backward of one micro-batch of random bits; the training is afterwards what it was."""
+    """Forward and backward pass of one micro-batch of random bits; restores the training's state."""
     model, config = trainer.model, trainer.config
     rows = math.ceil(config.batch_size / trainer.micro_batches)
     bits = round(trainer.windows.window_bytes * model.config.byte_bits)

@@ -1,4 +1,4 @@
-"""Train a model on a corpus, into a run folder and the run store; go on where a training was stopped."""
+"""Trains a model on a corpus, into a run folder and the run store; resumes a training that was stopped."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ from bit_transformer.telemetry import Alert
 from bit_transformer.training import Observer, Trainer, build_windows, check_teacher, check_training, grows_context
 
 CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
-START_FILE = "start.safetensors"  # the model that a training with `init` began with
+START_FILE = "start.safetensors"  # the model that a training with `init` started from
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE, GATE_FILE, START_FILE)
 VALIDATION_PIECE = 4096
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
         status: `finished`, or `stopped` by an interrupt.
         note: why it ended.
-        best_step: the update whose weights were kept; the last where no validation chose.
-        parameters: total; `active_parameters`: those that take part in one position.
-        val_bpb: of the latest validation along the way, of a small sample; none where there was none.
-        comparison: the model beside compressors on held-out bytes; none where it was stopped or nothing is held out.
+        best_step: the update whose weights were kept; the last one if there was no validation.
+        parameters: total; `active_parameters`: those that one position uses.
+        val_bpb: of the last validation during training, on a small sample; None if there was none.
+        comparison: the model next to compressors on held-out bytes; None if it was stopped or nothing is held out.
     """
 
     run: str
@@ -86,7 +86,7 @@ class TrainResult:
 
 
 def train(request: TrainRequest, workspace: Workspace, job: Job) -> TrainResult:
-    """Train from the start.
+    """Train a new model.
 
     Raises:
         BitTransformerError: invalid settings or data; then nothing is written.
@@ -95,15 +95,15 @@ def train(request: TrainRequest, workspace: Workspace, job: Job) -> TrainResult:
 
 
 def train_further(request: FurtherRequest, workspace: Workspace, job: Job) -> TrainResult:
-    """Train the model of a run further, as a run of its own: weights, experts and optimizers go on from where they are.
+    """Train the model of a run further, as a new run: weights, experts and optimizers continue from their state.
 
     Raises:
-        BitTransformerError: no such run, or settings or data that cannot be used.
+        BitTransformerError: no such run, or invalid settings or data.
     """
     path, out = workspace.model_path(request.run), request.out
     if path.resolve().parent == out.resolve():
         raise ConfigError(
-            f"out={str(out)!r} is the folder of the run to begin with; the new one needs another",
+            f"got out={str(out)!r}, the folder of the run to start from; the new run needs another",
             field="out",
             tries=(Give("out", f"{out}-more"), Ask("resume", more=(Give("budget", {"seconds": 600}),))),
         )
@@ -112,7 +112,7 @@ def train_further(request: FurtherRequest, workspace: Workspace, job: Job) -> Tr
     config = _config_for(model, _same_validation(path.parent, data, request.train))
     if config.progressive:
         raise ConfigError(
-            "got progressive and a model to begin with; a training that grows begins anew. Try without one of them",
+            "got progressive and a model to start from; a training with growth starts with a new model. Try without one of them",
             field="train.progressive",
         )
     whole = TrainRequest(
@@ -144,18 +144,18 @@ def _train_held(
     there = [name for name in RUN_FILES if (request.out / name).exists()]
     if there and not request.overwrite:
         raise ConfigError(
-            f"{request.out} holds {there[0]} already; a run needs its own folder",
+            f"{request.out} holds {there[0]}; a run needs its own folder",
             field="out",
             tries=(Ask("resume"), Give("overwrite", True), Give("out")),
         )
     if request.eval_bytes < 1:
         raise ConfigError(
-            f"eval_bytes={request.eval_bytes}; at least 1 is needed",
+            f"got eval_bytes={request.eval_bytes}; at least 1 is needed",
             field="eval_bytes",
             tries=("data.holdout=0 to hold nothing out",),
         )
     store = workspace.store
-    store.check_name(_name(request.out), request.out)  # known now, not after the experts have read the data
+    store.check_name(_name(request.out), request.out)  # before the experts read the data
     data = _load_data(request, workspace)
     began = time.monotonic()
     with job.cancellable(asked):
@@ -169,17 +169,19 @@ def _train_held(
     for name in there:
         (request.out / name).unlink()
     if request.init is not None:
-        write_file(request.out / START_FILE, request.init.read_bytes())  # to go on from, whatever becomes of that run
+        write_file(
+            request.out / START_FILE, request.init.read_bytes()
+        )  # to resume from, even if that run is changed or removed
     write_file(request.out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
     return _run(trainer, request, data.held_out, store, job, asked)
 
 
 def resume(request: ResumeRequest, workspace: Workspace, job: Job) -> TrainResult:
-    """Go on with a training from its last checkpoint, in its own store. With a larger budget a finished run goes on too.
+    """Resume a training from its last checkpoint, in its own store. With a larger budget, a finished run is continued.
 
     Raises:
-        CheckpointError: there is no such run, or it has no checkpoint, or its data changed.
-        ConfigError: a budget that is spent already.
+        CheckpointError: no such run, it has no checkpoint, or its data changed.
+        ConfigError: the budget is already spent.
         RunBusy: another process trains it.
     """
     check_run_folder(request.out)
@@ -200,7 +202,7 @@ def _resume_held(
     store = workspace.store
     try:
         recorded = store.get(_name(out))
-    except RunNotFound:  # the folder was moved, or the run forgotten: all that is needed is in the folder
+    except RunNotFound:  # the folder was moved, or the run removed from the store: the folder has all that is needed
         store.begin(_name(out), out, json.loads((out / CONFIG_FILE).read_text()))
         recorded = store.get(_name(out))
     if recorded.status == "finished" and not budget:
@@ -212,7 +214,7 @@ def _resume_held(
     data = _load_data(request, workspace)
     if data.train.digest() != digest:
         raise CheckpointError(
-            f"{out}: its training files are not what they were; a resumed run needs the same. Try a new run"
+            f"{out}: its training files have changed; a resumed run needs the same ones. Try a new run"
         )
     with job.cancellable(asked_to_stop):
         trainer = _trainer(request, data, workspace, job, _teacher(request, workspace))
@@ -220,7 +222,7 @@ def _resume_held(
     p, (name, amount) = trainer.progress, request.train.budget
     if budget and p.share >= 1:
         raise ConfigError(
-            f"got {name}={amount:g}, which is spent already: {p.step:,} updates, {p.bytes_seen:,.0f} bytes, {p.seconds:.0f} seconds. "
+            f"got {name}={amount:g}, which is already spent: {p.step:,} updates, {p.bytes_seen:,.0f} bytes, {p.seconds:.0f} seconds. "
             f"Try {name}={2 * amount:g}",
             field=name,
         )
@@ -234,12 +236,12 @@ def _resume_held(
 
 @dataclass(frozen=True)
 class Distillation:
-    """A large model taught to a small one, and what was lost.
+    """The result of a distillation, and what was lost.
 
     Attributes:
-        training: of the small one.
-        teacher_bpb, student_bpb: on the same held-out bytes; none where the training was stopped or nothing is held out.
-        parameters, flops: of the small one as a share of the large one's, of what takes part in one byte.
+        training: of the student.
+        teacher_bpb, student_bpb: on the same held-out bytes; None if the training was stopped or nothing is held out.
+        parameters, flops: of the student as a fraction of the teacher's; active parameters, and operations per byte.
     """
 
     training: TrainResult
@@ -251,21 +253,21 @@ class Distillation:
 
 
 def distill(request: DistillRequest, workspace: Workspace, job: Job) -> Distillation:
-    """Train a smaller model on what a larger one predicts, beside the data.
+    """Train a smaller model to predict what a larger one predicts, and the data.
 
     Raises:
-        BitTransformerError: no such run, a student that is no smaller, or invalid settings or data.
+        BitTransformerError: no such run, a student that is not smaller, or invalid settings or data.
     """
     path, out = workspace.model_path(request.run), request.out
     if path.resolve().parent == out.resolve():
         raise ConfigError(
-            f"out={str(out)!r} is the teacher's own folder; the student needs another",
+            f"got out={str(out)!r}, which is the teacher's own folder; the student needs another",
             field="out",
             tries=(Give("out", f"{out}-small"),),
         )
     teacher = workspace.model(request.run)
     shape = smaller_config(teacher.config, request.model)
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         student = BitTransformerLM(shape)
     before, after = teacher.num_parameters(), student.num_parameters()
     if after.total >= before.total:
@@ -300,31 +302,31 @@ def distill(request: DistillRequest, workspace: Workspace, job: Job) -> Distilla
 
 
 def _taught_data(folder: Path, fields: Mapping[str, Any], workspace: Workspace) -> DataConfig:
-    """What to teach with: the data of the teacher's run, but for what is given."""
+    """The data of the teacher's run, overridden by the given fields."""
     if not (folder / CONFIG_FILE).is_file():
         if not fields.get("corpora"):
-            raise ConfigError(f"{folder} holds no run whose data could be read again. Try naming corpora")
+            raise ConfigError(f"{folder} holds no run whose data can be read again. Try naming corpora")
         return DataConfig.of(fields)
     request, digest, own = _read_request(folder, workspace)
     data = DataConfig.of({**request.data.model_dump(), **fields})
     if data == request.data and _load_data(request, own).train.digest() != digest:
-        raise CheckpointError(f"{folder}: its training files are not what they were. Try naming corpora")
+        raise CheckpointError(f"{folder}: its training files have changed. Try naming corpora")
     return data
 
 
 def _config_for(shape: ModelConfig, fields: Mapping[str, Any]) -> TrainConfig:
-    """Settings of a training, whose rates follow the model's width unless they are given."""
+    """The training config, with default learning rates for the model's width."""
     optim = fields.get("optim", {})
-    if isinstance(optim, Mapping):  # else its error comes from TrainConfig
+    if isinstance(optim, Mapping):  # else TrainConfig raises the error
         optim = optim_for(shape).model_dump() | dict(optim)
     return TrainConfig.of({**fields, "optim": optim})
 
 
 def _same_validation(folder: Path, data: DataConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with which validations score the bytes of an earlier run of the same data: those that its model was not trained on.
+    """Settings with which validation uses the same bytes as an earlier run of the same data, which its model was not trained on.
 
     Raises:
-        ConfigError: another number of bytes is asked for.
+        ConfigError: a different number of bytes is requested.
     """
     if (
         not (folder / CONFIG_FILE).is_file()
@@ -335,13 +337,13 @@ def _same_validation(folder: Path, data: DataConfig, fields: Mapping[str, Any]) 
     if wanted != same or earlier.data != data:
         name = f"train.eval_bytes={wanted}" if wanted != same else "another split of the data"
         raise ConfigError(
-            f"got {name}; of the same files the model must be validated on what it was not trained on. Try without, or other files"
+            f"got {name}; on the same files, validation needs the bytes that the earlier run held out. Try without, or other files"
         )
     return {**fields, "eval_bytes": same}
 
 
 def _last_sample(request: TrainRequest, held_out: Corpus) -> Corpus:
-    """What the last evaluation scores."""
+    """The bytes that the last evaluation scores."""
     return held_out.thinned(request.eval_bytes, 1 << 16, request.model.align_bytes)
 
 
@@ -395,18 +397,18 @@ def _run(
 
 
 def _probe(store: RunStore, run: str, job: Job) -> Probe:
-    """Telemetry of a run that records what drifts, and goes on from what was recorded."""
+    """A run's telemetry, which records drift, and continues from earlier records."""
 
     def tell(alert: Alert) -> None:
         store.add_alert(run, alert.step, alert.metric, alert.detector, alert.size)
         change = f"{alert.metric} changed by {alert.size:+.3f}"
-        job.notice(f"drift: {change}, noticed at step {alert.step} ({alert.detector})")
+        job.notice(f"drift: {change}, detected at step {alert.step} ({alert.detector})")
 
     return Probe(tell, {name: store.series(run, name) for name in WATCHED})
 
 
 class _Data(NamedTuple):
-    """Parts of the data, of which no byte is in two, but for validations that sample what is held out."""
+    """Parts of the data. No byte is in two of them, except in validations that sample the held-out part."""
 
     train: Corpus
     validation: Corpus
@@ -455,7 +457,7 @@ def _trainer(
 
 
 def _teacher(request: TrainRequest, workspace: Workspace) -> BitTransformerLM | None:
-    """The teacher, ready; told apart from the student before the data is read."""
+    """The loaded teacher, checked against the student before the data is read."""
     if request.teacher is None:
         return None
     teacher = load_checkpoint(request.teacher, device=workspace.device)
@@ -464,25 +466,25 @@ def _teacher(request: TrainRequest, workspace: Workspace) -> BitTransformerLM | 
 
 
 def _begin_like(trainer: Trainer, training: Path, job: Job) -> None:
-    """Take the optimizers of the training that a model comes from, if they are there and fit."""
+    """Load the optimizer state of the training that the model comes from, if it exists and fits."""
     if not training.is_file():
-        job.notice(f"{training} is not there: the optimizers begin anew")
+        job.notice(f"{training} does not exist: the optimizers start anew")
         return
     try:
         trainer.take_optimizers(training)
     except CheckpointError as other:
-        job.notice(f"the optimizers begin anew ({other})")
+        job.notice(f"the optimizers start anew ({other})")
 
 
 def _foresee(trainer: Trainer, job: Job) -> None:
-    """Say before training that memory will not suffice, or begin with micro-batches for which it does."""
+    """Before training, warn if memory is too small, or start with micro-batches that fit."""
     parts = micro_batches_that_fit(trainer.model.config, trainer.config, trainer.device)
     if parts is not None and parts <= trainer.micro_batches:
         return
     if trainer.config.auto_batch:
         trainer.progress.micro_batches = parts or trainer.config.batch_size
     if parts is None or not trainer.config.auto_batch:
-        job.notice(f"there may not be memory enough: {trainer.memory_advice()}")
+        job.notice(f"memory may be too small: {trainer.memory_advice()}")
 
 
 def _document(request: TrainRequest, data: _Data, workspace: Workspace) -> dict[str, Any]:
@@ -506,7 +508,7 @@ def _document(request: TrainRequest, data: _Data, workspace: Workspace) -> dict[
 
 
 def held_out_part(out: Path, workspace: Workspace) -> Corpus:
-    """The bytes that a run did not train on.
+    """The bytes that a run held out.
 
     Raises:
         CheckpointError: no run folder, or its files changed.
@@ -515,22 +517,22 @@ def held_out_part(out: Path, workspace: Workspace) -> Corpus:
     request, digest, own = _read_request(out, workspace)
     data = _load_data(request, own)
     if data.train.digest() != digest:
-        raise CheckpointError(f"{out}: its training files are not what they were. Try naming held-out files")
+        raise CheckpointError(f"{out}: its training files have changed. Try naming held-out files")
     if not len(data.held_out):
-        raise BitStreamError(f"{out} held nothing out. Try naming files that it was not trained on")
+        raise BitStreamError(f"{out} held out no data. Try naming files that it was not trained on")
     return data.held_out
 
 
 def _read_request(out: Path, workspace: Workspace) -> tuple[TrainRequest, str, Workspace]:
-    """What a run was asked for, the digest of its training bytes, and a workspace with its own store."""
+    """A run's request, the digest of its training bytes, and a workspace with its own store."""
     path = out / CONFIG_FILE
     if not (out / TRAINING_FILE).is_file() or not path.is_file():
         raise CheckpointError(
-            f"{out}: no run with a checkpoint to go on from", field="out", tries=(Ask("runs.list"), Ask("train"))
+            f"{out}: holds no run with a checkpoint to resume", field="out", tries=(Ask("runs.list"), Ask("train"))
         )
     try:
         document = json.loads(path.read_text())
-        stored = {"validation": "held-out", **document["data"]}  # of runs from before there was a choice
+        stored = {"validation": "held-out", **document["data"]}  # of runs from before this field existed
         data = DataConfig.of({key: stored[key] for key in DataConfig.model_fields})
         model, train = ModelConfig.of(document["model"]), TrainConfig.of(document["train"])
         teacher = Path(document["teacher"]) if document.get("teacher") else None
@@ -548,7 +550,7 @@ def _read_request(out: Path, workspace: Workspace) -> tuple[TrainRequest, str, W
 
 
 def _export(store: RunStore, run: str, out: Path, job: Job) -> None:
-    """The run's metrics, for those who open the folder: a table and a picture."""
+    """Write the run's metrics to its folder: a table and a plot."""
     keys = store.metric_keys(run)
     columns = {key: dict(store.series(run, key)) for key in keys}
     steps = sorted({step for column in columns.values() for step in column})
@@ -561,5 +563,5 @@ def _export(store: RunStore, run: str, out: Path, job: Job) -> None:
         marks = growths(store, run)[1:]
         try:
             plot_loss(columns["train_bpb"], columns.get("val_bpb", {}), out / PLOT_FILE, title=run, marks=marks)
-        except MissingExtra as missing:  # a training is worth more than its picture
-            job.notice(f"{PLOT_FILE} is left out: {missing}")
+        except MissingExtra as missing:  # a training does not fail because of a plot
+            job.notice(f"{PLOT_FILE} was not written: {missing}")

@@ -1,4 +1,4 @@
-"""A workspace: where runs are recorded, on which device models run, and the models that are loaded."""
+"""A workspace: the store of runs, the device that models run on, and the loaded models."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Workspace:
 
     Args:
         store: the SQLite file of run records.
-        device: `auto` takes a CUDA device where there is one, else Apple's, else the processor; or `cpu`, `cuda`, `cuda:1`, `mps`.
-        keep: models that stay loaded, the latest ones; each until its checkpoint changes.
+        device: `auto` takes a CUDA device if there is one, else Apple's, else the CPU; or `cpu`, `cuda`, `cuda:1`, `mps`.
+        keep: most models that stay loaded, the latest ones; each until its checkpoint changes.
 
     Raises:
-        ConfigError: another device.
+        ConfigError: an unknown device.
     """
 
     def __init__(self, store: Path = DEFAULT_STORE, device: str = "auto", *, keep: int = 2) -> None:
@@ -42,17 +42,17 @@ class Workspace:
 
     @property
     def store(self) -> RunStore:
-        """The records of runs."""
+        """The store of run records."""
         from bit_transformer.runs.store import RunStore
 
         return RunStore(self.store_path)
 
     @property
     def device(self) -> torch.device:
-        """Where models run.
+        """The device that models run on.
 
         Raises:
-            ConfigError: it is not there.
+            ConfigError: this machine does not have it.
         """
         import torch
 
@@ -62,7 +62,7 @@ class Workspace:
         kind, _, number = self.device_name.partition(":")
         if not there[kind] or int(number or 0) >= max(1, torch.cuda.device_count()):
             raise ConfigError(
-                f"device={self.device_name!r} is not on this machine. Try {', '.join(n for n in there if there[n])}",
+                f"got device={self.device_name!r}, which this machine does not have. Try {', '.join(n for n in there if there[n])}",
                 field="device",
             )
         return torch.device(self.device_name)
@@ -101,7 +101,7 @@ class Workspace:
         return path
 
     def check_order(self, operation: str, run: str, names: Sequence[str]) -> None:
-        """Refuse a run and files that were given the other way round.
+        """Refuse a run and files in swapped order.
 
         Raises:
             ConfigError: the run names data, and one of the files names a run.
@@ -135,7 +135,7 @@ class Workspace:
         return any(run.id == text for run in self.store.list_runs())
 
     def model(self, run: str) -> BitTransformerLM:
-        """The model of a run, in evaluation mode, on the workspace's device. It is shared: who changes it takes a copy.
+        """The model of a run, in evaluation mode, on the workspace's device. It is shared: to change it, make a copy.
 
         Raises:
             CheckpointError: no such run, or a damaged checkpoint.
@@ -159,7 +159,7 @@ class Workspace:
         """The calibrated gate of a run.
 
         Args:
-            window: bytes that are judged at a time; 0: 256, or the longest that was calibrated.
+            window: bytes judged at a time; 0: 256, or the longest that was calibrated.
 
         Raises:
             CheckpointError: the run was not calibrated, or for another model.
@@ -171,7 +171,7 @@ class Workspace:
         return Guard(SafetyGate.calibrated(calibration), reference, window)
 
     def calibration(self, run: str) -> tuple[Calibration, Reference]:
-        """What is normal for a run, and its reference.
+        """The calibration of a run, and its reference.
 
         Raises:
             CheckpointError: the run was not calibrated, or for another model.
@@ -182,7 +182,7 @@ class Workspace:
         path = self.model_path(run).with_name(GATE_FILE)
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: got no such file; the run was not calibrated", field="run", tries=(Ask("calibrate", run),)
+                f"{path}: does not exist; the run was not calibrated", field="run", tries=(Ask("calibrate", run),)
             )
         model = self.model(run)
         return load_calibration(path, model.config, model.bank if model.config.experts else None)

@@ -1,4 +1,4 @@
-"""Training: `loop` draws, predicts, updates and observes; what it lowers is in `objectives`, where it stands in `state`."""
+"""Training: `loop` trains and calls observers, `objectives` defines the losses, `state` holds the progress."""
 
 from bit_transformer.training.batches import build_windows as build_windows
 from bit_transformer.training.loop import Observer as Observer

@@ -1,4 +1,4 @@
-"""What a model trains on: data to windows that fit it, with what the experts say of their bits."""
+"""Makes training windows from data, with the experts' features of their bits."""
 
 # Shapes: N windows, T bits, F features of a bit.
 from __future__ import annotations
@@ -39,15 +39,15 @@ def build_windows(
     say: Say = lambda _: None,
     passed: Passed = lambda done, total: None,
 ) -> Windows:
-    """What a model trains on, in windows that fit it. A model with experts gets the bank that has read the data.
+    """Make windows that fit a model. If the model has experts, it gets the bank that has read the data.
 
     Args:
-        say: told what should be known of the experts' cache.
-        passed: told how many bytes of how many the experts have read.
+        say: called with messages about the experts and their cache.
+        passed: called with the bytes that the experts have read so far, and their total.
 
     Raises:
-        ConfigError: a window that is longer than the model's, or holds no whole byte.
-        BitStreamError: less data than one window, or bits that are no bits.
+        ConfigError: a window that is longer than the model's, or shorter than a byte.
+        BitStreamError: less data than one window, or invalid bits.
     """
     shape = model.config
     if isinstance(data, np.ndarray):
@@ -60,7 +60,7 @@ def build_windows(
                 f"is needed. Try bits[:, :{min(longest, data.shape[1]) // shape.patch_bits * shape.patch_bits}]"
             )
         if int((data > 1).sum()) or int((data < 0).sum()):
-            raise BitStreamError("got other values than 0 and 1 among the bits. Try bytes_to_bits for bytes")
+            raise BitStreamError("got values other than 0 and 1; bits are needed. Try bytes_to_bits for bytes")
         features_NTF = None
         if shape.experts and data.ndim == 2:
             start, keep = _known_before(model, partial(window_sketch, data), say)
@@ -78,7 +78,7 @@ def build_windows(
             start, keep = _known_before(model, partial(corpus_sketch, data), say)
             if feature_bytes(data, shape) > config.feature_cache or _pass_is_too_long(len(data), config):
                 say(
-                    "the experts read the data while training: their features are too large to keep, or reading first too long"
+                    "the experts read the data during training: their features are too large to store, or a first pass would take too long"
                 )
                 return StreamedWindows(
                     data, size, shape, streams=config.batch_size, seed=config.seed, start=start, keep=keep
@@ -89,31 +89,31 @@ def build_windows(
             data, size, parity=shape.parity, align=shape.align_bytes, seed=config.seed, features=features
         )
     if not hasattr(data, "draw"):
-        raise ConfigError(f"data is a {type(data).__name__}; a Corpus, bytes, bit windows or Windows is needed")
+        raise ConfigError(f"got a {type(data).__name__} as data; a Corpus, bytes, bit windows or Windows is needed")
     return data
 
 
 def _known_before(
     model: BitTransformerLM, sketch: Callable[[], Sketch], say: Say
 ) -> tuple[ExpertBank | None, ExpertBank | None]:
-    """The bank that reads the data on from what it knows, and the bank that the model keeps in its place.
+    """The bank that reads the data, starting from what it has learned; and the bank that the model keeps instead, or None.
 
-    Experts go on learning, but not from what they have learned already: of that they would promise too much, and the mixer would learn
-    to trust them too far. Where they know most of the data, an empty bank reads it for the training, and the model keeps its own.
+    Experts keep learning, but not from data they have learned before: they would predict it too well, and the mixer would learn to trust
+    them too much. If they know most of the data, an empty bank reads it for the training, and the model keeps its own.
     """
     if not (model.has_bank and model.bank.count):
         return None, None
     known = known_fraction(model.bank.sketch, sketch())
     if known > 0.5:
         say(
-            "the experts have learned from these bytes before: for this training new ones read them; the model keeps its own"
+            "the experts have learned from these bytes before: new experts read them for this training; the model keeps its own"
         )
         return None, model.bank
-    if known > 0.01:  # some phrases are everywhere
-        say(f"the experts have learned from {known:.0%} of these bytes before, and predict them better than new ones")
+    if known > 0.01:  # common phrases are in all data
+        say(f"the experts have learned from {known:.0%} of these bytes before, and predict them better than new bytes")
     return model.bank, None
 
 
 def _pass_is_too_long(size: int, config: TrainConfig) -> bool:
-    """Whether reading all data first would take more than half of a budget in seconds."""
+    """Whether a first pass over the data would take more than half of a budget in seconds."""
     return config.seconds is not None and size / PASS_RATE > config.seconds / 2

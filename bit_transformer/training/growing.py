@@ -1,4 +1,4 @@
-"""A training that grows: when, and what becomes of its optimizers. The model grows between loops, never inside one."""
+"""Growth during training: when the model grows, and the optimizers after it. The model grows between loops, never inside one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bit_transformer.model import BitTransformerLM
 from bit_transformer.training.optim import Optimizers
 from bit_transformer.training.state import Progress
 
-# How a moment of a gradient changes where its weight is scaled by s: as s to this power.
+# A weight scaled by s has moments scaled by s to this power.
 POWERS = {"momentum": -1, "exp_avg": -1, "exp_avg_sq": -2}
 
 
 class Growth:
-    """The plan of a training that grows, and of one that does not: its stages are then one.
+    """The growth plan of a training. Without growth it has one stage.
 
     Args:
-        how: when to grow; none: never.
-        stages: the shapes, from the first to the target.
-        may_grow: whether there is memory for a shape.
+        how: when to grow; None: never.
+        stages: the model configs, from the first to the target.
+        may_grow: whether a config fits into memory.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class Growth:
         self.how, self.stages, self.may_grow = how, stages, may_grow
 
     def next(self, p: Progress) -> ModelConfig | None:
-        """The shape to grow to now, if it is time: on a plateau, or where otherwise no time would be left for later stages."""
-        trained = p.step > p.grown_at  # every stage, the first too, gets an update
+        """The config to grow to now, or None. It is time on a plateau, or when later stages would otherwise have no time left."""
+        trained = p.step > p.grown_at  # every stage gets at least one update
         if self.how is None or p.ceiling or not trained or p.stage + 1 >= len(self.stages):
             return None
         late = p.share >= self.how.latest * (p.stage + 1) / len(self.stages)
@@ -47,19 +47,19 @@ class Growth:
         return None if p.ceiling else self.stages[p.stage + 1]
 
     def grown(self, p: Progress) -> None:
-        """Note that the model has grown."""
+        """Record that the model has grown."""
         p.stage, p.grown_at, p.weak, p.stale, p.mark_bpb = p.stage + 1, p.step, 0, 0, math.inf
-        p.best_bpb = math.inf  # of another shape
+        p.best_bpb = math.inf  # the old value was of another shape
 
     def validated(self, p: Progress, bpb: float) -> None:
-        """Note a validation of the weights as they are: whether it gained enough."""
+        """Record a validation of the current weights, and whether it improved enough."""
         if self.how is None:
             return
         p.weak = 0 if bpb < p.mark_bpb * (1 - self.how.threshold) else p.weak + 1
         p.mark_bpb = min(bpb, p.mark_bpb)
 
     def rate(self, p: Progress) -> float:
-        """What learning rates are multiplied by: lower in later stages, and rising again after each growth."""
+        """Factor of the learning rates: lower in later stages, with a warmup after each growth."""
         if self.how is None or not p.stage:
             return 1.0
         risen = (p.step - p.grown_at + 1) / self.how.warmup_steps if self.how.warmup_steps else 1.0
@@ -69,9 +69,9 @@ class Growth:
 def expand_optimizers(
     before: Optimizers, model: BitTransformerLM, larger: BitTransformerLM, config: OptimConfig
 ) -> Optimizers:
-    """Optimizers for a grown model, with what those of the smaller one remember.
+    """Make optimizers for a grown model, with the state of the smaller model's.
 
-    A weight that was scaled has gradients scaled the other way, and so have their moments; of new weights there are none.
+    If a weight was scaled, its gradient scales inversely, and so do its moments. New weights have no moments.
     """
     after, grown = Optimizers(larger, config), dict(larger.named_parameters())
     after.load_state_dict(

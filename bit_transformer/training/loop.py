@@ -1,9 +1,8 @@
-"""The training loop: draw windows, forward, backward, update, observe, until the budget is spent.
+"""The training loop: draw windows, forward, backward, update, call observers, until the budget is spent.
 
-The loop holds the algorithm and nothing else. Progress bars, run records, checkpoints and stops are observers, called
-after every update; each decides for itself when it is due. `Trainer` is the whole state of a training, so that
-`save` and `load` make a resumed run bit-equal to one that was never interrupted: windows and dropout
-are functions of the seed and the step, not of what happened before.
+The loop holds only the algorithm. Progress bars, run records, checkpoints and stops are observers: they are called after every update, and
+each decides when to act. `Trainer` holds the whole state of a training, so that with `save` and `load` a resumed run equals an
+uninterrupted one bit for bit: windows and dropout depend only on the seed and the step.
 """
 
 # Shapes: B windows, T bits.
@@ -42,12 +41,12 @@ from bit_transformer.training.state import Progress, Record, crossed
 from bit_transformer.training.streamed import StreamedWindows
 from bit_transformer.training.validation import AVERAGED, Validation
 
-FIRST_REACH = 0.2  # of a curriculum: where noise begins
-SETTLED = 100  # updates after which an accelerator is waited for, so that a loss that is not finite is noticed
+FIRST_REACH = 0.2  # of a curriculum: the first noise level
+SETTLED = 100  # updates between checks for a loss that is not finite, for which an accelerator must finish its work
 
 
 class StopTraining(Exception):
-    """Raised by an observer: end here, in good order. The text is the reason, and is recorded."""
+    """Raised by an observer to end the training normally. The text is recorded as the reason."""
 
 
 Observer = Callable[["Trainer", Record], None]
@@ -59,20 +58,20 @@ class Trainer:
     """A training in progress.
 
     Args:
-        model: trained in place; where it grows, the first of the stages to the target, replaced at every growth.
-        windows: what it trains on.
+        model: trained in place. If it grows, it must be the first stage on the way to the target, and is replaced at every growth.
+        windows: the training data.
         config: budget, batch, optimizer.
-        validation: bytes that are scored along the way, if any.
-        teacher: whose predictions are learned beside the data, if there is one; of the same patches, noise and experts.
-        target: with `config.progressive`: the shape to grow to.
-        may_grow: whether there is memory for a shape.
+        validation: held-out bytes that are scored during training, if any.
+        teacher: for distillation; must have the same patches, noise and experts.
+        target: with `config.progressive`: the config to grow to.
+        may_grow: whether a config fits into memory.
         observers: called after every update with the trainer and the update's record; may raise `StopTraining`.
-        clock: seconds, rising; for tests.
+        clock: a clock in seconds; replaced in tests.
 
     Attributes:
-        objective: what is lowered.
-        kept: the weights worth keeping, where there is a validation.
-        growth: the plan of a training that grows.
+        objective: the training objective.
+        kept: validation and the weights kept by it, if there is validation data.
+        growth: the growth plan.
         latest: the batch of the latest update, for observers.
     """
 
@@ -112,21 +111,21 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The device of the model."""
         return self.model.head.weight.device
 
     @property
     def best(self) -> dict[str, Tensor] | None:
-        """Weights by name as they were at the best validation, where they are kept."""
+        """Weights by name at the best validation, if they are kept."""
         return self.kept.best if self.kept else None
 
     @property
     def micro_batches(self) -> int:
-        """Pieces that the batch of an update is split into."""
+        """Number of micro-batches per update."""
         return self.progress.micro_batches or self.config.accum_steps
 
     def run(self) -> None:
-        """Train until the budget is spent or an observer stops it; the model grows between loops.
+        """Train until the budget is spent or an observer stops it. The model grows between loops.
 
         Raises:
             NonFiniteLoss: the loss or a gradient is not a finite number; the update is not made. On an accelerator this is noticed up to
@@ -144,7 +143,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as failed:
             if not is_out_of_memory(failed):
                 raise
-            raise OutOfMemory(f"got no memory at step {self.progress.step + 1}: {self.memory_advice()}") from None
+            raise OutOfMemory(f"ran out of memory at step {self.progress.step + 1}: {self.memory_advice()}") from None
         finally:
             self.progress.seconds = self.clock() - began
             if isinstance(self.windows, Prefetched):
@@ -154,7 +153,7 @@ class Trainer:
         self.settle()
 
     def _run_stage(self, began: float) -> bool:
-        """The loop, with a model of one shape. Whether the budget is spent; else it is time to grow."""
+        """The loop for a model of one shape. Returns True if the budget is spent, False if it is time to grow."""
         p = self.progress
         self.model.train()
         compiled = self.model.trunk.compiled() if self.config.compile_model else contextlib.nullcontext()
@@ -167,11 +166,11 @@ class Trainer:
                     return False
                 record = self.update()
                 p.seconds = self.clock() - began
-                share = self._advance(p.seconds)
+                fraction = self._advance(p.seconds)
                 if p.step % SETTLED == 0:
                     self.settle()
                 if self.kept is not None:
-                    self._validate_if_due(self.kept, share, record)
+                    self._validate_if_due(self.kept, fraction, record)
                 for observe in self.observers:
                     observe(self, record)
         return True
@@ -235,18 +234,18 @@ class Trainer:
             )
 
     def _accumulated(self, batch: Batch) -> Tensor:
-        """Gradients of a batch, and its nats a bit; with `auto_batch`, out of memory, again in more micro-batches."""
+        """Compute the gradients of a batch; returns its nats per bit. With `auto_batch`, retries with more micro-batches if out of memory."""
         while True:
-            # Dropout follows from seed and step alone, so a resumed run needs no generator state.
+            # Dropout depends only on seed and step, so a resumed run needs no generator state.
             torch.manual_seed((self.config.seed << 32) + self.progress.step)
-            self.optimizers.zero_grad()  # an update that was interrupted may have left some
+            self.optimizers.zero_grad()  # an interrupted update may have left some
             try:
                 return self._backward(batch)
             except (RuntimeError, MemoryError) as failed:
                 more_would_help = self.config.auto_batch and self.micro_batches < self.config.batch_size
                 if not (more_would_help and is_out_of_memory(failed)):
                     raise
-            # Here the error is gone, and with it the frames that held tensors.
+            # Here the exception is gone, and with it the frames that held tensors.
             gc.collect()
             self.progress.micro_batches = min(2 * self.micro_batches, self.config.batch_size)
 
@@ -266,16 +265,16 @@ class Trainer:
 
     @property
     def reach(self) -> float:
-        """How far up the noise of a diffusion goes by now."""
+        """The largest noise level of a diffusion at this point of the curriculum."""
         widened = self.progress.share / self.config.curriculum if self.config.curriculum else 1.0
         return min(1.0, FIRST_REACH + (1 - FIRST_REACH) * widened)
 
     def memory_advice(self) -> str:
-        """What an update takes, and what would take less."""
+        """Memory of an update, and settings that need less."""
         return memory_advice(self.model.config, self.config, self.device, self.micro_batches)
 
     def _advance(self, seconds: float) -> float:
-        """Bring the share of the budget up to date."""
+        """Update and return the fraction of the budget spent."""
         name, amount = self.config.budget
         p = self.progress
         epoch_bytes = len(self.windows) * self.windows.window_bytes
@@ -284,12 +283,12 @@ class Trainer:
         p.share = min(1.0, spent[name] / amount)
         return p.share
 
-    def _validate_if_due(self, kept: Validation, share: float, record: Record) -> None:
+    def _validate_if_due(self, kept: Validation, fraction: float, record: Record) -> None:
         p = self.progress
-        if crossed(p.averaged, share, 1 / AVERAGED):
+        if crossed(p.averaged, fraction, 1 / AVERAGED):
             kept.enter_average(self.model, p)
-        if crossed(p.validated, share, self.config.eval_every):
-            p.validated = share
+        if crossed(p.validated, fraction, self.config.eval_every):
+            p.validated = fraction
             self.settle()
             self.take_bank()
             rows = min(VALIDATION_ROWS, math.ceil(self.config.batch_size / self.micro_batches))
@@ -298,7 +297,7 @@ class Trainer:
 
     def _check_patience(self) -> None:
         if self.config.patience and self.progress.stale >= self.config.patience:
-            raise StopTraining(f"no better validation in {self.progress.stale}")
+            raise StopTraining(f"no better validation in the last {self.progress.stale}")
 
     # ---- growing ----
 
@@ -318,22 +317,22 @@ class Trainer:
         self.model = model
 
     def take_best(self) -> None:
-        """Give the model the weights of the best validation, where they were kept."""
+        """Load the weights of the best validation into the model, if they were kept."""
         if self.best is not None:
             load_weights(self.model, self.best, Path("the best weights"))
 
     def take_bank(self) -> None:
-        """Give the model the bank of experts that its windows' features come from, as it stands."""
+        """Give the model the bank that computes its windows' features, in its current state."""
         if isinstance(self.windows, StreamedWindows):
             self.model.bank = self.windows.bank
 
-    # ---- stopping and going on ----
+    # ---- saving and resuming ----
 
     def save(self, path: Path) -> None:
-        """Write all that `load` needs to go on: weights, optimizer state by parameter, data position, progress.
+        """Write everything that `load` needs: weights, optimizer state by parameter, data position, progress.
 
         Raises:
-            CheckpointError: the disk refused; the file that was there before is untouched.
+            CheckpointError: writing failed; an earlier file is not changed.
         """
         self.settle()
         tensors = {f"model.{name}": tensor for name, tensor in self.model.weights().items()}
@@ -351,19 +350,17 @@ class Trainer:
         write_tensors(path, tensors, document)
 
     def load(self, path: Path) -> None:
-        """Go on where `save` was called.
+        """Resume from a file that `save` wrote.
 
         Raises:
-            CheckpointError: a damaged file, or one of another training.
+            CheckpointError: a damaged file, or another training's.
         """
         tensors, document = read_tensors(path, device=self.device)
         train = _config_of(TrainConfig, document.get("train"))
         try:
             progress, windows = Progress(**{**document["progress"], "stopped": ""}), document["windows"]
         except (KeyError, TypeError):
-            raise CheckpointError(
-                f"{path}: holds no training that can go on. Try the run's training.safetensors"
-            ) from None
+            raise CheckpointError(f"{path}: holds no training to resume. Try the run's training.safetensors") from None
         stage = progress.stage
         if stage != self.progress.stage and stage < len(self.growth.stages):
             self._replace_model(BitTransformerLM(self.growth.stages[stage]).to(self.device))
@@ -374,9 +371,7 @@ class Trainer:
         }
         for key, agrees in same.items():
             if not agrees:
-                raise CheckpointError(
-                    f"{path}: was written by a training with another {key} config. Try its own config.json"
-                )
+                raise CheckpointError(f"{path}: is of a training with another {key} config. Try its own config.json")
         load_weights(self.model, under("model.", tensors), path)
         self._take_moments(tensors)
         self.windows.load_state_dict(windows, under("windows.", tensors))
@@ -389,7 +384,7 @@ class Trainer:
             p.stale = p.worse = 0
 
     def take_optimizers(self, path: Path) -> None:
-        """Begin with the optimizers' state of another training of the same shape.
+        """Start with the optimizer state of another training of the same shape.
 
         Raises:
             CheckpointError: a damaged file, or a training of another shape or with other optimizers.
@@ -398,9 +393,7 @@ class Trainer:
         theirs = _config_of(TrainConfig, document.get("train"))
         alike = theirs is not None and theirs.optim.muon == self.config.optim.muon
         if not alike or _config_of(ModelConfig, document.get("model")) != self.model.config:
-            raise CheckpointError(
-                f"{path}: was written by a training of another shape or with other optimizers. Try without it"
-            )
+            raise CheckpointError(f"{path}: is of a training of another shape or with other optimizers. Try without it")
         self._take_moments(tensors)
 
     def _take_moments(self, tensors: Mapping[str, Tensor]) -> None:
@@ -423,7 +416,7 @@ def _fetched(waiting: list[Record]) -> list[tuple[float, float]]:
 
 
 def _resized(windows: Windows, size: int) -> Windows:
-    """The same corpus in windows of another size, from the next epoch on."""
+    """The same corpus in windows of another size, starting with the next epoch."""
     if isinstance(windows, Prefetched):
         windows.close()
         return Prefetched(_resized(windows.windows, size), pin=windows.pin)
@@ -432,24 +425,24 @@ def _resized(windows: Windows, size: int) -> Windows:
 
 
 def grows_context(windows: Windows, config: TrainConfig) -> bool:
-    """Whether the windows of a training can become longer: not where their size is given, or they are read as streams."""
+    """Whether a training's windows can become longer: not if their size is set, or if they are streamed."""
     return isinstance(windows, CorpusWindows) and config.window is None
 
 
 def check_training(model: ModelConfig, config: TrainConfig) -> None:
-    """Refuse a training that does not go with the model.
+    """Refuse a training config that does not fit the model.
 
     Raises:
-        ConfigError: one that widens noise for a model that has none.
+        ConfigError: a noise curriculum for a model without noise.
     """
     if config.curriculum and model.causal:
         raise ConfigError(
-            f"train.curriculum={config.curriculum} widens the noise of a diffusion; got causal=True. Try model.causal=false"
+            f"got train.curriculum={config.curriculum} and causal=True; a curriculum needs a diffusion model. Try model.causal=false"
         )
 
 
 def _config_of(kind: type[_Config], stored: Any) -> _Config | None:
-    """A config as it was stored, with what has been added since at its default; none where it cannot be."""
+    """A stored config, with newer fields at their defaults; None if it is invalid."""
     try:
         return kind.of(stored)
     except (ConfigError, TypeError, ValueError):
@@ -457,7 +450,7 @@ def _config_of(kind: type[_Config], stored: Any) -> _Config | None:
 
 
 def _but_for(config: TrainConfig, other: TrainConfig, names: Iterable[str]) -> TrainConfig:
-    """A config with some fields of another."""
+    """A config with some fields taken from another."""
     return config.model_copy(update={name: getattr(other, name) for name in names})
 
 
@@ -474,23 +467,21 @@ def train_loop(
 
     Args:
         data: a corpus, bytes, a tensor of bit windows (N, T), or any `Windows`.
-        config: the training; or give its fields as keywords: `train_loop(model, data, epochs=3, batch_size=16)`.
-        validation: bytes that are scored along the way; the weights of the best of these are what the model has in the end.
+        config: the training config. Its fields can also be given as keywords: `train_loop(model, data, epochs=3, batch_size=16)`.
+        validation: held-out bytes that are scored during training. The model ends with the weights of the best score.
         observers: see `Trainer`.
 
     Returns:
-        the history: one record an update.
+        one record per update.
 
     Raises:
         ConfigError: invalid settings.
         BitStreamError: less data than one window.
-        NonFiniteLoss: the loss or a gradient is not a finite number.
+        NonFiniteLoss: the loss or a gradient is not finite.
     """
     chosen = TrainConfig.of({**(config.model_dump() if config else {}), **fields})
     if chosen.progressive:
-        raise ConfigError(
-            "got progressive; train_loop trains a model in place, and a grown one is another. Try Trainer"
-        )
+        raise ConfigError("got progressive; train_loop trains in place, and growth makes a new model. Try Trainer")
     history: list[Record] = []
 
     def keep(_: Trainer, record: Record) -> None:

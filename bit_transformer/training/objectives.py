@@ -1,11 +1,11 @@
-"""What training lowers. An objective takes a model and windows to a `Prediction`, with the loss and what it is judged by.
+"""Training objectives. An objective maps a model and windows to a `Prediction`, with the loss.
 
     objective = objective_for(model.config)                  # next bit, or denoising, with the config's penalties
-    objective = objective_for(student, teacher=teacher)      # a teacher's predictions beside the data
+    objective = objective_for(student, teacher=teacher)      # the data and a teacher's predictions
     objective(model, bits_BT).loss.backward()
 
-Objectives wrap one another: `Distilled` and `Penalized` go with every kind of model, for a prediction also tells what other targets cost,
-and what another model would predict in its place.
+Objectives wrap one another. `Distilled` and `Penalized` work with every kind of model, because a prediction also gives the cost of other
+targets, and another model's prediction of the same windows.
 
 Source: Hinton et al. 2015, arXiv:1503.02531 (distillation); the bounds of denoising are in `diffusion/`.
 """
@@ -32,17 +32,17 @@ from bit_transformer.telemetry import penalties
 
 @dataclass(frozen=True)
 class Prediction:
-    """A forward pass of windows, and what it costs.
+    """A forward pass over windows, and its loss.
 
     Attributes:
-        loss: to be lowered; has a gradient.
-        nats: of the data, a bit: mean negative log-likelihood, or a bound on it.
+        loss: the loss to minimise; has a gradient.
+        nats: mean negative log-likelihood of the data per bit, or a bound on it.
         z_BNP: logits along the data's path, with a gradient.
         patch_BN: the data; `bit_BNP`: its bits.
-        cost: mean nats a bit of other targets, probabilities of ones in (B, N, P).
-        by: what another model predicts where it sees the same: z_BNP.
-        lost_BN: which patches were predicted; none: all.
-        features_BTF: what the experts said, where there are any.
+        cost: mean nats per bit of other targets, given as probabilities of ones in (B, N, P).
+        by: another model's prediction from the same input: z_BNP.
+        lost_BN: which patches were predicted; None: all.
+        features_BTF: the experts' features, if there are any.
     """
 
     loss: Tensor
@@ -57,7 +57,7 @@ class Prediction:
 
 
 class Objective(Protocol):
-    """What training lowers."""
+    """A training objective."""
 
     def __call__(
         self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
@@ -65,23 +65,23 @@ class Objective(Protocol):
         """Predict windows.
 
         Args:
-            features_BTF: int8, of a model with experts: what they say of each bit; not given: what they say now, of windows that follow
-                nothing.
-            reach: of a diffusion model: noise is drawn up to this time, in (0, 1]; below 1 the nats are a mean over these times, and no
+            features_BTF: int8, for a model with experts: their features of each bit. Default: computed by the bank as it is, without
+                context from before the window.
+            reach: for a diffusion model: noise is drawn up to this time, in (0, 1]. Below 1 the nats are a mean over these times, not a
                 bound.
 
         Raises:
-            BitStreamError: windows of another shape, or longer than the model's. Values are not checked, for that would wait for the device.
+            BitStreamError: a wrong shape, or windows that are too long. Values are not checked, because that would wait for the device.
         """
 
 
 class NextBit:
-    """Mean negative log-likelihood of every bit given those before it."""
+    """Mean negative log-likelihood of every bit, given the bits before it."""
 
     def __call__(
         self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
     ) -> Prediction:
-        """As of `Objective`."""
+        """As in `Objective`."""
         z_BNP, patch_BN, features_BTF = model.window_logits(bits_BT, features_BTF)
 
         def cost(target_BNP: Tensor) -> Tensor:
@@ -102,19 +102,19 @@ class NextBit:
 
 
 class Denoising:
-    """The bound of a diffusion model, at one time for each window, drawn from torch's generator; with flips the loss is the cost of the
-    patches, with the bound's weights."""
+    """The bound of a diffusion model, at one time per window, drawn from torch's generator. With flips the loss is the cost of the patches,
+    weighted as in the bound."""
 
     def __call__(
         self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
     ) -> Prediction:
-        """As of `Objective`."""
+        """As in `Objective`."""
         model.check_window(bits_BT)
         c = model.config
         P, T = c.patch_bits, bits_BT.shape[1]
         patch_BN = pack_patches(bits_BT, P)
         noised = denoiser.noised(model, patch_BN, reach)
-        reached = noise_share(torch.tensor(reach), c.schedule).item() / reach  # the mean of weight times share
+        reached = noise_share(torch.tensor(reach), c.schedule).item() / reach  # the mean of weight times fraction
         node_logit_BNV = denoiser.restored(model, noised.seen_BN, noised.chance_B)
         z_BNP = denoiser.along(patch_BN, node_logit_BNV, P)
         bit_BNP = unpack_patches(patch_BN, P)
@@ -137,12 +137,12 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Distilled:
-    """A teacher's predictions, given the data's bits before each, beside the data.
+    """Distillation: targets are a mix of the data's bits and a teacher's predictions, given the data's earlier bits.
 
     Attributes:
-        of: the objective without it.
-        teacher: sees what the student sees.
-        trust: weight of its predictions, in [0, 1]; the data's bits have the rest.
+        of: the objective without distillation.
+        teacher: gets the same input as the student.
+        trust: weight of the teacher's predictions, in [0, 1]; the data's bits have the rest.
     """
 
     of: Objective
@@ -152,7 +152,7 @@ class Distilled:
     def __call__(
         self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
     ) -> Prediction:
-        """As of `Objective`."""
+        """As in `Objective`."""
         made = self.of(model, bits_BT, features_BTF, reach=reach)
         dtype = made.z_BNP.dtype
         with torch.no_grad():
@@ -163,11 +163,11 @@ class Distilled:
 
 @dataclass(frozen=True)
 class Penalized:
-    """Penalties on the predictions beside a loss, each in [0, 1], as `telemetry/penalties.py` defines them.
+    """Adds penalties on the predictions to a loss, each in [0, 1], as defined in `telemetry/penalties.py`.
 
     Attributes:
-        of: the objective without them.
-        lambda_K: weight of 1 - K; `lambda_C`: of repetition; `lambda_S`: of (1 - S)^2, where there are experts.
+        of: the objective without penalties.
+        lambda_K: weight of 1 - K; `lambda_C`: of repetition; `lambda_S`: of (1 - S)^2, with experts.
     """
 
     of: Objective
@@ -178,7 +178,7 @@ class Penalized:
     def __call__(
         self, model: BitTransformerLM, bits_BT: Tensor, features_BTF: Tensor | None = None, *, reach: float = 1.0
     ) -> Prediction:
-        """As of `Objective`."""
+        """As in `Objective`."""
         made = self.of(model, bits_BT, features_BTF, reach=reach)
         loss, z_BNP = made.loss, made.z_BNP
         if self.lambda_K:
@@ -192,7 +192,7 @@ class Penalized:
 
 
 def objective_for(model: ModelConfig, *, teacher: BitTransformerLM | None = None, trust: float = 0.5) -> Objective:
-    """The objective of a model's kind, with a teacher where there is one, and the config's penalties."""
+    """The objective for a kind of model, with a teacher if given, and with the config's penalties."""
     objective: Objective = NextBit() if model.causal else Denoising()
     if teacher is not None:
         objective = Distilled(objective, teacher, trust)
@@ -202,20 +202,20 @@ def objective_for(model: ModelConfig, *, teacher: BitTransformerLM | None = None
 
 
 def check_teacher(teacher: ModelConfig, student: ModelConfig) -> None:
-    """Refuse a teacher that does not see what the student sees.
+    """Refuse a teacher that cannot read the student's input.
 
     Raises:
-        ConfigError: they differ in more than their size, or the student's windows are too long for the teacher.
+        ConfigError: they differ in more than size, or the student's windows are too long for the teacher.
     """
     for name in ("patch_bits", "parity", "causal", "noise", "experts"):
         if getattr(teacher, name) != getattr(student, name):
             raise ConfigError(
-                f"{name}={getattr(student, name)!r} is not the teacher's {getattr(teacher, name)!r}; both must see the same. Try "
+                f"got {name}={getattr(student, name)!r} and a teacher with {getattr(teacher, name)!r}; both must be the same. Try "
                 f"{name}={getattr(teacher, name)!r}"
             )
     if student.max_seq_len > teacher.max_seq_len:
         raise ConfigError(
-            f"max_seq_len={student.max_seq_len} is more than the teacher's {teacher.max_seq_len}. Try max_seq_len={teacher.max_seq_len}"
+            f"got max_seq_len={student.max_seq_len}; it must be at most the teacher's {teacher.max_seq_len}. Try max_seq_len={teacher.max_seq_len}"
         )
 
 
@@ -228,15 +228,15 @@ def losses(
     teacher: BitTransformerLM | None = None,
     trust: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
-    """For a training loop of one's own: the loss of windows under the model's own objective, and their nats a bit.
+    """For your own training loop: the loss of windows under the model's objective, and their nats per bit.
 
     Args:
         bits_BT: zeros and ones, a tensor or an array; T a multiple of `patch_bits`.
-        features_BTF, reach: as of `Objective`.
-        teacher, trust: as of `Distilled`.
+        features_BTF, reach: as in `Objective`.
+        teacher, trust: as in `Distilled`.
 
     Raises:
-        BitStreamError: another shape, another value than 0 or 1, or longer windows than the model's.
+        BitStreamError: a wrong shape, a value other than 0 or 1, or windows that are too long.
     """
     bits_BT = torch.as_tensor(bits_BT, device=model.head.weight.device)
     model.check_bits(bits_BT)

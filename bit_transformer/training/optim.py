@@ -1,7 +1,7 @@
-"""Three optimizers for three kinds of parameters, and the schedule that drives them all.
+"""Three optimizers for three kinds of parameters, and their common schedule.
 
-Muon for the matrices of the blocks, AdamW for embeddings and head, sparse Adam for n-gram tables. The
-schedule is a function of the fraction of the budget that is spent, so it anneals to steps, bytes or seconds alike.
+Muon is for the matrices of the blocks, AdamW for embeddings and head, sparse Adam for n-gram tables. The schedule depends on the fraction
+of the budget spent, so it works the same for steps, bytes or seconds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bit_transformer.pieces import MUON_PIECE
 
 
 class Muon(Optimizer):
-    """Momentum, orthogonalised: every matrix moves by the nearest semi-orthogonal matrix to its momentum.
+    """Orthogonalised momentum: every matrix is updated by the semi-orthogonal matrix nearest to its momentum.
 
-    `torch.optim.Muon` computes the same update in bfloat16, matrix by matrix; on a processor without bfloat16 arithmetic
-    that is some fifty times slower than this, which works in the parameters' dtype and on all matrices of one shape at once.
+    `torch.optim.Muon` computes the same update in bfloat16, one matrix at a time. On a CPU without bfloat16 arithmetic it is about fifty
+    times slower than this one, which uses the parameters' dtype and handles all matrices of one shape at once.
 
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the step is scaled by
-    sqrt(max(1, rows / columns)) as there.
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", including the step's factor
+    sqrt(max(1, rows / columns)).
     """
 
     def __init__(self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -52,7 +52,7 @@ class Muon(Optimizer):
 
 
 def _by_shape(params: list[Tensor]) -> list[list[Tensor]]:
-    """Parameters of one shape together, but not more than `MUON_PIECE` elements: some copies of them live at once."""
+    """Group parameters of one shape, with at most `MUON_PIECE` elements per group, because several copies are in memory at once."""
     groups: dict[torch.Size, list[Tensor]] = {}
     for p in params:
         groups.setdefault(p.shape, []).append(p)
@@ -64,15 +64,15 @@ def _by_shape(params: list[Tensor]) -> list[list[Tensor]]:
 
 
 def orthogonalize(g_MRC: Tensor, steps: int = 5) -> Tensor:
-    """Singular values of each matrix pushed to about 1 by a quintic Newton-Schulz iteration.
+    """Move the singular values of each matrix to about 1 by a quintic Newton-Schulz iteration.
 
     Args:
         g_MRC: M matrices of R rows and C columns.
 
     Returns:
-        the same shape, singular values within [0.6, 1.3] of those that were not tiny.
+        the same shape; singular values are within [0.6, 1.3], except for tiny ones.
 
-    Source: Jordan et al. 2024, as above; the coefficients are theirs, chosen for speed rather than for convergence to 1.
+    Source: Jordan et al. 2024, as above; their coefficients favour speed over convergence to 1.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g_MRC.shape[-2] > g_MRC.shape[-1]
@@ -85,7 +85,7 @@ def orthogonalize(g_MRC: Tensor, steps: int = 5) -> Tensor:
 
 
 class Optimizers:
-    """Several optimizers that step as one; each group's rate is its peak times the schedule."""
+    """Several optimizers that step together; each group's rate is its peak times the schedule."""
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         groups = split_parameters(model)
@@ -102,7 +102,7 @@ class Optimizers:
         self._peak = {name: part.param_groups[0]["lr"] for name, part in self.parts.items()}
 
     def set_rate(self, share: float) -> None:
-        """Set every group to `share` of its peak."""
+        """Set every group's rate to this fraction of its peak."""
         for name, part in self.parts.items():
             for group in part.param_groups:
                 group["lr"] = self._peak[name] * share
@@ -118,11 +118,11 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """What is remembered of each parameter that was updated, by its name: views, not copies."""
+        """The state of each updated parameter, by its name: views, not copies."""
         return {self._names[id(p)]: state for part in self.parts.values() for p, state in part.state.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take what is remembered of each parameter; of a parameter that is not named, nothing is."""
+        """Load the state of each parameter; parameters not in `state` start without any."""
         for part in self.parts.values():
             part.state.clear()
             for p in self._of(part):
@@ -130,7 +130,7 @@ class Optimizers:
                     part.state[p] = {key: _counted(value, part) for key, value in kept.items()}
 
     def old_names(self) -> dict[str, str]:
-        """Parameters as older training files name them, by part and number: `matrix.0`; to what they are called."""
+        """Map parameter names of older training files, by part and number such as `matrix.0`, to current names."""
         return {
             f"{name}.{number}": self._names[id(p)]
             for name, part in self.parts.items()
@@ -143,13 +143,13 @@ class Optimizers:
 
 
 def _counted(value: Any, part: Optimizer) -> Any:
-    """A moment as the optimizer keeps it: sparse Adam counts its steps by a plain number."""
+    """A moment in the optimizer's type: sparse Adam counts steps with a plain number."""
     plain = isinstance(part, torch.optim.SparseAdam) and isinstance(value, Tensor) and value.ndim == 0
     return value.item() if plain else value
 
 
 def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Every parameter once: `matrix` (weights of linear maps), `table` (sparse gradients), `adam` (all others)."""
+    """All parameters by kind: `matrix` (weights of linear maps), `table` (sparse gradients), `adam` (all others)."""
     kinds: dict[str, list[nn.Parameter]] = {"matrix": [], "table": [], "adam": []}
     kind_of = {id(m.weight): "matrix" for m in model.modules() if isinstance(m, nn.Linear)}
     kind_of |= {
@@ -161,7 +161,7 @@ def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def schedule(progress: float, config: OptimConfig) -> float:
-    """Fraction of the peak rate at a fraction of the budget: rise linearly from a tenth, stay, fall linearly.
+    """Fraction of the peak rate at a fraction of the budget: a linear rise from a tenth, a plateau, a linear fall.
 
     Args:
         progress: fraction of the budget spent, in [0, 1].
@@ -177,9 +177,9 @@ def schedule(progress: float, config: OptimConfig) -> float:
 
 
 def clip_gradients(model: nn.Module, largest: float, *, wait: bool = True) -> Tensor:
-    """Scale all gradients so that their joint norm is at most `largest`, unless that is 0; the norm before comes back, as a tensor.
+    """Scale all gradients so that their joint norm is at most `largest` (0: no limit). Returns the norm before scaling, as a tensor.
 
-    Sparse gradients count by their values, coalesced first, so that a row that was looked up twice counts once.
+    Sparse gradients are coalesced first, so that a row that was looked up twice counts once.
 
     Args:
         wait: look at the norm here. Otherwise nothing waits for the device, and where the norm is not finite all gradients become zero: the

@@ -1,4 +1,4 @@
-"""What a training says where there is no memory for an update."""
+"""Detects that an update ran out of memory, and suggests settings that need less."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bit_transformer.training.precision import autocast_wanted
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory: Python's, or PyTorch's in one of the ways that it has."""
+    """Whether an error means out of memory: Python's error, or one of several from PyTorch."""
     said = isinstance(error, RuntimeError) and any(
         text in str(error) for text in ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
     )
@@ -20,14 +20,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def as_estimated(config: TrainConfig, device: torch.device, micro_batches: int) -> TrainConfig:
-    """A training for the estimate of its memory: the device's precision, the batch filled up to even micro-batches."""
+    """The training config for a memory estimate: with the device's precision, and the batch rounded up to equal micro-batches."""
     even = math.ceil(config.batch_size / micro_batches) * micro_batches
     amp = autocast_wanted(device, config.amp)
     return config.model_copy(update={"batch_size": even, "accum_steps": micro_batches, "amp": amp})
 
 
 def memory_advice(model: ModelConfig, config: TrainConfig, device: torch.device, micro_batches: int) -> str:
-    """What an update takes, and what would take less."""
+    """Memory of an update, and settings that need less."""
     now = as_estimated(config, device, micro_batches)
     peak = estimate_memory(model, now).peak
     ways = [f"{saving.settings} ({saving.peak / 1e9:.2g} GB)" for saving in savings(model, now)]

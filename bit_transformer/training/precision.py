@@ -1,4 +1,4 @@
-"""In which precision a device trains."""
+"""Precision of training on each device."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import torch
 
 
 def cpu_autocast(enabled: bool | None = None) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 autocast on the processor.
+    """bfloat16 autocast on the CPU.
 
     Args:
-        enabled: not given: where the processor computes in bfloat16 (AVX512-BF16 or AMX). Elsewhere it is emulated
-            and about ten times slower than float32.
+        enabled: Default: if the CPU computes in bfloat16 (AVX512-BF16 or AMX). On others it is emulated and about ten times slower
+            than float32.
     """
     return autocast(torch.device("cpu"), enabled)
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies matrices in bfloat16."""
+    """Whether this CPU multiplies matrices in bfloat16."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def autocast(device: torch.device, enabled: bool | None) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 autocast where it is wanted, else nothing."""
+    """bfloat16 autocast if wanted, else a context that does nothing."""
     wanted = autocast_wanted(device, enabled)
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
 
 
 def autocast_wanted(device: torch.device, enabled: bool | None) -> bool:
-    """What was said; where nothing was, whether the device computes in bfloat16."""
+    """The setting, if there is one; else whether the device computes in bfloat16."""
     if enabled is not None:
         return enabled
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Where a training stands, and what an update leaves behind. Below the loop, which saves itself."""
+"""A training's progress, and the record of an update. In its own file because the loop and its parts import it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TypedDict
 
 @dataclass
 class Progress:
-    """Where a training stands.
+    """The progress of a training.
 
     Attributes:
         step: optimizer updates made.
         bytes_seen: data bytes trained on.
-        seconds: wall-clock of training, over all sessions, validation included.
+        seconds: wall-clock time of training, over all sessions, including validation.
         share: fraction of the budget spent, in [0, 1].
-        best_bpb: lowest validation so far, of this shape; `best_step`: after which update.
-        stale: validations since then; `worse`: those in a row that were clearly above it while training got better.
+        best_bpb: lowest validation so far, for this shape; `best_step`: the update before it.
+        stale: validations since then; `worse`: consecutive validations that were clearly above it while training improved.
         train_bpb: of training, smoothed over about 50 updates; `best_train_bpb`: at the best validation.
-        overfit_since: the update of the best validation, once over-fitting was noticed; else 0.
-        validated: fraction of the budget at the last validation; `averaged`: when the weights last entered their average.
-        stopped: why it ended, if it has.
-        micro_batches: of an update, where memory did not suffice for the config's `accum_steps`; else 0.
-        threads: of the processor, where they were chosen by measuring; else 0.
-        flops: operations of training so far, as `flops_per_byte` counts them.
-        stage: of a training that grows: how often it did; `grown_at`: the step after which it last did; `mark_bpb`: validation that
-            the next one is compared with; `weak`: validations in a row that gained too little; `ceiling`: whether there was no
-            memory to grow further.
+        overfit_since: the update of the best validation, once over-fitting was detected; else 0.
+        validated: fraction of the budget at the last validation; `averaged`: at the last update of the weight average.
+        stopped: why the training ended, if it has.
+        micro_batches: per update, if memory was too small for the config's `accum_steps`; else 0.
+        threads: CPU threads, if chosen by measurement; else 0.
+        flops: operations of training so far, as counted by `flops_per_byte`.
+        stage: of a training with growth: number of growths; `grown_at`: the step of the last one; `mark_bpb`: validation that the next
+            one is compared with; `weak`: consecutive validations that improved too little; `ceiling`: whether memory was too small to
+            grow further.
     """
 
     step: int = 0
@@ -55,10 +55,10 @@ class Progress:
 
 
 class Record(TypedDict, total=False):
-    """What one update left behind; `train_loop` returns a list of them.
+    """The record of one update; `train_loop` returns a list of them.
 
-    Of a model on an accelerator `train_bpb` and `grad_norm` are tensors of no dimensions until somebody asks: `float()` waits for the
-    device, and nothing else in an update does.
+    On an accelerator `train_bpb` and `grad_norm` are zero-dimensional tensors. `float()` of one waits for the device; nothing else in an
+    update does.
     """
 
     step: int
@@ -77,5 +77,5 @@ class Record(TypedDict, total=False):
 
 
 def crossed(before: float, now: float, every: float) -> bool:
-    """Whether a multiple of `every`, or the end, lies in (before, now], fractions of a budget."""
+    """Whether (before, now] contains a multiple of `every`, or the end; all are fractions of a budget."""
     return now >= 1 or math.floor(now / every + 1e-9) > math.floor(before / every + 1e-9)

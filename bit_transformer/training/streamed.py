@@ -1,4 +1,4 @@
-"""Windows whose features are made as training goes: for corpora whose features no disk should hold, or whose pass would take too long."""
+"""Training windows whose features are computed as they are drawn: for features too large to store, or a first pass that takes too long."""
 
 # Shapes: B windows, T bits, F features.
 from __future__ import annotations
@@ -22,16 +22,16 @@ from bit_transformer.tensor_file import prefixed
 
 
 class StreamedWindows:
-    """Windows whose features are made as they are drawn: for corpora whose features no disk should hold.
+    """Windows whose features are computed as they are drawn, for features that are too large to store.
 
-    The corpus is cut into as many regions as a batch has windows. Every draw takes the next window of each region, so each
-    row of the batches is one stream, read in order; all teach one bank. An epoch starts with the bank as it was before the corpus, so
-    that no byte is predicted by what was learned from it.
+    The corpus is cut into as many regions as a batch has windows. Every draw takes the next window of each region, so each row of the batches
+    is one stream, read in order. All streams train one bank. An epoch starts with the bank from before the corpus, so that no byte is
+    predicted by a bank that has learned it.
 
     Args:
-        streams: windows of every draw.
-        start: what is known before the corpus; not given: nothing.
-        keep: the bank that the model keeps, where it knows the corpus already; else it gets this training's.
+        streams: windows per draw.
+        start: the bank from before the corpus. Default: an empty one.
+        keep: the bank that the model keeps, if it has learned the corpus before; else it gets this training's.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class StreamedWindows:
         self.per_stream = len(self.corpus) // streams // window_bytes
         if not self.per_stream:
             raise BitStreamError(
-                f"got {len(self.corpus)} bytes to train on as {streams} streams; at least {streams * window_bytes} are needed. "
+                f"got {len(self.corpus)} bytes of training data for {streams} streams; at least {streams * window_bytes} are needed. "
                 f"Try a smaller train.batch_size, or a larger train.feature_cache"
             )
         self.epoch, self.drawn = 0, 0
@@ -64,7 +64,7 @@ class StreamedWindows:
 
     @property
     def bank(self) -> ExpertBank:
-        """The one that has learned more: this epoch's, or that of the epoch before; or the one that the model keeps."""
+        """The bank for the model: `keep` if given, else the one of this and the last epoch that has learned more."""
         if self._keep is not None:
             return self._keep
         if self._finished is not None and self._finished.count > self._bank.count:
@@ -87,7 +87,7 @@ class StreamedWindows:
             offset = shift + (index * self.per_stream + self.drawn) * self.window_bytes
             units = corpus_units(self.corpus, offset, self.window_bytes, self.model)
             made = self._bank.read(units, stream, learn=True)
-            before = min(offset, WINDOW - 1)  # so that what stands across two windows is noted too
+            before = min(offset, WINDOW - 1)  # so that phrases across two windows are noted too
             data = self.corpus.read(offset - before, before + self.window_bytes)
             self._bank.note(data)
             rows.append(bytes_to_bits(data[before:], parity=self.model.parity))
@@ -96,11 +96,11 @@ class StreamedWindows:
         return Batch(torch.from_numpy(np.stack(rows)), torch.from_numpy(np.stack(features)))
 
     def state_dict(self) -> SamplerState:
-        """Where it stands, but for what `tensors` gives."""
+        """The position, without what `tensors` gives."""
         return {"epoch": self.epoch, "drawn": self.drawn}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the bank has learned, and where its streams stand."""
+        """The bank's tables, and the state of its streams."""
         kept = prefixed("bank.", self._bank.state_dict())
         if self._finished is not None:
             kept |= prefixed("finished.", self._finished.state_dict())
@@ -109,7 +109,7 @@ class StreamedWindows:
         return kept
 
     def load_state_dict(self, state: SamplerState, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Restore the position and the tensors."""
         self.epoch, self.drawn = state["epoch"], state["drawn"]
         self._begin()
         self._bank.load_state_dict(tables("bank.", tensors))

@@ -1,4 +1,4 @@
-"""Validations along a training, and the weights worth keeping by them: the best so far, and an average of the latest."""
+"""Validation during training, and the weights kept by it: the best so far, and an average of the latest."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from bit_transformer.model import BitTransformerLM, current_name
 from bit_transformer.tensor_file import under
 from bit_transformer.training.state import Progress
 
-OVERFIT_RISE = 0.002  # a validation above the best by this fraction, while training gets better ...
-OVERFIT_CHECKS = 2  # ... and so many in a row, are over-fitting
-AVERAGED = 50  # times in a budget that the weights enter their average
+OVERFIT_RISE = 0.002  # over-fitting: validation above the best by this fraction, while training improves ...
+OVERFIT_CHECKS = 2  # ... this many times in a row
+AVERAGED = 50  # updates of the weight average per budget
 
 
 class Validation:
-    """Scores held-back bytes and keeps weights by the result.
+    """Scores held-out bytes and keeps weights by the result.
 
     Args:
-        corpus: what is scored.
+        corpus: the held-out bytes.
 
     Attributes:
-        best: weights by name as they were at the best validation, with `config.keep_best`; none before the first.
+        best: weights by name at the best validation, with `config.keep_best`; None before the first.
         average: of the weights over the latest part of the budget, with `config.average`.
     """
 
@@ -41,10 +41,10 @@ class Validation:
         self.average: dict[str, Tensor] | None = None
 
     def enter_average(self, model: BitTransformerLM, p: Progress) -> None:
-        """Let the weights enter their average, which forgets exponentially.
+        """Add the weights to their exponential average.
 
-        An average over the latest tenth of a training is what rates that fell to zero would have left (Hägele et al. 2024, arXiv:2405.18392).
-        So where validation is best early, in a budget that is too long for the data, little is lost.
+        The average over the latest tenth of a training equals what learning rates that fall to zero would give (Hägele et al. 2024,
+        arXiv:2405.18392). So little is lost if validation is best early, in a budget that is too long for the data.
         """
         if not (self.config.average and self.config.keep_best):
             return
@@ -56,13 +56,13 @@ class Validation:
         p.averaged = p.share
 
     def measure(self, model: BitTransformerLM, p: Progress, rows: int) -> tuple[float, float]:
-        """Bits per byte of the weights as they are; and of what is kept by it: these, or their average where that is better.
+        """Bits per byte of the current weights, and of the weights to keep: these, or their average if that is better.
 
         Args:
-            rows: windows that are scored at once.
+            rows: windows per batch.
 
         Raises:
-            NonFiniteLoss: a result is not a finite number.
+            NonFiniteLoss: a result is not finite.
         """
         latest = bpb = self._scored(model, p, rows)
         now = best = _copied(model) if self.config.keep_best else None
@@ -83,16 +83,16 @@ class Validation:
         return latest, bpb
 
     def forget(self) -> None:
-        """Drop what is kept: the model has another shape now."""
+        """Drop the kept weights, because the model has another shape now."""
         self.best = self.average = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is kept, for a file."""
+        """The kept weights, for a file."""
         kept = {"best": self.best or {}, "average": self.average or {}}
         return {f"{which}.{name}": tensor for which, weights in kept.items() for name, tensor in weights.items()}
 
     def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what `tensors` gave."""
+        """Restore what `tensors` gave."""
         self.best, self.average = (
             {current_name(name): tensor for name, tensor in under(kept, tensors).items()} or None
             for kept in ("best.", "average.")
@@ -100,7 +100,7 @@ class Validation:
 
     def _scored(self, model: BitTransformerLM, p: Progress, rows: int) -> float:
         how = default_protocol(model, overlap=0.0)
-        if how.samples:  # of a diffusion model: a quick look
+        if how.samples:  # a diffusion model: a quick estimate
             how = replace(how, samples=2)
         bpb = bits_per_byte(model, self.corpus, how, batch=rows).bpb
         if not math.isfinite(bpb):
@@ -112,7 +112,7 @@ class Validation:
         return bpb
 
     def _notice_overfitting(self, p: Progress, bpb: float) -> None:
-        """Whether validation rises for good while training goes on getting better."""
+        """Detect that validation keeps rising while training improves."""
         rises = bpb > p.best_bpb * (1 + OVERFIT_RISE) and p.train_bpb < p.best_train_bpb
         p.worse = p.worse + 1 if rises else 0
         if p.worse >= OVERFIT_CHECKS and not p.overfit_since:

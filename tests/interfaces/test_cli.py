@@ -144,35 +144,35 @@ BAD = [
     ),
     (["train", "TEXT", "--noise", "flips"], "got noise='flips' without diffusion, which it needs. Try --diffusion"),
     (["train", "TEXT", "--diffusion", "--noise", "rain"], "noise='rain'"),
-    (["train", "TEXT", "--set", "train.curriculum=0.5"], "widens the noise of a diffusion"),
+    (["train", "TEXT", "--set", "train.curriculum=0.5"], "a curriculum needs a diffusion model"),
     (["train", "TEXT", "--diffusion", "--set", "model.schedule=sometimes"], "schedule='sometimes'"),
     (["train", "TEXT", "--progressive", "--set", "train.compile_model=true"], "a growing model cannot be compiled"),
-    (["infill", "RUN", "--text", "a_b"], "is an autoregressive model"),
+    (["infill", "RUN", "--text", "a_b"], "got an autoregressive model"),
     (["infill", "RUN"], "Try --text"),
     (["infill", "RUN", "TEXT", "--hide", "5"], "got the range '5'"),
     (["infill", "RUN", "EMPTY", "--hide", "5:6"], "is empty"),
     (["infill", "RUN", "TEXT", "--samples", "0"], "samples=0"),
     (["infill", "RUN", "TEXT", "--samples", "2", "--out", "x"], "a file takes one"),
     (["repair", "RUN", "TEXT", "--out", "x", "--rate", "0.5"], "rate=0.5; it must lie between 0 and 0.5"),
-    (["repair", "RUN", "TEXT", "--out", "nodir/x"], "in a folder that is there"),
+    (["repair", "RUN", "TEXT", "--out", "nodir/x"], "in an existing folder"),
     (["repair", "RUN", "nowhere", "--out", "x"], "cannot be read"),
-    (["protect", "TEXT", "--out", "TEXT"], "is the file itself"),
+    (["protect", "TEXT", "--out", "TEXT"], "is the input file"),
     (["protect", "EMPTY", "--out", "x"], "is empty"),
     (["train", "TEXT", "--out", ""], "--out got an empty name"),
     (["distill", "RUN", "--out", "", "--d-model", "8"], "--out got an empty name"),
-    (["repair", "RUN", "TEXT", "--out", ""], "it must be a file in a folder"),
-    (["protect", "TEXT", "--out", ""], "it must be a file in a folder"),
-    (["infill", "RUN", "--text", "a_b", "--out", ""], "it must be a file in a folder"),
+    (["repair", "RUN", "TEXT", "--out", ""], "it must be a file in an existing folder"),
+    (["protect", "TEXT", "--out", ""], "it must be a file in an existing folder"),
+    (["infill", "RUN", "--text", "a_b", "--out", ""], "it must be a file in an existing folder"),
     (["repair", "RUN", "TEXT", "--out", "/proc/self/x"], "out='/proc/self/x'"),
     (["score", "RUN", "TEXT", "--plot", "/proc/self/x.png"], "plot='/proc/self/x.png'"),
     (["train", "TEXT", "--out", "/proc/self/x"], "out='/proc/self/x'"),
     (["runs", "rm", "ghost"], "btlm runs list"),
     (["distill", "RUN", "--out", "x", "--num-layers", "9", "--d-model", "64"], "the teacher has"),
-    (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "model.experts=false"], "is not the teacher's"),
+    (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "model.experts=false"], "and a teacher with"),
     (["distill", "RUN", "--out", "RUN", "--d-model", "8", "--overwrite"], "is the teacher's own folder"),
     (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "data.bogus=1"], "unknown key 'bogus'"),
     (["distill", "RUN", "--out", "x", "--d-model", "8", "--set", "train.optim=3"], "optim"),
-    (["infill", "RUN", "--text", "a_b", "--out", "nodir/x"], "in a folder that is there"),
+    (["infill", "RUN", "--text", "a_b", "--out", "nodir/x"], "in an existing folder"),
     (["distill", "nowhere", "--out", "x"], "run folder"),
     (["train", "TEXT", "--set", "model.lambda_S=0.1", "--no-experts"], "Try experts=True"),
     (["train", "TEXT", "--set", "train.telemetry=2"], "telemetry=2"),
@@ -213,7 +213,7 @@ BAD = [
     ),
     (
         ["train", "TEXT", "--init", "runs/one", "--out", "runs/one", "--overwrite"],
-        "is the folder of the run to begin with",
+        "the folder of the run to start from",
     ),
     (["train", "TEXT", "--init", "nowhere", "--out", "r"], "it must be a run folder"),
     (["train", "TEXT", "--out", "r", "--resume"], "with --out alone, or a larger budget, or --auto-batch"),
@@ -238,7 +238,7 @@ BAD = [
     (["train", "TEXT", "--set", "train.optim.betas=[1,1]"], "optim.betas"),
     (["train", "TEXT", "--seed", "4294967296"], "seed=4294967296"),
     (["train", "TEXT", "--eval-bytes", "0"], "at least 1"),
-    (["score", "RUN", "TEXT", "--plot", "nodir/x.png"], "in a folder that is there"),
+    (["score", "RUN", "TEXT", "--plot", "nodir/x.png"], "in an existing folder"),
     (["train", "TEXT", "--set", "model.experts.buckets=1000"], "must be a power of two, 1,024 or more. Try 1024"),
     (["train", "TEXT", "--set", "model.experts.buckets=1099511627776"], "GB are free. Try experts.buckets="),
     (["train", "TEXT", "--set", "model.experts.order=3"], "Did you mean 'orders'"),
@@ -511,7 +511,7 @@ def test_experts_learn_what_they_are_told_to(btlm, trained, text_file, tmp_path)
 
 def test_a_short_budget_does_not_wait_for_the_experts(btlm, text_file):
     done = btlm("train", text_file, *SMALL, "--seconds", 0.1, "--out", "short")
-    assert done.returncode == 0 and "read the data while training" in done.stderr
+    assert done.returncode == 0 and "read the data during training" in done.stderr
 
 
 def test_a_run_is_not_replaced_by_accident(btlm, trained, text_file):
@@ -564,7 +564,7 @@ def test_a_run_is_trained_further_with_its_experts_and_optimizers(btlm, trained,
         more.config == one.config
         and more.bank.count == one.bank.count + config_of(tmp_path / "runs" / "more")["data"]["train_bytes"]
     )
-    assert "begin anew" not in done.stderr  # the optimizers went on
+    assert "start anew" not in done.stderr  # the optimizers went on
     moments = [read_tensors(tmp_path / "runs" / name / "training.safetensors")[0] for name in ("one", "more")]
     assert [int(tensors["optim.head.weight.step"]) for tensors in moments] == [20, 30]
     assert (tmp_path / "runs" / "more" / "start.safetensors").read_bytes() == (
@@ -575,7 +575,7 @@ def test_a_run_is_trained_further_with_its_experts_and_optimizers(btlm, trained,
     assert load_checkpoint(tmp_path / "runs" / "again").bank.digest() == one.bank.digest()
     shutil.copy(trained / "model.safetensors", tmp_path / "alone.safetensors")
     alone = btlm("train", other, "--init", "alone.safetensors", *budget, "--out", "runs/alone")
-    assert alone.returncode == 0 and "the optimizers begin anew" in alone.stderr
+    assert alone.returncode == 0 and "the optimizers start anew" in alone.stderr
 
 
 def test_a_further_training_that_was_killed_ends_where_it_would_have(btlm, trained, tmp_path):
@@ -610,7 +610,9 @@ def test_a_further_training_is_validated_on_what_its_model_was_not_trained_on(bt
         refused = btlm(
             "train", "--init", "runs/one", "--steps", 3, "--batch-size", 4, "--set", setting, "--out", "more"
         )
-        assert refused.returncode == 2 and "validated on what it was not trained on" in refused.stderr, refused.stderr
+        assert (
+            refused.returncode == 2 and "validation needs the bytes that the earlier run held out" in refused.stderr
+        ), refused.stderr
 
 
 def test_a_run_that_patience_ended_goes_on_with_a_larger_budget(btlm, text_file, tmp_path):
@@ -635,7 +637,7 @@ def test_a_run_that_patience_ended_goes_on_with_a_larger_budget(btlm, text_file,
 def test_a_finished_run_goes_on_with_a_larger_budget(btlm, trained, tmp_path):
     for budget in (["--steps", 20], ["--bytes", 100]):
         spent = btlm("train", "--out", "runs/one", "--resume", *budget)
-        assert spent.returncode == 2 and "is spent already: 20 updates" in spent.stderr, spent.stderr
+        assert spent.returncode == 2 and "is already spent: 20 updates" in spent.stderr, spent.stderr
     done = btlm("train", "--out", "runs/one", "--resume", "--steps", 35)
     assert done.returncode == 0, done.stderr
     assert json.loads((trained / "config.json").read_text())["train"]["steps"] == 35

@@ -173,7 +173,7 @@ def test_a_training_is_stopped_from_another_process(tmp_path, text_file) -> None
     (run,) = call("runs.list", {}, workspace)
     assert run.status == "stopped" and (tmp_path / "run" / "training.safetensors").exists()
     assert not (tmp_path / "run" / STOP_FILE).exists()
-    with pytest.raises(RunNotRunning, match="nobody trains it"):
+    with pytest.raises(RunNotRunning, match="it is not in training"):
         call("runs.stop", {"run": "run"}, workspace)
 
 

@@ -89,7 +89,7 @@ def test_a_training_without_matplotlib_ends_well_and_says_what_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     done = btlm("train", text_file, *SMALL, "--steps", 2, "--out", "runs/one")
-    assert done.returncode == 0 and "loss.png is left out: pictures need matplotlib" in done.stderr, done.stderr
+    assert done.returncode == 0 and "loss.png was not written: plots need matplotlib" in done.stderr, done.stderr
     assert (tmp_path / "runs/one/metrics.csv").exists() and not (tmp_path / "runs/one/loss.png").exists()
     refused = btlm("score", "runs/one", text_file, "--plot", "x.png")
     assert refused.returncode == 2 and "Try pip install matplotlib" in refused.stderr and not refused.stdout

@@ -365,7 +365,7 @@ def test_what_cannot_be_is_refused() -> None:
         with pytest.raises(ConfigError, match="got an autoregressive model"):
             call()
     for call, said in (
-        (lambda: diffusion_inference(flips, bits, order="confidence"), "order='confidence'; through noise='flips'"),
+        (lambda: diffusion_inference(flips, bits, order="confidence"), "order='confidence'; with noise='flips'"),
         (lambda: diffusion_inference(two_way, bits, order="backwards"), "order='backwards'"),
         (lambda: diffusion_inference(two_way, bits, temperature=-1), "temperature=-1"),
         (lambda: likelihood_bound(two_way, bits, estimator="other"), "estimator='other'"),

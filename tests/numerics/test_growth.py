@@ -362,21 +362,21 @@ def test_what_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             expand_model(model, **fields)
-    with pytest.raises(ConfigError, match="progressive; train_loop trains a model in place"):
+    with pytest.raises(ConfigError, match="progressive; train_loop trains in place"):
         train_loop(model, TEXT, steps=1, progressive=True)
     with pytest.raises(ConfigError, match="progressive and compile_model"):
         TrainConfig.of({"steps": 1, "progressive": True, "compile_model": True})
     config = TrainConfig.of({"steps": 1, "progressive": True})
-    with pytest.raises(ConfigError, match="another shape than it begins with"):
+    with pytest.raises(ConfigError, match="does not have the shape of the first stage"):
         Trainer(model, build_windows(model, TEXT, config), config)
-    with pytest.raises(ConfigError, match="widens the noise of a diffusion"):
+    with pytest.raises(ConfigError, match="a curriculum needs a diffusion model"):
         train_loop(model, TEXT, steps=1, curriculum=0.5)
     plain = TrainConfig(steps=1)
     windows = build_windows(model, TEXT, plain)
     for teacher, said in (
-        (model_of(patch_bits=4), "patch_bits=8 is not the teacher's 4"),
-        (model_of(causal=False), "causal=True is not the teacher's False"),
-        (model_of(max_seq_len=32), "max_seq_len=64 is more than the teacher's 32"),
+        (model_of(patch_bits=4), "patch_bits=8 and a teacher with 4"),
+        (model_of(causal=False), "causal=True and a teacher with False"),
+        (model_of(max_seq_len=32), "max_seq_len=64; it must be at most the teacher's 32"),
     ):
         with pytest.raises(ConfigError, match=said):
             Trainer(model, windows, plain, teacher=teacher)

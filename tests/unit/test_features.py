@@ -74,7 +74,7 @@ def test_changed_data_and_a_damaged_cache_are_made_again_and_said(tmp_path: Path
     damaged[777] ^= 1
     file.write_bytes(damaged)
     repaired = made(corpus, tmp_path / "cache", said)
-    assert repaired[1] and "do not match their data (checksum); they are made again" in said[2]
+    assert repaired[1] and "do not match their checksum; computing them again" in said[2]
     np.testing.assert_array_equal(repaired[0], again[0])
     state = file.with_suffix(".safetensors")
     state.write_bytes(b"nonsense")

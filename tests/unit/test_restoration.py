@@ -103,7 +103,7 @@ def test_a_prompt_is_continued_half_a_window_at_a_time(cyclist: BitTransformerLM
     made = b"".join(pieces)
     right = sum(a == b for a, b in zip(CYCLE + b"abc" + made, CYCLE * 10, strict=False))
     assert right >= 0.9 * len(CYCLE + b"abc" + made) and [len(piece) for piece in pieces] == [16, 16, 16]
-    with pytest.raises(ConfigError, match=r"top_p=0.5 goes with autoregressive models"):
+    with pytest.raises(ConfigError, match=r"top_p=0.5 needs an autoregressive model"):
         continued(cyclist, b"", Sampling(top_p=0.5))
 
 
@@ -164,7 +164,7 @@ def test_what_cannot_be_is_refused() -> None:
     for either in (model, one_way):
         with pytest.raises(ConfigError, match=r"rate=0.5; it must lie between 0 and 0.5"):
             repair_bits(either, bits, rate=0.5)
-    with pytest.raises(ConfigError, match="got a diffusion model, which has no next bit"):
+    with pytest.raises(ConfigError, match="got a diffusion model, which does not predict a next bit"):
         next(stream_bytes(model, b"abc", 5))
 
 

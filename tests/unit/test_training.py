@@ -155,7 +155,7 @@ def test_a_training_of_another_config_is_not_resumed(tmp_path):
     tensors, document = read_tensors(tmp_path / "t.safetensors")
     for key in ("progress", "windows"):
         write_tensors(tmp_path / "t.safetensors", tensors, {k: v for k, v in document.items() if k != key})
-        with pytest.raises(CheckpointError, match="holds no training that can go on"):
+        with pytest.raises(CheckpointError, match="holds no training to resume"):
             new_trainer().load(tmp_path / "t.safetensors")
 
 
@@ -207,7 +207,7 @@ def test_patience_stops_a_training_that_no_longer_improves(monkeypatch):
     )
     trainer = new_trainer(steps=100, patience=2, eval_every=0.01, average=0)
     trainer.run()
-    assert trainer.progress.stopped == "no better validation in 2"
+    assert trainer.progress.stopped == "no better validation in the last 2"
     assert trainer.progress.best_bpb == 4.0 and trainer.progress.step == 4
 
 
