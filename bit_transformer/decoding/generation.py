@@ -148,7 +148,7 @@ def check_learning(model: BitTransformerLM, how: Sampling) -> None:
         ConfigError: the model has no experts.
     """
     if how.learn != "nothing" and model.config.experts is None:
-        raise ConfigError(f"got learn={how.learn!r} needs a model with experts. Try learn='nothing'")
+        raise ConfigError(f"got learn={how.learn!r}, which needs experts; the model has none. Try learn='nothing'")
 
 
 # ---- patch by patch ----

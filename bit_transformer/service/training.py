@@ -144,7 +144,7 @@ def _train_held(
     there = [name for name in RUN_FILES if (request.out / name).exists()]
     if there and not request.overwrite:
         raise ConfigError(
-            f"{request.out} holds {there[0]}; a run needs its own folder",
+            f"{request.out} already holds {there[0]}; a run needs its own folder",
             field="out",
             tries=(Ask("resume"), Give("overwrite", True), Give("out")),
         )

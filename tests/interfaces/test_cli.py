@@ -527,7 +527,7 @@ def test_files_that_train_did_not_make_are_not_deleted(btlm, trained, text_file,
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "model.safetensors").write_bytes(b"precious")
     refused = btlm("train", text_file, *SMALL, "--steps", 1, "--out", "mine")
-    assert refused.returncode == 2 and "model.safetensors already" in refused.stderr
+    assert refused.returncode == 2 and "already holds model.safetensors" in refused.stderr
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() == b"precious"
     taken = btlm("train", text_file, *SMALL, "--steps", 1, "--out", "elsewhere/one")  # runs/one has the name
     assert taken.returncode == 2 and "Try another --out, or another --store" in taken.stderr

@@ -187,7 +187,7 @@ def test_a_bank_merges_what_two_have_learned() -> None:
     alone = one.copy()
     alone.merge(empty)
     assert alone.digest() == one.digest()
-    with pytest.raises(CheckpointError, match="another configuration"):
+    with pytest.raises(CheckpointError, match="different configurations"):
         one.merge(small_bank())
 
 

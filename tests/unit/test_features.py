@@ -51,7 +51,7 @@ def made(corpus: Corpus, folder: Path, said: list[str]) -> tuple[np.ndarray, boo
 def test_the_same_data_is_read_once(tmp_path: Path) -> None:
     corpus, said = corpus_of(tmp_path / "text", TEXT[:6000]), []
     first = made(corpus, tmp_path / "cache", said)
-    assert "0.0 MB takes 0.0 GB in" in said.pop()
+    assert "0.0 MB take 0.0 GB in" in said.pop()
     second = made(corpus, tmp_path / "cache", said)
     assert (first[1], second[1], said) == (True, False, [])
     np.testing.assert_array_equal(first[0], second[0])
@@ -159,7 +159,7 @@ def test_streamed_windows_learn_in_order_and_go_on_where_they_stood() -> None:
             goes_on.load_state_dict(state, tensors)
             assert windows.drawn < windows.per_stream // 2 and goes_on.bank.digest() == windows.bank.digest()
     assert windows.epoch == 2
-    with pytest.raises(BitStreamError, match=r"as 400 streams.*batch_size"):
+    with pytest.raises(BitStreamError, match=r"for 400 streams.*batch_size"):
         StreamedWindows(corpus, 32, SHAPE, streams=400)
 
 
