@@ -43,7 +43,7 @@ class Engine(Protocol):
         """The head's logits for a state, at every node of the next patch: (B, V)."""
 
 
-def engine_for(model: BitTransformerLM, batch: int, name: str = "auto") -> Engine:
+def check_engine(model: BitTransformerLM, batch: int, name: str = "auto") -> None:
     """Make an engine by name for `batch` streams; `auto`: the fastest that can run them.
 
     Raises:
@@ -58,7 +58,17 @@ def engine_for(model: BitTransformerLM, batch: int, name: str = "auto") -> Engin
             f"got engine='single-stream' for {batch} streams of {weight.dtype} on {weight.device.type}; it runs one stream of float32 on "
             f"a CPU. Try engine='torch'"
         )
-    return SingleStreamEngine(model, batch) if able and name != "torch" else TorchEngine(model, batch)
+
+
+def engine_for(model: BitTransformerLM, batch: int, name: str = "auto") -> Engine:
+    """The engine of that name for so many streams; `auto`: the fastest that can run them.
+
+    Raises:
+        ConfigError: as of `check_engine`.
+    """
+    check_engine(model, batch, name)
+    single = name != "torch" and single_stream.can_run(model, batch)
+    return SingleStreamEngine(model, batch) if single else TorchEngine(model, batch)
 
 
 class Session:

@@ -47,7 +47,9 @@ def hidden_bits(
             hidden_T[begin * unit : end * unit] = True
     if not hidden_T.any():
         raise BitStreamError(
-            "got nothing to fill in; at least one hole is needed", field="holes", tries=(Give("holes", "10:20"),)
+            "got nothing to fill in; at least one hole is needed",
+            field="holes",
+            tries=("a gap mark in the data", Give("holes", f"0:{max(1, size // 2)}")),
         )
     return hidden_T
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bit_transformer.config import Sampling
 from bit_transformer.decoding.generation import check_learning, generate_bytes, stream_bytes
+from bit_transformer.decoding.session import check_engine
 from bit_transformer.errors import Ask, ConfigError, Give
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.safety import Vitals, stream_guarded
@@ -57,6 +58,7 @@ def stream(request: GenerateRequest, workspace: Workspace) -> Iterator[bytes]:
     """
     _check(request.max_bytes, request.stop)
     model = _autoregressive(request.run, request.sampling, workspace)
+    check_engine(model, 1, request.engine)  # before the first byte goes out
     return stream_bytes(
         model, request.prompts[0], request.max_bytes, request.sampling, stop=request.stop, engine=request.engine
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -146,7 +147,7 @@ def _train_held(
         raise ConfigError(
             f"{request.out} already holds {there[0]}; a run needs its own folder",
             field="out",
-            tries=(Ask("resume"), Give("overwrite", True), Give("out")),
+            tries=(Ask("resume", more=(Give("out", str(request.out)),)), Give("overwrite", True), Give("out")),
         )
     if request.eval_bytes < 1:
         raise ConfigError(
@@ -206,10 +207,12 @@ def _resume_held(
         store.begin(_name(out), out, json.loads((out / CONFIG_FILE).read_text()))
         recorded = store.get(_name(out))
     if recorded.status == "finished" and not budget:
+        name, amount = request.train.budget
+        larger = Give("budget", {name: 2 * amount})
         raise CheckpointError(
             f"{out} is finished: its budget is spent",
             field="budget",
-            tries=(Ask("resume", more=(Give("budget", {"steps": 1000}),)),),
+            tries=(Ask("resume", more=(Give("out", str(out)), larger)),),
         )
     data = _load_data(request, workspace)
     if data.train.digest() != digest:
@@ -221,9 +224,10 @@ def _resume_held(
     trainer.load(out / TRAINING_FILE)
     p, (name, amount) = trainer.progress, request.train.budget
     if budget and p.share >= 1:
+        spent = {"steps": p.step, "bytes": math.ceil(p.bytes_seen), "seconds": math.ceil(p.seconds)}.get(name, amount)
         raise ConfigError(
             f"got {name}={amount:g}, which is already spent: {p.step:,} updates, {p.bytes_seen:,.0f} bytes, {p.seconds:.0f} seconds. "
-            f"Try {name}={2 * amount:g}",
+            f"Try {name}={2 * max(amount, spent):g}",
             field=name,
         )
     _foresee(trainer, job)

@@ -64,7 +64,7 @@ def test_the_readme_explains_the_exit_codes_as_the_help_text_does(btlm):
     assert len(codes) == 6
     text = " ".join((ROOT / "README.md").read_text().split())
     for code in codes:
-        assert code in text or code.startswith("1 "), code  # a fault of this program: the guide has it
+        assert code in text, code
 
 
 @pytest.mark.parametrize("bench", ["tinyshakespeare", "experts"])
