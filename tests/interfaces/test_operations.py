@@ -108,7 +108,7 @@ def test_a_device_is_named_and_must_be_there(trained) -> None:
         Workspace(device="gpu")
     assert Workspace(device="cpu").model(str(trained)).head.weight.device.type == "cpu"
     for name in ("cuda:99", "mps"):
-        with pytest.raises(ConfigError, match="is not on this machine"):
+        with pytest.raises(ConfigError, match="this machine does not have"):
             Workspace(device=name).model(str(trained))
     for name in ("auto:0", "cuda:x", "cpu:1"):
         with pytest.raises(ConfigError, match="Try auto"):

@@ -188,7 +188,7 @@ def test_one_cache_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
         waiting = threading.Thread(target=lambda: made(corpus, tmp_path / "cache", said))
         waiting.start()
         waiting.join(0.3)
-        assert waiting.is_alive() and "waits" in said[0]
+        assert waiting.is_alive() and "waiting for it" in said[0]
         feature_cache._make_room(tmp_path / "cache", 0, keep=tmp_path / "another")
         assert list((tmp_path / "cache").glob("*.features"))  # not under the hands of who makes it
     waiting.join(10)
