@@ -40,7 +40,7 @@ class ModelConfig(Config):
         if self.d_model % (2 * self.nhead):
             above = -(-self.d_model // (2 * self.nhead)) * 2 * self.nhead
             raise ValueError(
-                f"d_model={self.d_model} must be a multiple of 2 x nhead={2 * self.nhead}, so that each head has an even width. "
+                f"d_model={self.d_model} must be a multiple of {2 * self.nhead} (2 * nhead), so that each head has an even width. "
                 f"Try d_model={above}"
             )
         return self
