@@ -182,8 +182,9 @@ def test_advice_is_given_in_the_words_of_each_door(trained, tmp_path, text_file,
         call("train", training(Path(trained), text_file, steps=1), Workspace(tmp_path / "s.sqlite"))
     error = refused.value
     assert error.field == "out" and "--" not in str(error)
-    assert str(error).endswith("Try resume(), or overwrite=True, or another out")
-    assert error.said(as_flags).endswith("Try `btlm train --resume`, or --overwrite, or another --out")
+    assert str(error).endswith(f"Try resume(out={str(trained)!r}), or overwrite=True, or another out")
+    flags = f"Try `btlm train --resume --out {trained}`, or --overwrite, or another --out"
+    assert error.said(as_flags).endswith(flags)
     done = btlm("train", text_file, "--out", trained, "--steps", 1, "--json")
     assert done.returncode == 2 and json.loads(done.stdout)["field"] == "out" and "--overwrite" in done.stderr
     with pytest.raises(CheckpointError) as missing:
