@@ -15,12 +15,12 @@ from typing import Any
 
 from bit_transformer.config import Sampling
 from bit_transformer.errors import BitStreamError, BitTransformerError, ConfigError
-from bit_transformer.presets import optim_for, preset
+from bit_transformer.presets import preset
 from bit_transformer.service import inference
 from bit_transformer.service.jobs import Job, Message, Reading, Update
 from bit_transformer.service.operations import call
 from bit_transformer.service.requests import GateRequest, GenerateRequest
-from bit_transformer.service.settings import set_diffusion
+from bit_transformer.service.settings import set_diffusion, training_of
 from bit_transformer.service.workspace import Workspace
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -79,14 +79,8 @@ def run(flags: argparse.Namespace) -> int:
     set_diffusion(settings, flags.diffusion, None, flags.diffusion_steps, flags.diffusion_curriculum)
     model = preset(flags.preset, **settings["model"])
     budget = {"bytes": round(flags.epochs * flags.dataset_size)} if flags.dataset_size else {"epochs": flags.epochs}
-    train = {
-        **budget,
-        **settings["train"],
-        "batch_size": flags.batch_size,
-        "amp": flags.amp,
-        "progressive": flags.progressive,
-        "optim": optim_for(model).model_dump(),
-    }
+    rest = {"batch_size": flags.batch_size, "amp": flags.amp, "progressive": flags.progressive}
+    train = training_of(settings, model, budget | rest)
     workspace, job = Workspace(flags.out.parent / "runs.sqlite", flags.device), Job(Lines())
     asked = {"out": flags.out, "model": model, "train": train, "data": {"corpora": (flags.corpus,)}, "overwrite": True}
     result = call("train", asked, workspace, job)

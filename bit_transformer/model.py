@@ -68,9 +68,8 @@ class BitTransformerLM(nn.Module):
         super().__init__()
         self.config = c = ModelConfig.of({**(config.model_dump() if config else {}), **fields})
         self.trunk = Trunk(c)
-        self.head = PrefixTreeHead(
-            c.d_model, c.patch_bits
-        )  # zeros: every bit has probability 1/2, so training starts at 8 bits per byte
+        # The head starts as zeros: every bit has probability 1/2, so training starts at 8 bits per byte.
+        self.head = PrefixTreeHead(c.d_model, c.patch_bits)
         self._bank: ExpertBank | None = None
         self.mixer = self._new_mixer() if c.experts else None
         self.trunk.init_weights()

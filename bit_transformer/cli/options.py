@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bit_transformer.errors import ConfigError
+from bit_transformer.service import SECONDS_DEFAULT
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 Device = Annotated[
@@ -36,12 +37,15 @@ Experts = Annotated[
     bool | None,
     typer.Option("--experts/--no-experts", help="Adaptive bit predictors that the trunk mixes. Default: on."),
 ]
+Seconds = Annotated[float | None, typer.Option(help=f"Budget in wall-clock seconds. Default: {SECONDS_DEFAULT:g}.")]
+Steps = Annotated[int | None, typer.Option(help="Budget in optimizer updates.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, windows and dropout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
+EvalBytes = Annotated[int, typer.Option(help="Most held-out bytes that the last evaluation scores.")]
 BatchSize = Annotated[int | None, typer.Option(help="Windows per update.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as model.d_model=256.")
 ]
-
-SECONDS_DEFAULT = 60.0  # as in service.settings, which would load pydantic before `--help`
 
 
 def parse_size(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Progress and result of a training, for `btlm train` and unified_workflow.py."""
+"""Progress and result of a training in the terminal."""
 
 from __future__ import annotations
 

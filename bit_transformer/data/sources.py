@@ -243,6 +243,21 @@ def bytes_corpus(data: bytes | bytearray | memoryview | NDArray[np.uint8]) -> Co
     return Corpus([Span(InMemory(kept), 0, len(kept))])
 
 
+def as_corpus(data: bytes | Corpus) -> Corpus:
+    """A corpus as it is, or one of bytes.
+
+    Raises:
+        BitStreamError: data of another kind.
+    """
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes_corpus(bytes(data))
+    if not isinstance(data, Corpus):
+        raise BitStreamError(
+            f"got {type(data).__name__} as data; bytes or a Corpus is needed. Try data.encode(), or open(path, 'rb').read()"
+        )
+    return data
+
+
 def _size(path: Path | InMemory) -> int:
     return len(path.contents) if isinstance(path, InMemory) else path.stat().st_size
 

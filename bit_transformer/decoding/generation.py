@@ -186,8 +186,7 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
         patch_B1 = draw(session.node_logits(), known)[:, None]
         yield (patch_B1 >> shift_P & 1).astype(np.uint8)
         known += 1
-        if (
-            session.experts is not None and how.learn == "prompt"
-        ):  # prompts longer than the shortest still have bits to learn
+        # Prompts longer than the shortest still have bits to learn.
+        if session.experts is not None and how.learn == "prompt":
             session.experts.learning = [known * c.patch_bits <= len(bits) for bits in prompts]
         session.feed(torch.from_numpy(patch_B1).to(device), long=long)

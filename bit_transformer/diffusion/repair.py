@@ -18,10 +18,7 @@ from bit_transformer.model import BitTransformerLM, in_use
 from bit_transformer.nn.patching import pack_patches, patch_distances, unpack_patches
 
 GROUPS, SWEEPS = 8, 3  # with masked patches: every eighth is masked at a time; all eight groups in turn, three times
-FIRST_RATE, RATE_ROUNDS = (
-    0.01,
-    4,
-)  # of flipped bits, if unknown: a first guess, and how often it is refined
+FIRST_RATE, RATE_ROUNDS = 0.01, 4  # of flipped bits, if unknown: a first guess; how often it is refined
 
 
 @dataclass(frozen=True)

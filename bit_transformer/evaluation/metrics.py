@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from bit_transformer.bit_io import bytes_to_bits
-from bit_transformer.data.sources import Corpus, bytes_corpus
+from bit_transformer.data.sources import Corpus, as_corpus
 from bit_transformer.diffusion.bound import Estimator, likelihood_bound
-from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.errors import ConfigError
 from bit_transformer.evaluation.scorer import Score, check_filled, cost_of
 from bit_transformer.experts.passes import FeatureReader
 from bit_transformer.model import BitTransformerLM
@@ -220,17 +220,7 @@ def surprise(
         ConfigError: a diffusion model, which bounds the cost of windows, and of no single byte.
     """
     model.check_causal()
-    return np.concatenate(list(byte_costs(model, _corpus(data), protocol or default_protocol(model), batch=batch)))
-
-
-def _corpus(data: bytes | Corpus) -> Corpus:
-    if isinstance(data, bytes | bytearray | memoryview):
-        return bytes_corpus(bytes(data))
-    if not isinstance(data, Corpus):
-        raise BitStreamError(
-            f"got {type(data).__name__} as data; bytes or a Corpus is needed. Try data.encode(), or open(path, 'rb').read()"
-        )
-    return data
+    return np.concatenate(list(byte_costs(model, as_corpus(data), protocol or default_protocol(model), batch=batch)))
 
 
 def bits_per_byte(
@@ -251,7 +241,7 @@ def bits_per_byte(
     Raises:
         BitStreamError: no bytes.
     """
-    corpus = _corpus(data)
+    corpus = as_corpus(data)
     return cost_of(ModelScorer(model, protocol or default_protocol(model), batch=batch), corpus, scored)
 
 

@@ -9,3 +9,6 @@ from pathlib import Path
 
 DEFAULT_STORE = Path("runs/runs.sqlite")
 """Default store of run records."""
+
+SECONDS_DEFAULT = 60.0
+"""Default budget of a training."""

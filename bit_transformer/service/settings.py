@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bit_transformer.config import BUDGETS, DataConfig, ModelConfig, TrainConfig
 from bit_transformer.errors import Ask, ConfigError, Give
 from bit_transformer.presets import optim_for, preset
+from bit_transformer.service import SECONDS_DEFAULT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -17,7 +18,6 @@ else:
     import tomli as tomllib
 
 SECTIONS = ("model", "train", "data")
-SECONDS_DEFAULT = 60.0
 # In an installed package; in a source checkout.
 RECIPES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
 
@@ -101,11 +101,16 @@ def model_of(
 
 
 def training_of(settings: Settings, model: ModelConfig, flags: dict[str, Any]) -> TrainConfig:
-    """The training config from settings and flags. Flags override settings; default learning rates depend on the model's width."""
-    train = with_budget(settings["train"], flags)
-    if isinstance(optim := train.get("optim", {}), dict):  # else TrainConfig raises the error
-        train["optim"] = optim_for(model).model_dump() | optim
-    return TrainConfig.of(train)
+    """The training config from settings and flags. Flags override settings; learning rates follow the model's width."""
+    return train_config(model, with_budget(settings["train"], flags))
+
+
+def train_config(model: ModelConfig, fields: Mapping[str, Any]) -> TrainConfig:
+    """The training config from its fields, with default learning rates for the model's width."""
+    optim = fields.get("optim", {})
+    if isinstance(optim, Mapping):  # else TrainConfig raises the error
+        optim = optim_for(model).model_dump() | dict(optim)
+    return TrainConfig.of({**fields, "optim": optim})
 
 
 def data_of(settings: Settings) -> DataConfig:

@@ -34,7 +34,6 @@ from bit_transformer.errors import (
 from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.growth import smaller_config, stages
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.presets import optim_for
 from bit_transformer.runs.lock import held
 from bit_transformer.runs.store import RunStore, Status
 from bit_transformer.safety.calibration import GATE_FILE
@@ -47,6 +46,7 @@ from bit_transformer.service.plots import plot_loss
 from bit_transformer.service.provenance import provenance
 from bit_transformer.service.requests import DistillRequest, FurtherRequest, ResumeRequest, TrainRequest
 from bit_transformer.service.runs import growths
+from bit_transformer.service.settings import train_config
 from bit_transformer.service.threads import threads_that_pay
 from bit_transformer.service.workspace import Workspace
 from bit_transformer.telemetry import Alert
@@ -108,23 +108,12 @@ def train_further(request: FurtherRequest, workspace: Workspace, job: Job) -> Tr
             field="out",
             tries=(Give("out", f"{out}-more"), Ask("resume", more=(Give("budget", {"seconds": 600}),))),
         )
-    model = read_config(path)
-    data = _taught_data(path.parent, request.data, workspace)
-    config = _config_for(model, _same_validation(path.parent, data, request.train))
-    if config.progressive:
+    whole = _request_from(request, path, read_config(path), workspace, init=path)
+    if whole.train.progressive:
         raise ConfigError(
             "got progressive and a model to start from; a training with growth starts with a new model. Try without one of them",
             field="train.progressive",
         )
-    whole = TrainRequest(
-        out=out,
-        model=model,
-        train=config,
-        data=data,
-        eval_bytes=request.eval_bytes,
-        init=path,
-        overwrite=request.overwrite,
-    )
     return train(whole, workspace, job)
 
 
@@ -280,17 +269,7 @@ def distill(request: DistillRequest, workspace: Workspace, job: Job) -> Distilla
             field="model",
         )
     check_teacher(teacher.config, shape)
-    data = _taught_data(path.parent, request.data, workspace)
-    config = _config_for(shape, _same_validation(path.parent, data, request.train))
-    whole = TrainRequest(
-        out=out,
-        model=shape,
-        train=config,
-        data=data,
-        eval_bytes=request.eval_bytes,
-        teacher=path,
-        overwrite=request.overwrite,
-    )
+    whole = _request_from(request, path, shape, workspace, teacher=path)
     result = _train(whole, teacher, workspace, job)
     teacher_bpb = None
     if result.comparison:
@@ -305,38 +284,43 @@ def distill(request: DistillRequest, workspace: Workspace, job: Job) -> Distilla
     )
 
 
-def _taught_data(folder: Path, fields: Mapping[str, Any], workspace: Workspace) -> DataConfig:
-    """The data of the teacher's run, overridden by the given fields."""
-    if not (folder / CONFIG_FILE).is_file():
-        if not fields.get("corpora"):
-            raise ConfigError(f"{folder} holds no run whose data can be read again. Try naming corpora")
-        return DataConfig.of(fields)
-    request, digest, own = _read_request(folder, workspace)
-    data = DataConfig.of({**request.data.model_dump(), **fields})
-    if data == request.data and _load_data(request, own).train.digest() != digest:
-        raise CheckpointError(f"{folder}: its training files have changed. Try naming corpora")
-    return data
+def _request_from(
+    request: FurtherRequest | DistillRequest, path: Path, shape: ModelConfig, workspace: Workspace, **role: Path
+) -> TrainRequest:
+    """A training that starts from the model at `path`: on the data of its run, unless other data is given.
+
+    Args:
+        role: what that model is to the training: `init` or `teacher`.
+    """
+    folder, train_fields = path.parent, dict(request.train)
+    if (folder / CONFIG_FILE).is_file():
+        earlier, digest, own = _read_request(folder, workspace)
+        data = DataConfig.of({**earlier.data.model_dump(), **request.data})
+        if data == earlier.data and _load_data(earlier, own).train.digest() != digest:
+            raise CheckpointError(f"{folder}: its training files have changed. Try naming corpora")
+        if data.corpora == earlier.data.corpora:
+            train_fields = _same_validation(earlier, data, train_fields)
+    elif request.data.get("corpora"):
+        data = DataConfig.of(request.data)
+    else:
+        raise ConfigError(f"{folder} holds no run whose data can be read again. Try naming corpora")
+    return TrainRequest(
+        out=request.out,
+        model=shape,
+        train=train_config(shape, train_fields),
+        data=data,
+        eval_bytes=request.eval_bytes,
+        overwrite=request.overwrite,
+        **role,
+    )
 
 
-def _config_for(shape: ModelConfig, fields: Mapping[str, Any]) -> TrainConfig:
-    """The training config, with default learning rates for the model's width."""
-    optim = fields.get("optim", {})
-    if isinstance(optim, Mapping):  # else TrainConfig raises the error
-        optim = optim_for(shape).model_dump() | dict(optim)
-    return TrainConfig.of({**fields, "optim": optim})
-
-
-def _same_validation(folder: Path, data: DataConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with which validation uses the same bytes as an earlier run of the same data, which its model was not trained on.
+def _same_validation(earlier: TrainRequest, data: DataConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with which validation uses the same bytes as an earlier run of the same corpora, which its model was not trained on.
 
     Raises:
         ConfigError: a different number of bytes is requested.
     """
-    if (
-        not (folder / CONFIG_FILE).is_file()
-        or (earlier := _read_request(folder, Workspace())[0]).data.corpora != data.corpora
-    ):
-        return dict(fields)
     same, wanted = earlier.train.eval_bytes, fields.get("eval_bytes", earlier.train.eval_bytes)
     if wanted != same or earlier.data != data:
         name = f"train.eval_bytes={wanted}" if wanted != same else "another split of the data"

@@ -23,7 +23,7 @@ from torch import Tensor
 from bit_transformer.checkpoint import load_weights
 from bit_transformer.config import BUDGETS, Config, ModelConfig, TrainConfig
 from bit_transformer.data.prefetch import Prefetched
-from bit_transformer.data.sources import Corpus, bytes_corpus
+from bit_transformer.data.sources import Corpus, as_corpus
 from bit_transformer.data.windows import Batch, BitWindows, CorpusWindows, Windows
 from bit_transformer.errors import CheckpointError, ConfigError, NonFiniteLoss, OutOfMemory
 from bit_transformer.evaluation.metrics import window_bytes
@@ -158,9 +158,8 @@ class Trainer:
         self.model.train()
         compiled = self.model.trunk.compiled() if self.config.compile_model else contextlib.nullcontext()
         with compiled:
-            while self._advance(self.clock() - began) < 1 or (
-                p.stage and p.step == p.grown_at
-            ):  # each shape gets an update
+            # Each shape gets an update, even if growing took the rest of the budget.
+            while self._advance(self.clock() - began) < 1 or (p.stage and p.step == p.grown_at):
                 self._check_patience()
                 if self.growth.next(p) is not None:
                     return False
@@ -221,12 +220,9 @@ class Trainer:
             p.train_bpb = bpb if record["step"] == 1 else 0.98 * p.train_bpb + 0.02 * bpb
 
     def _check_finite(self, nats: Tensor | float, norm: Tensor | float, step: int) -> None:
-        lost = (
-            ""
-            if self._on_processor or not self.model.config.reversible
-            else ", or use_checkpoint in place of reversible"
-        )
         if not (math.isfinite(nats) and math.isfinite(norm)):
+            hidden = self.model.config.reversible and not self._on_processor  # a value out of range, which is NaN there
+            lost = ", or use_checkpoint in place of reversible" if hidden else ""
             raise NonFiniteLoss(
                 f"got loss {float(nats)} and gradient norm {float(norm)} at step {step}; both must be finite. The last "
                 f"checkpoint, if there was one, is kept. Try a lower train.optim.lr and matrix_lr, or train.amp=false{lost}",
@@ -487,7 +483,7 @@ def train_loop(
     def keep(_: Trainer, record: Record) -> None:
         history.append(record)
 
-    held = bytes_corpus(validation) if isinstance(validation, bytes) else validation
+    held = None if validation is None else as_corpus(validation)
     began = time.monotonic()
     windows = build_windows(model, data, chosen)
     read = Progress(seconds=time.monotonic() - began)  # the experts' pass over the data is part of the budget

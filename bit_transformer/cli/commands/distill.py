@@ -7,12 +7,16 @@ from typing import Annotated
 import typer
 
 from bit_transformer.cli.options import (
-    SECONDS_DEFAULT,
     BatchSize,
     Device,
+    EvalBytes,
     Json,
+    Overwrite,
     RunArgument,
+    Seconds,
+    Seed,
     Set,
+    Steps,
     Store,
     run_folder,
 )
@@ -31,15 +35,13 @@ def run(
     num_layers: Annotated[int | None, typer.Option(help="Number of layers. Default: half of the run's.")] = None,
     d_model: Annotated[int | None, typer.Option(help="Width. Default: half of the run's.")] = None,
     nhead: Annotated[int | None, typer.Option(help="Number of heads. Default: heads as wide as the run's.")] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help=f"Budget in wall-clock seconds. Default: {SECONDS_DEFAULT:g}.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget in optimizer updates.")] = None,
+    seconds: Seconds = None,
+    steps: Steps = None,
     batch_size: BatchSize = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, windows and dropout.")] = None,
+    seed: Seed = None,
     set_: Set = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    eval_bytes: Annotated[int, typer.Option(help="Most held-out bytes that the last evaluation scores.")] = 1 << 18,
+    overwrite: Overwrite = False,
+    eval_bytes: EvalBytes = 1 << 18,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,

@@ -11,12 +11,12 @@ from bit_transformer.cli.options import Json, Store
 from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_alerts, show_json, table
 from bit_transformer.service import DEFAULT_STORE
 
-app = typer.Typer(help="List, show and remove runs.", no_args_is_help=False, invoke_without_command=True)
+app = typer.Typer(help="List, show, stop and remove runs.", no_args_is_help=False, invoke_without_command=True)
 
 
 @app.callback()
 def default(context: typer.Context, store: Store = DEFAULT_STORE, as_json: Json = False) -> None:
-    """List, show and remove runs. Without a command, lists them."""
+    """List, show, stop and remove runs. Without a command, lists them."""
     if context.invoked_subcommand is None:
         list_(store, as_json)
 

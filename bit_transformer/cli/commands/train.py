@@ -9,16 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from bit_transformer.cli.options import (
-    SECONDS_DEFAULT,
     BatchSize,
     Device,
+    EvalBytes,
     Experts,
     Json,
+    Overwrite,
     Parity,
     PatchBits,
     Preset,
     Recipe,
+    Seconds,
+    Seed,
     Set,
+    Steps,
     Store,
     run_folder,
 )
@@ -43,17 +47,15 @@ def run(
     patch_bits: PatchBits = None,
     parity: Parity = False,
     experts: Experts = None,
-    seconds: Annotated[
-        float | None, typer.Option(help=f"Budget in wall-clock seconds. Default: {SECONDS_DEFAULT:g}.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget in optimizer updates.")] = None,
+    seconds: Seconds = None,
+    steps: Steps = None,
     epochs: Annotated[float | None, typer.Option(help="Budget in passes over the training part.")] = None,
     bytes_: Annotated[int | None, typer.Option("--bytes", help="Budget in data bytes.")] = None,
     batch_size: BatchSize = None,
     auto_batch: Annotated[
         bool, typer.Option("--auto-batch", help="If memory runs out, use more and smaller micro-batches.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, windows and dropout.")] = None,
+    seed: Seed = None,
     set_: Set = None,
     diffusion: Annotated[
         bool,
@@ -84,8 +86,8 @@ def run(
         bool,
         typer.Option("--resume", help="Continue the run in --out with its own settings, or with a larger budget."),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    eval_bytes: Annotated[int, typer.Option(help="Most held-out bytes that the last evaluation scores.")] = 1 << 18,
+    overwrite: Overwrite = False,
+    eval_bytes: EvalBytes = 1 << 18,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
