@@ -7,7 +7,8 @@ BitTransformerError
 ├── ConfigError (ValueError)        an invalid setting
 │   └── NoExperts (AttributeError)  a model without experts was asked for its bank
 ├── BitStreamError (ValueError)     bits, bytes or files that cannot be used
-│   └── ParityError                 bytes with wrong parity; has their offsets
+│   ├── ParityError                 bytes with wrong parity; has their offsets
+│   └── CompressedFileError         a compressed file that is damaged, or belongs to another model
 ├── CheckpointError                 a checkpoint that is missing, damaged or has another shape
 ├── StoreError                      a run store that cannot be used
 │   ├── RunNotFound                 no run of that name
@@ -113,6 +114,10 @@ class ParityError(BitStreamError):
     def __init__(self, message: str, offsets: Sequence[int], *, tries: Sequence[Advice] = ()) -> None:
         super().__init__(message, tries=tries)
         self.offsets = tuple(offsets)
+
+
+class CompressedFileError(BitStreamError):
+    """A compressed file that is damaged, or belongs to another model."""
 
 
 class CheckpointError(BitTransformerError):

@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def free_memory() -> int | None:
     """Bytes that this process may still take, of the system, of a container (cgroup v2), of its limit of address space.
 

@@ -10,6 +10,7 @@ import typer
 from bit_transformer.cli.commands import (
     bench,
     calibrate,
+    compress,
     distill,
     estimate,
     evaluate,
@@ -40,6 +41,8 @@ app.command("generate")(generate.run)
 app.command("infill")(infill.run)
 app.command("repair")(repair.run)
 app.command("protect")(repair.protect)
+app.command("compress")(compress.run)
+app.command("decompress")(compress.decompress)
 app.command("evaluate")(evaluate.run)
 app.command("score")(score.run)
 app.command("telemetry")(telemetry.run)

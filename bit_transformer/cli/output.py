@@ -35,7 +35,7 @@ COMMANDS = {  # operations that are verbs of other names here
     "telemetry_of_run": "telemetry",
 }
 ARGUMENTS = ("names", "path", "name", "data.corpora")  # fields that are arguments, and have no flag
-FLAGS = {"holes": "--hide", "bit_holes": "--hide-bits", "max_bytes": "--bytes", "data": "--text"}
+FLAGS = {"run": "--model", "holes": "--hide", "bit_holes": "--hide-bits", "max_bytes": "--bytes", "data": "--text"}
 SPARK = "▁▂▃▄▅▆▇█"
 
 

@@ -117,6 +117,12 @@ class TrainConfig(Config):
         le=1,
         description="Of a diffusion model: fraction of the budget over which the noise range widens from a fifth to all of it.",
     )
+    compress_prob: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Probability that a window is replaced by its run-length code, so that the model learns both.",
+    )
     progressive: GrowthConfig | None = Field(
         None,
         description="Begin with a smaller model and grow it to the configured one; True or {} for the default settings.",

@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.bit_io import Bits, ParityPolicy, as_bits, bits_to_bytes, bytes_to_bits
 from bit_transformer.config import Sampling
+from bit_transformer.decoding.bit_loop import DRAWN
 from bit_transformer.decoding.sampling import Sampler
 from bit_transformer.decoding.session import Session
 from bit_transformer.errors import ConfigError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.patching import pack_patches
+
+BLOCK = 32  # units sampled before their bytes are given
 
 
 @torch.inference_mode()
@@ -44,10 +47,14 @@ def generate(
     """
     prompts = [as_bits(row) for row in prompt_BT]
     T, P = prompt_BT.shape[1], model.config.patch_bits
-    wanted = -(-(T + max_new_bits) // P)
-    pieces = list(islice(_patches(model, prompts, sampling, long, engine), wanted - T // P))
-    bits_BT = np.concatenate(pieces, axis=1) if pieces else np.empty((len(prompts), 0), dtype=np.uint8)
-    return torch.from_numpy(bits_BT[:, T % P :][:, :max_new_bits])
+    wanted, made = (-(-(T + max_new_bits) // P) - T // P) * P, 0
+    pieces = [np.empty((len(prompts), 0), dtype=np.uint8)]
+    for piece in _patches(model, prompts, sampling, long, engine, wanted) if wanted else ():
+        pieces.append(piece)
+        made += piece.shape[1]
+        if made >= wanted:
+            break
+    return torch.from_numpy(np.concatenate(pieces, axis=1)[:, T % P :][:, :max_new_bits])
 
 
 def infer_long(
@@ -75,11 +82,13 @@ def generate_bytes(
         the continuations, at most `max_bytes` each.
     """
     outputs = [bytearray() for _ in prompts]
+    longest = max(map(len, stop), default=1)
     running = set(range(len(prompts))) if max_bytes else set()
     for row in stream_rows(model, prompts, sampling, engine=engine) if running else ():
         for index in running.copy():
+            begin = max(0, len(outputs[index]) - longest + 1)
             outputs[index] += row[index]
-            end = _end(outputs[index], 0, stop)
+            end = _end(outputs[index], begin, stop)
             if end is not None:
                 del outputs[index][end:]
             if end is not None or len(outputs[index]) >= max_bytes:
@@ -98,7 +107,7 @@ def stream_bytes(
     stop: Sequence[bytes] = (),
     engine: str = "auto",
 ) -> Iterator[bytes]:
-    """Continue one prompt. Yields each byte once it is complete and cannot be part of a stop string."""
+    """Continue one prompt. Yields bytes, one or a few at a time, once they are complete and cannot be part of a stop string."""
     longest = max(map(len, stop), default=1)
     text, given = b"", 0
     for (piece,) in stream_rows(model, [prompt], sampling, engine=engine) if max_bytes else ():
@@ -129,7 +138,7 @@ def stream_rows(
     # A stream's first bits, after the last whole patch of the shortest prompt, belong to its prompt.
     skip = [len(b) - shortest // c.patch_bits * c.patch_bits for b in bits]
     policy: ParityPolicy = "raise" if sampling is None or sampling.force_parity else "keep"
-    for bit_BP in _patches(model, bits, sampling, True, engine):
+    for bit_BP in _patches(model, bits, sampling, True, engine, None):
         row: list[bytes] = []
         for index, fresh in enumerate(bit_BP):
             used = min(skip[index], len(fresh))
@@ -155,19 +164,30 @@ def check_learning(model: BitTransformerLM, how: Sampling) -> None:
 
 
 def _patches(
-    model: BitTransformerLM, prompts: Sequence[Bits], sampling: Sampling | None, long: bool, engine: str
+    model: BitTransformerLM,
+    prompts: Sequence[Bits],
+    sampling: Sampling | None,
+    long: bool,
+    engine: str,
+    most: int | None,
 ) -> Iterator[Bits]:
-    """Sample endlessly: bit_BP of each patch, starting at the first that is not fully given in all prompts."""
+    """Sample endlessly: the bits of one or more patches (B, bits), starting at the first patch that is not fully given in all prompts.
+
+    Args:
+        most: bits after which the caller stops; what would go beyond the window is not computed then.
+    """
     was_training = model.training
     model.eval()
     try:
-        yield from _drawn(model, prompts, sampling or Sampling(), long, engine)
+        yield from _drawn(model, prompts, sampling or Sampling(), long, engine, most)
     finally:
         model.train(was_training)
 
 
 @torch.inference_mode()
-def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long: bool, engine: str) -> Iterator[Bits]:
+def _drawn(
+    model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long: bool, engine: str, most: int | None
+) -> Iterator[Bits]:
     c = model.config
     with np.errstate(over="ignore", invalid="ignore"):
         session = Session(model, len(prompts), engine=engine)
@@ -182,11 +202,30 @@ def _drawn(model: BitTransformerLM, prompts: Sequence[Bits], how: Sampling, long
     session.feed(history_BN, long=long)
     draw = Sampler(c, prompts, how, history_BN.tolist())
     shift_P = np.arange(c.patch_bits - 1, -1, -1)
+    first, block = known, 1
     while True:
+        # Prompts longer than the shortest still have bits to learn.
+        if session.experts is not None and how.learn == "prompt":
+            session.experts.learning = [(known + 1) * c.patch_bits <= len(bits) for bits in prompts]
+        each = session.unit_bits // c.patch_bits
+        fits = long or session.room >= each
+        if fits and draw.is_free(known) and session.runs_whole_units:
+            units = block if long else min(block, session.room // each)
+            if most is not None:
+                units = max(1, min(units, (most // c.patch_bits - (known - first)) // each))
+            unit_NB = np.zeros((units, len(prompts)), dtype=np.int64)
+            session.run(unit_NB, DRAWN, draws=draw.draws(units, session.unit_bits))
+            yield unpacked(unit_NB.T, session.unit_bits)
+            known += units * each
+            block = min(2 * block, BLOCK)
+            continue
         patch_B1 = draw(session.node_logits(), known)[:, None]
         yield (patch_B1 >> shift_P & 1).astype(np.uint8)
         known += 1
-        # Prompts longer than the shortest still have bits to learn.
-        if session.experts is not None and how.learn == "prompt":
-            session.experts.learning = [known * c.patch_bits <= len(bits) for bits in prompts]
         session.feed(torch.from_numpy(patch_B1).to(device), long=long)
+
+
+def unpacked(unit_BN: NDArray[np.int64], unit_bits: int) -> Bits:
+    """The bits of units, first bit most significant: (B, N U)."""
+    bits_BNU = unit_BN[..., None] >> np.arange(unit_bits - 1, -1, -1) & 1
+    return bits_BNU.reshape(len(unit_BN), -1).astype(np.uint8)

@@ -52,9 +52,9 @@ class Sampler:
 
     def __call__(self, node_logit_BV: NDArray[np.float32], place: int) -> NDArray[np.int64]:
         """Sample the patches at index `place` of every stream."""
-        masked = self.parity or place * self.config.patch_bits < self.longest
-        if self.plain and self.how.temperature == 1 and not masked:
+        if self.is_free(place):
             return self._walk(node_logit_BV)
+        masked = self.parity or place * self.config.patch_bits < self.longest
         score_BV = leaf_log_probs(node_logit_BV)
         if masked:
             self._mask(score_BV, place)
@@ -63,6 +63,22 @@ class Sampler:
         patch_B = draw_patches(score_BV, self.how.temperature, self.random)
         self._remember(patch_B.tolist(), place)
         return patch_B
+
+    def is_free(self, place: int) -> bool:
+        """Whether bits from patch `place` on are drawn one by one: temperature 1, nothing given, masked or discouraged."""
+        return (
+            self.plain
+            and self.how.temperature == 1
+            and not self.parity
+            and place * self.config.patch_bits >= self.longest
+        )
+
+    def draws(self, units: int, unit_bits: int) -> NDArray[np.float64]:
+        """For so many units that are free: the draws that `__call__` would make, patch by patch: (units, unit bits, B)."""
+        B, P = len(self.prompts), self.config.patch_bits
+        return np.ascontiguousarray(
+            self.random.logistic(size=(units * unit_bits // P, B, P)).transpose(0, 2, 1).reshape(units, unit_bits, B)
+        )
 
     def _walk(self, node_logit_BV: NDArray[np.float32]) -> NDArray[np.int64]:
         """Sample down the tree, bit by bit. Without masks and penalties, P draws are enough, and the V leaves are not needed.

@@ -4,13 +4,15 @@
     session.advance(prompt_patches)      # any number of complete patches
     logits = session.node_logits()       # of the next patch: sample it, then advance by it
 
-An *engine* computes the trunk's steps. `torch` runs everywhere; `single-stream` is several times faster for one stream on a CPU. Their
-results agree up to rounding.
+An *engine* computes the trunk's steps. `torch` runs everywhere. `portable` runs float32 on a processor: many times faster, and with the same
+bits on every machine. Their results agree up to rounding.
 """
 
-# Shapes: B streams, T bits, N patches, P bits of a patch, R < P bits of the incomplete patch, D model width, V = 2^P nodes.
+# Shapes: B streams, T bits, N patches or units, U bits of a unit, P bits of a patch, R < P bits of the incomplete patch, D model width,
+# V = 2^P nodes, F features.
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -19,56 +21,117 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from bit_transformer.decoding import single_stream
+from bit_transformer.coding.arithmetic import PLACE, new_coder
+from bit_transformer.decoding import portable_engine
+from bit_transformer.decoding.bit_loop import GIVEN, Loop, begin_codes, end_codes, run
 from bit_transformer.decoding.expert_streams import ExpertStreams
-from bit_transformer.decoding.single_stream import SingleStreamEngine
+from bit_transformer.decoding.portable_engine import PortableEngine
 from bit_transformer.decoding.torch_engine import TorchEngine
 from bit_transformer.errors import BitStreamError, ConfigError
+from bit_transformer.experts.bank import curves, no_experts
+from bit_transformer.experts.kernels import STATE
 from bit_transformer.model import BitTransformerLM, as_pair
-from bit_transformer.nn.cache import TrunkCache
 from bit_transformer.nn.patching import pack_patches
 
-EngineName = Literal["auto", "torch", "single-stream"]
+NOT_FINITE = "got NaN or infinity among the model's logits; sampling needs finite ones. Try an earlier checkpoint"
+EngineName = Literal["auto", "torch", "portable"]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes of B streams, which a run writes or reads.
+
+    Attributes:
+        coders: (B, STATE), the coders' states. `payloads`: (B, bytes). `sizes`: (B), room of each payload, or bytes in it.
+        parity: (B, 2), see `bit_loop.Loop`.
+    """
+
+    coders: NDArray[np.uint64]
+    payloads: NDArray[np.uint8]
+    sizes: NDArray[np.int64]
+    parity: NDArray[np.int64]
+
+    @classmethod
+    def to_write(cls, sizes: list[int], *, parity: bool = False) -> Codes:
+        """Room for codes of at most so many bytes, of bytes with or without parity."""
+        count = len(sizes)
+        payloads = np.zeros((count, max(sizes)), dtype=np.uint8)
+        phase = np.full((count, 2), 0 if parity else -1, dtype=np.int64)
+        return cls(new_coder(count), payloads, np.array(sizes, dtype=np.int64), phase)
+
+    @classmethod
+    def to_read(cls, payloads: list[bytes], *, parity: bool = False) -> Codes:
+        """Given codes, of bytes with or without parity."""
+        codes = cls.to_write([len(payload) for payload in payloads], parity=parity)
+        for row, payload in zip(codes.payloads, payloads, strict=True):
+            row[: len(payload)] = np.frombuffer(payload, dtype=np.uint8)
+        begin_codes(codes.coders, codes.payloads, codes.sizes)
+        return codes
+
+    def written(self) -> list[bytes | None]:
+        """End the codes that were written; None for those that did not fit."""
+        end_codes(self.coders, self.payloads)
+        sizes = self.coders[:, PLACE].astype(np.int64).tolist()
+        return [
+            row[:size].tobytes() if size <= most else None
+            for row, size, most in zip(self.payloads, sizes, self.sizes.tolist(), strict=True)
+        ]
 
 
 class Engine(Protocol):
-    """Computes the steps of a session."""
+    """Computes the steps of a session.
 
-    cache: TrunkCache
+    Attributes:
+        capacity: positions of a window, including the start symbol. `length`: positions since the window began.
+        state_BD: the trunk's state that predicts the next patch.
+    """
+
+    capacity: int
+
+    @property
+    def length(self) -> int: ...  # noqa: D102
+
+    @property
+    def state_BD(self) -> Tensor: ...  # noqa: D102
 
     def extend(self, input_BN: Tensor) -> Tensor:
         """Continue every stream by N symbols. Returns the states that predict what follows each, h_BND."""
 
-    def node_logits(self, state_BD: Tensor) -> NDArray[np.float32]:
-        """The head's logits for a state, at every node of the next patch: (B, V)."""
+    def node_logits(self, features_BVF: NDArray[np.int8] | None) -> NDArray[np.float32]:
+        """Logits at every node of the next patch: (B, V). With experts, their features at every node are given."""
+
+    def forget(self, count: int) -> None:
+        """Drop the `count` oldest patches of the window; the rest of the cache is kept, not recomputed."""
+
+    def select(self, row_B: NDArray[np.int64]) -> None:
+        """Replace each stream's state by that of stream `row_B[b]`."""
 
 
-def check_engine(model: BitTransformerLM, batch: int, name: str = "auto") -> None:
-    """Make an engine by name for `batch` streams; `auto`: the fastest that can run them.
+def check_engine(model: BitTransformerLM, name: str = "auto") -> None:
+    """Check an engine's name.
 
     Raises:
-        ConfigError: an unknown name, or an engine that cannot run these streams.
+        ConfigError: an unknown name, or an engine that cannot run the model.
     """
     if name not in get_args(EngineName):
         raise ConfigError(f"got engine={name!r}; it must be one of {', '.join(get_args(EngineName))}. Try auto")
-    able = single_stream.can_run(model, batch)
-    if name == "single-stream" and not able:
+    if name == "portable" and not portable_engine.can_run(model):
         weight = model.head.weight
         raise ConfigError(
-            f"got engine='single-stream' for {batch} streams of {weight.dtype} on {weight.device.type}; it runs one stream of float32 on "
-            f"a CPU. Try engine='torch'"
+            f"got engine='portable' for a model of {weight.dtype} on {weight.device.type}; it runs float32 on a CPU, without dropout. "
+            f"Try engine='torch'"
         )
 
 
 def engine_for(model: BitTransformerLM, batch: int, name: str = "auto") -> Engine:
-    """The engine of that name for so many streams; `auto`: the fastest that can run them.
+    """The engine of that name for so many streams; `auto`: the fastest that can run the model.
 
     Raises:
         ConfigError: as of `check_engine`.
     """
-    check_engine(model, batch, name)
-    single = name != "torch" and single_stream.can_run(model, batch)
-    return SingleStreamEngine(model, batch) if single else TorchEngine(model, batch)
+    check_engine(model, name)
+    portable = name != "torch" and portable_engine.can_run(model)
+    return PortableEngine(model, batch) if portable else TorchEngine(model, batch)
 
 
 class Session:
@@ -81,7 +144,6 @@ class Session:
 
     Attributes:
         prefix_BR: the bits of the incomplete patch.
-        state_BD: the trunk's state that predicts this patch.
         experts: the experts' state in each stream, if the model has experts.
 
     Raises:
@@ -94,13 +156,18 @@ class Session:
         device = model.head.weight.device
         start_B1 = torch.full((batch, 1), model.trunk.start, device=device)
         self.prefix_BR = torch.zeros(batch, 0, dtype=torch.uint8, device=device)
-        self.state_BD = self.engine.extend(start_B1)[:, -1]
+        self.engine.extend(start_B1)
         self.experts = ExpertStreams(model.bank, batch, model.config.patch_bits) if model.mixer else None
 
     @property
     def room(self) -> int:
         """Free patches of the window."""
-        return self.engine.cache.capacity - self.engine.cache.length
+        return self.engine.capacity - self.engine.length
+
+    @property
+    def state_BD(self) -> Tensor:
+        """The trunk's state that predicts the incomplete patch."""
+        return self.engine.state_BD
 
     def step(self, bits_BT: Tensor | NDArray[np.uint8]) -> Tensor:
         """Continue the streams by any number of bits.
@@ -139,11 +206,10 @@ class Session:
         """
         if patch_BN.shape[1] > self.room:
             raise BitStreamError(
-                f"got {patch_BN.shape[1]} more patches; {self.room} of the window's {self.engine.cache.capacity - 1} are free. "
+                f"got {patch_BN.shape[1]} more patches; {self.room} of the window's {self.engine.capacity - 1} are free. "
                 f"Try a model with a larger max_seq_len, or infer_long, which slides the window"
             )
         h_BND = self.engine.extend(patch_BN)
-        self.state_BD = h_BND[:, -1]
         if self.experts is not None:
             self.experts.advance(patch_BN.cpu().numpy())
         return h_BND
@@ -164,26 +230,93 @@ class Session:
         Raises:
             BitStreamError: a logit is NaN or infinite.
         """
-        state_BD = self.state_BD.detach()
-        logit_BV = self.engine.node_logits(state_BD)
-        if self.model.mixer is not None and self.experts is not None:
-            logit_BV = logit_BV + self.model.mixer.node_logits(state_BD.float().cpu().numpy(), self.experts.nodes())
+        logit_BV = self.engine.node_logits(self.experts.nodes() if self.experts is not None else None)
         if not np.isfinite(logit_BV).all():
-            raise BitStreamError(
-                "got NaN or infinity among the model's logits; sampling needs finite ones. Try an earlier checkpoint"
-            )
+            raise BitStreamError(NOT_FINITE)
         return logit_BV
+
+    @property
+    def runs_whole_units(self) -> bool:
+        """Whether `run` can go on from here: the engine is `portable`, and neither a patch nor a unit is open."""
+        whole = not self.prefix_BR.shape[1] and (self.experts is None or not self.experts.open_BR.shape[1])
+        return whole and isinstance(self.engine, PortableEngine)
+
+    @property
+    def unit_bits(self) -> int:
+        """Bits of what `run` advances by: a unit of the experts, or a patch."""
+        return self.experts.unit_bits if self.experts is not None else self.model.config.patch_bits
+
+    def run(
+        self,
+        unit_NB: NDArray[np.int64],
+        what: int = GIVEN,
+        *,
+        counts: NDArray[np.int64] | None = None,
+        draws: NDArray[np.float64] | None = None,
+        codes: Codes | None = None,
+        wanted: bool = False,
+        rate: float = 0.0,
+    ) -> NDArray[np.float32]:
+        """Advance every stream by N units in one compiled loop; full windows slide. Experts learn where `experts.learning` says so.
+
+        Args:
+            unit_NB: read; or written, if they are drawn or decoded.
+            what: is done with each bit: `GIVEN`, `DRAWN`, `ENCODED`, `DECODED`.
+            counts: units of each stream, if not N. After its last unit a stream's state has no meaning.
+            draws: (N, U, B), of a logistic distribution, for `DRAWN`.
+            codes: the codes of all streams, for `ENCODED` and `DECODED`.
+            wanted: whether to return logits.
+            rate: step size by which head and mixer learn from each bit, in a copy that belongs to this session; 0: they do not. One stream.
+
+        Returns:
+            (N, U, B): logits of P(bit = 1), if wanted; else empty.
+
+        Raises:
+            BitStreamError: a logit is not a number.
+            StreamOverflow: a stream of a reversible trunk left the range of its integers.
+        """
+        assert self.runs_whole_units and isinstance(self.engine, PortableEngine)
+        (N, B), U = unit_NB.shape, self.unit_bits
+        experts, engine = self.experts, self.engine
+        if rate:
+            engine.adapt()
+        features = experts.banks[0].features if experts is not None else 1
+        codes = codes or Codes.to_write([0] * B)
+        loop = Loop(
+            units=unit_NB,
+            counts=np.full(B, N, dtype=np.int64) if counts is None else counts,
+            learns=np.array(experts.learning if experts is not None else [False] * B),
+            logits=np.empty((N if wanted else 0, U, B), dtype=np.float32),
+            draws=np.empty((0, U, B)) if draws is None else draws,
+            coders=codes.coders,
+            payloads=codes.payloads,
+            payload_sizes=codes.sizes,
+            parity=codes.parity,
+            rate=np.float32(rate),
+            opened=np.zeros((B, STATE), dtype=np.int64),
+            features=np.zeros((B, 1, 1, features), dtype=np.int8),
+            symbols=np.zeros(B, dtype=np.int64),
+            failed=np.zeros(1, dtype=np.int64),
+        )
+        shape, tables, stream = (
+            (experts.banks[0].shape, experts.tables, experts.stream) if experts is not None else no_experts(U)
+        )
+        engine.state.reach[0] = 0
+        run(shape, tables, stream, curves(), engine.plan, engine.weights, engine.state, engine.capacity, loop, what)
+        engine.check_reach()
+        if loop.failed[0]:
+            raise BitStreamError(NOT_FINITE)
+        return loop.logits
 
     def slide(self, count: int) -> None:
         """Drop the `count` oldest patches to make room; the rest of the cache is kept, not recomputed."""
-        self.engine.cache.forget(count, self.model.trunk.turn_back(count))
+        self.engine.forget(count)
 
     def select(self, row_B: NDArray[np.int64]) -> None:
         """Replace each stream's state by that of stream `row_B[b]`: to branch from one stream, or to reorder them."""
         if (row_B == np.arange(len(row_B))).all():
             return
-        self.engine.cache.select(row_B)
-        rows = torch.from_numpy(row_B)
-        self.prefix_BR, self.state_BD = self.prefix_BR[rows], self.state_BD[rows]
+        self.engine.select(row_B)
+        self.prefix_BR = self.prefix_BR[torch.from_numpy(row_B)]
         if self.experts is not None:
             self.experts.select(row_B)

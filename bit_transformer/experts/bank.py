@@ -10,13 +10,14 @@ saving, merging.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bit_transformer.coding.arithmetic import PLACE, new_coder
 from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.errors import CheckpointError, ConfigError
 from bit_transformer.experts import STATE_VERSION as STATE_VERSION
@@ -28,11 +29,19 @@ from bit_transformer.machine import free_memory
 
 Features = NDArray[np.int8]
 Units = NDArray[np.uint16]
+Tell = Callable[[int], None]
 
 FEATURE_ONE = kernels.FEATURE_ONE
+PIECE = 1 << 15  # units coded between two reports
 _MAP_ROWS = 1 << 12
+_NO_CODE = np.empty(0, dtype=np.uint8)
+_NOT_WANTED: Features = np.empty((0, 0, 0), dtype=np.int8)
 _UNITS_PER_HEAD = 4  # units of history per hash head
 _LONGEST_RATE = 1023  # a probability moves by at least 1 / this
+
+
+def _ignore(count: int) -> None:
+    """Where nobody wants to know."""
 
 
 class ExpertBank:
@@ -58,7 +67,7 @@ class ExpertBank:
         self.memory = _memory(config, self.experts, unit_bits)
         check_memory(self.memory, config, self.experts)
         heads = max(1 << 10, config.history // _UNITS_PER_HEAD)
-        self._shape = Shape(
+        self.shape = Shape(
             spec,
             unit_bits,
             config.buckets.bit_length() - 1,
@@ -92,16 +101,8 @@ class ExpertBank:
     def stream(self) -> Stream:
         """A stream before its first unit."""
         K = self.experts
-        reach = max((max(row[1:]) for row in self._shape.spec.tolist() if row[0] != kernels.BITS), default=1)
-        recent = 1 << max(6, int(reach).bit_length())
-        return Stream(
-            place=np.zeros(7, dtype=np.int64),
-            recent=np.zeros(recent, dtype=np.uint16),
-            hashes=np.zeros(K, dtype=np.uint64),
-            buckets=np.zeros(K, dtype=np.int64),
-            inputs=np.zeros(self.tables.weights.shape[1], dtype=np.int32),
-            known=np.zeros(K, dtype=np.int64),
-        )
+        reach = max((max(row[1:]) for row in self.shape.spec.tolist() if row[0] != kernels.BITS), default=1)
+        return _new_stream(K, self.tables.weights.shape[1], 1 << max(6, int(reach).bit_length()))
 
     def read(self, units: NDArray[Any], stream: Stream, *, learn: bool, wanted: bool = True) -> Features:
         """Advance a stream by N units. With `learn`, learn from each bit after its features were computed.
@@ -113,8 +114,48 @@ class ExpertBank:
             (N, U, F), in 1 / FEATURE_ONE: each expert's logit of P(bit = 1).
         """
         made = np.empty((len(units) if wanted else 0, self.unit_bits, self.features), dtype=np.int8)
-        kernels.read(self._shape, self.tables, stream, _curves(), units.astype(np.uint16), learn, made)
+        self._read(units.astype(np.uint16), stream, learn, made, kernels.READ, new_coder()[0], _NO_CODE)
         return made
+
+    def encode(self, units: NDArray[Any], stream: Stream, tell: Tell = _ignore) -> NDArray[np.uint8] | None:
+        """Code N units with the bank's own predictions, learning each bit. None if the code would be longer than the units in bytes.
+
+        Args:
+            tell: called with the number of units after each piece.
+        """
+        payload = np.empty(-(-len(units) * self.unit_bits // 8) + 1, dtype=np.uint8)
+        coder = new_coder()[0]
+        for begin in range(0, len(units), PIECE):
+            piece = units[begin : begin + PIECE].astype(np.uint16)
+            self._read(piece, stream, True, _NOT_WANTED, kernels.ENCODE, coder, payload)
+            if coder[PLACE] > len(payload):
+                return None
+            tell(len(piece))
+        kernels.end(coder, payload)
+        size = int(coder[PLACE])
+        return payload[:size] if size <= len(payload) else None
+
+    def decode(self, payload: NDArray[np.uint8], count: int, stream: Stream, tell: Tell = _ignore) -> Units:
+        """The inverse of `encode`: `count` units. A damaged code gives other units, not an error."""
+        units, coder = np.zeros(count, dtype=np.uint16), new_coder()[0]
+        payload = payload.copy()  # compiled loops take arrays that may be written
+        for begin in range(0, count, PIECE):
+            piece = units[begin : begin + PIECE]
+            self._read(piece, stream, True, _NOT_WANTED, kernels.DECODE, coder, payload)
+            tell(len(piece))
+        return units
+
+    def _read(
+        self,
+        units: Units,
+        stream: Stream,
+        learn: bool,
+        made: Features,
+        mode: int,
+        coder: NDArray[np.uint64],
+        payload: NDArray[np.uint8],
+    ) -> None:
+        kernels.read(self.shape, self.tables, stream, curves(), units, learn, made, mode, coder, payload)
 
     def peek(self, bits_BT: NDArray[Any]) -> Features:
         """Features of rows of bits, each without context, without learning: features_BTF. The last unit may be partial."""
@@ -132,7 +173,7 @@ class ExpertBank:
             node: `(1 << j) | prefix`, the j bits of the unit before the patch; 1 at a unit's start.
         """
         made = np.zeros((1, 1 << patch_bits, self.features), dtype=np.int8)
-        kernels.nodes(self._shape, self.tables, stream, _curves(), node, patch_bits, made)
+        kernels.nodes(self.shape, self.tables, stream, curves(), node, patch_bits, made)
         return made[0]
 
     def open_unit(self, stream: Stream, *, learn: bool) -> OpenUnit:
@@ -143,10 +184,19 @@ class ExpertBank:
 
     def copy(self) -> ExpertBank:
         """A copy with its own tables."""
-        other = ExpertBank.__new__(ExpertBank)
-        other.__dict__.update(self.__dict__)
-        other.tables = Tables(*(_aligned_copy(table) for table in self.tables))
-        return other
+        return self.copies(1)[0][0]
+
+    def copies(self, count: int) -> tuple[list[ExpertBank], Tables]:
+        """Copies with their own tables, and these tables with a leading axis of `count`."""
+        stacked = Tables(*(_stacked(table, count) for table in self.tables))
+        banks = []
+        for index in range(count):
+            other = ExpertBank.__new__(ExpertBank)
+            other.__dict__.update(self.__dict__)
+            rows = zip(stacked, self.tables, strict=True)
+            other.tables = Tables(*(row[index][: len(table)] for row, table in rows))
+            banks.append(other)
+        return banks, stacked
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """All tables, by name; views, not copies."""
@@ -203,7 +253,7 @@ class ExpertBank:
         first = max(0, other.count - ring)
         mine.learned[0] += first
         units = theirs.history[np.arange(first, other.count) % ring]
-        kernels.remember(self._shape, mine, units)
+        kernels.remember(self.shape, mine, units)
 
 
 class OpenUnit:
@@ -216,21 +266,32 @@ class OpenUnit:
     def __init__(self, bank: ExpertBank, stream: Stream, learn: bool) -> None:
         self.bank, self.stream, self.learn = bank, stream, learn
         self._state = np.zeros(kernels.STATE, dtype=np.int64)
-        kernels.begin_unit(bank._shape, bank.tables, stream, self._state, learn)
+        kernels.begin_unit(bank.shape, bank.tables, stream, self._state, learn)
 
     def predict_bit(self) -> Features:
         """Features of the next bit: (F,)."""
         made = np.empty((1, 1, self.bank.features), dtype=np.int8)
-        kernels.predict_bit(self.bank._shape, self.bank.tables, self.stream, _curves(), self._state, self.learn, made)
+        kernels.predict_bit(self.bank.shape, self.bank.tables, self.stream, curves(), self._state, self.learn, made)
         return made[0, 0]
 
     def learn_bit(self, bit: int) -> None:
         """Give the value of the bit predicted last."""
-        kernels.learn_bit(self.bank._shape, self.bank.tables, self.stream, _curves(), self._state, bit, self.learn)
+        kernels.learn_bit(self.bank.shape, self.bank.tables, self.stream, curves(), self._state, bit, self.learn)
 
     def close(self) -> None:
         """Call after the last bit: the stream advances past the unit."""
-        kernels.end_unit(self.bank._shape, self.bank.tables, self.stream, self._state, self.learn)
+        kernels.end_unit(self.bank.shape, self.bank.tables, self.stream, self._state, self.learn)
+
+
+def no_experts(unit_bits: int) -> tuple[Shape, Tables, Stream]:
+    """Tables and a stream without contents, with a leading axis, for loops that also serve models without experts."""
+    config = ExpertConfig(orders=(1,), words=False, buckets=1024, history=1024)
+    tables, stream = _new_tables(config, 1, 1, 1024), _new_stream(1, inputs=8, recent=64)
+    return (
+        Shape(_spec(config, False), unit_bits, 10, 7, -1, 54),
+        Tables(*(table[None] for table in tables)),
+        Stream(*(part[None] for part in stream)),
+    )
 
 
 def feature_count(model: ModelConfig) -> int:
@@ -308,6 +369,17 @@ def _sets(unit_bits: int) -> int:
     return (1 << unit_bits) + 512
 
 
+def _new_stream(experts: int, inputs: int, recent: int) -> Stream:
+    return Stream(
+        place=np.zeros(7, dtype=np.int64),
+        recent=np.zeros(recent, dtype=np.uint16),
+        hashes=np.zeros(experts, dtype=np.uint64),
+        buckets=np.zeros(experts, dtype=np.int64),
+        inputs=np.zeros(inputs, dtype=np.int32),
+        known=np.zeros(experts, dtype=np.int64),
+    )
+
+
 def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) -> Tables:
     counts = histories().counts
     guess = (counts[:, 1] + 0.4) / (counts.sum(1) + 0.8)
@@ -348,6 +420,15 @@ def _aligned_copy(table: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
+def _stacked(table: NDArray[Any], count: int) -> NDArray[Any]:
+    """Copies of a table along a new leading axis, each at the start of a cache line: a flat table is padded with zeros for that."""
+    padding = -table.nbytes % 64 // table.itemsize if table.ndim == 1 else 0
+    row = table.nbytes + padding * table.itemsize
+    stacked = _aligned_zeros(count * row).view(table.dtype).reshape(count, -1)
+    stacked[:, : table.size] = table.reshape(-1)
+    return stacked.reshape(count, *table.shape) if table.ndim > 1 else stacked
+
+
 def _merged_probabilities(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint32]:
     p, n = (mine >> 10).astype(np.float64), (mine & 1023).astype(np.float64)
     q, m = (theirs >> 10).astype(np.float64), (theirs & 1023).astype(np.float64)
@@ -357,7 +438,8 @@ def _merged_probabilities(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[n
 
 
 @lru_cache(maxsize=1)
-def _curves() -> Curves:
+def curves() -> Curves:
+    """The look-up tables of all banks."""
     probability = (np.arange(4096) + 0.5) / 4096
     stretch = np.rint(kernels.LOGIT_ONE * np.log(probability / (1 - probability))).astype(np.int32)
     logit = np.arange(-kernels.LOGIT_MAX - 1, kernels.LOGIT_MAX + 1) / kernels.LOGIT_ONE

@@ -24,6 +24,9 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from bit_transformer.coding.arithmetic import PLACE as PLACE_OF_CODE
+from bit_transformer.coding.arithmetic import begin_code, decode_bit, encode_bit, end_code
+
 Ints = NDArray[Any]
 
 LOGIT_ONE = 256  # logits are in 1/256 ...
@@ -119,7 +122,7 @@ _inline = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _
 
 
 @intrinsic
-def _fetch(_context, array, index):
+def fetch(_context, array, index):
     """Prefetch the cache line of a flat array's element: a pass would spend most of its time waiting for memory."""
 
     def generate(context, builder, signature, arguments):
@@ -168,7 +171,7 @@ def _begin_unit(shape, tables, stream, learn):
         for a in range(1, shape.match_order + 1):
             match_hash = (match_hash + np.uint64(recent[(n - a) & ring])) * np.uint64(0x9E3779B97F4A7C15)
         slot = np.int64(match_hash >> np.uint64(shape.heads_shift))
-        _fetch(tables.heads, slot)
+        fetch(tables.heads, slot)
     chain = np.uint64(0)
     done = 0
     for k in range(len(spec)):
@@ -236,7 +239,7 @@ def _line(shape, h, k, above):
 def _fetch_buckets(shape, tables, stream, above):
     """Prefetch the lines that `_find_buckets` will read; the last bit of its node only selects within them."""
     for k in range(len(stream.hashes)):
-        _fetch(tables.slots, _line(shape, stream.hashes[k], k, above)[1])
+        fetch(tables.slots, _line(shape, stream.hashes[k], k, above)[1])
 
 
 @_inline
@@ -337,8 +340,8 @@ def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, featu
     inside = depth & 3
     m0 = (before << U | node) & map_rows
     m1 = (two ^ node * 40503) & map_rows
-    _fetch(flat_maps, m0 * MAP_KNOTS)
-    _fetch(flat_maps, (map_rows + 1 + m1) * MAP_KNOTS)
+    fetch(flat_maps, m0 * MAP_KNOTS)
+    fetch(flat_maps, (map_rows + 1 + m1) * MAP_KNOTS)
     if inside == 3 and ahead:
         _fetch_buckets(shape, tables, stream, node)
     slot = (1 << inside) | (node & ((1 << inside) - 1))
@@ -374,11 +377,12 @@ def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, featu
     low, part = cut >> 7, cut & (MAP_STEP - 1)
     p0 = maps[0, m0, low] * (MAP_STEP - part) + maps[0, m0, low + 1] * part
     p1 = maps[1, m1, low] * (MAP_STEP - part) + maps[1, m1, low + 1] * part
+    final = (2 * p + ((p0 + p1) >> 7)) >> 2
     if wanted:
         for k in range(K + 1):
             features[i, j, k] = _feature(inputs[k])
-        features[i, j, K + 1] = _feature(stretch[(2 * p + ((p0 + p1) >> 7)) >> 6])
-    return a0, a1, a2, p, m0, m1, low, part, expected, length, row2
+        features[i, j, K + 1] = _feature(stretch[final >> 4])
+    return a0, a1, a2, p, m0, m1, low, part, expected, length, row2, final
 
 
 @_inline
@@ -390,7 +394,7 @@ def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
     squash, after, share = curves.squash, curves.after, curves.share
     K, M = len(shape.spec), len(inputs)
     row1 = about[3]
-    a0, a1, a2, p, m0, m1, low, part, expected, length, row2 = predicted
+    a0, a1, a2, p, m0, m1, low, part, expected, length, row2, _ = predicted
     slot = (1 << (depth & 3)) | (node & ((1 << (depth & 3)) - 1))
     goal = y << 16
     e0 = np.int64(np.int32(goal - squash[a0 + LOGIT_MAX + 1]))
@@ -429,15 +433,23 @@ def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
         slots[buckets[k] + slot] = after[s, y]
 
 
+READ, ENCODE, DECODE = range(3)
+
+
 @_compiled
-def read(shape, tables, stream, curves, units, learn, features):
+def read(shape, tables, stream, curves, units, learn, features, mode, coder, payload):
     """Advance a stream by units, bit by bit. With `learn`, the tables learn each bit after it was predicted.
 
     Args:
-        units: (N).
+        units: (N); written if `mode` is DECODE.
         features: int8, (N, U, K + 2): K experts, the match, the bank's own mixture. Length 0: not wanted.
+        mode: READ; or ENCODE or DECODE, with the probability of the bank's own mixture.
+        coder, payload: as in `coding.arithmetic`. The first decoding of a code begins it; an encoded one is ended by `end`. Encoding stops when
+            the payload is full.
     """
     U, wanted = shape.unit_bits, len(features) > 0
+    if mode == DECODE and coder[PLACE_OF_CODE] == 0:
+        begin_code(coder, payload)
     for i in range(len(units)):
         unit = np.int64(units[i])
         _begin_unit(shape, tables, stream, learn)
@@ -450,11 +462,26 @@ def read(shape, tables, stream, curves, units, learn, features):
             predicted = _predict_bit(
                 shape, tables, stream, curves, about, node, depth, True, features, i, depth, wanted
             )
-            y = (unit >> (U - 1 - depth)) & 1
+            if mode == DECODE:
+                y = decode_bit(coder, payload, min(max(predicted[11], 1), 65535))
+            else:
+                y = (unit >> (U - 1 - depth)) & 1
+                if mode == ENCODE:
+                    encode_bit(coder, payload, min(max(predicted[11], 1), 65535), y)
             if learn:
                 _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y)
             node = node << 1 | y
+        unit = node - (1 << U)
+        units[i] = unit
         _end_unit(shape, tables, stream, unit, learn)
+        if mode == ENCODE and coder[PLACE_OF_CODE] > len(payload):
+            return
+
+
+@_compiled
+def end(coder, payload):
+    """End a code that `read` wrote."""
+    end_code(coder, payload)
 
 
 @_compiled
@@ -485,7 +512,7 @@ def nodes(shape, tables, stream, curves, start, patch_bits, features):
 # ---- the same, bit by bit: for a decoder, which gets a bit only after predicting it ----
 
 # Rows of `state`: of the whole unit, the position in it, and what `_learn_bit` needs.
-ABOUT, NODE, DEPTH, ROOT, PREDICTED, STATE = 0, 4, 5, 6, 7, 18
+ABOUT, NODE, DEPTH, ROOT, PREDICTED, STATE = 0, 4, 5, 6, 7, 19
 
 
 @_compiled
@@ -516,7 +543,7 @@ def learn_bit(shape, tables, stream, curves, state, y, learn):
     if learn:
         about = state[0], state[1], state[2], state[3]
         t = state[PREDICTED:]
-        made = t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10]
+        made = t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], t[11]
         _learn_bit(shape, tables, stream, curves, about, made, node, depth, y)
     state[NODE] = node << 1 | y
     state[DEPTH] = depth + 1

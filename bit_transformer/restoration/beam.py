@@ -19,9 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from bit_transformer.bit_io import Bits
-from bit_transformer.decoding.session import Session
+from bit_transformer.decoding.portable_engine import PortableEngine
+from bit_transformer.decoding.session import NOT_FINITE, Session
+from bit_transformer.errors import BitStreamError
+from bit_transformer.experts.bank import curves, no_experts
+from bit_transformer.experts.kernels import STATE
 from bit_transformer.model import BitTransformerLM, in_use
 from bit_transformer.nn.patching import leaf_log_probs, pack_patches, patch_distances, unpack_patches
+from bit_transformer.restoration.beam_kernel import best_patches
 
 BEAM, SEGMENTS = 8, 8
 BEFORE, AFTER = 64, 16  # patches around a segment: as context, and to decide between the last hypotheses
@@ -97,25 +102,35 @@ def _search(
     odd_V = patch_distances(torch.zeros(1, 1), c.patch_bits)[0, 0] % 2 == 1
     last_G, at_last_G = real_GN.sum(1) - 1, np.zeros(G, dtype=np.int64)
     session = Session(model, G * beam)
+    session.node_logits()  # raises for weights that are not finite
+    fast = _Compiled(session, G, beam) if isinstance(session.engine, PortableEngine) else None
+    even = c.parity and c.patch_bits == 9
     score_GK = np.where(np.arange(beam) == 0, 0.0, -np.inf) * np.ones((G, 1))
     first_G1 = np.arange(G)[:, None] * beam
     parent_NGK, sent_NGK = (np.empty((N, G, beam), dtype=np.int16) for _ in range(2))
     doubt_NGK = np.empty((N, G, beam), dtype=np.float32)
     for n in range(N):
-        ahead_GKV = leaf_log_probs(session.node_logits()).reshape(G, beam, V)
-        distance_G1V = patch_distances(torch.from_numpy(patch_GN[:, n : n + 1]), c.patch_bits)
-        ahead_GKV = ahead_GKV + distance_G1V * per_flip * real_GN[:, n, None, None]
-        if c.parity and c.patch_bits == 9:
-            ahead_GKV[..., odd_V] = -np.inf
-        probability_GKV = np.exp(ahead_GKV - np.logaddexp.reduce(ahead_GKV, axis=-1, keepdims=True))
-        all_GA = (score_GK[:, :, None] + ahead_GKV).reshape(G, -1)
-        best_GK = np.argpartition(-all_GA, beam - 1, axis=1)[:, :beam]
-        best_GK = _in_place(best_GK, V)
-        score_GK = np.take_along_axis(all_GA, best_GK, axis=1)
-        parent_GK, sent_GK = np.divmod(best_GK, V)
+        penalty_G = np.where(real_GN[:, n], per_flip, 0.0)
+        if fast is not None:
+            score_GK, parent_GK, sent_GK, doubt_GK = fast(patch_GN[:, n], penalty_G, even, score_GK)
+        else:
+            ahead_GKV = leaf_log_probs(session.node_logits()).reshape(G, beam, V)
+            distance_G1V = patch_distances(torch.from_numpy(patch_GN[:, n : n + 1]), c.patch_bits)
+            ahead_GKV = ahead_GKV + distance_G1V * penalty_G[:, None, None]
+            if even:
+                ahead_GKV[..., odd_V] = -np.inf
+            probability_GKV = np.exp(ahead_GKV - np.logaddexp.reduce(ahead_GKV, axis=-1, keepdims=True))
+            all_GA = (score_GK[:, :, None] + ahead_GKV).reshape(G, -1)
+            best_GK = np.argpartition(-all_GA, beam - 1, axis=1)[:, :beam]
+            score_GK = np.take_along_axis(all_GA, best_GK, axis=1)
+            parent_GK, sent_GK = np.divmod(best_GK, V)
+            doubt_GK = 1 - np.take_along_axis(probability_GKV.reshape(G, -1), best_GK, axis=1)
+        order_GK = _in_place(parent_GK)
+        score_GK, doubt_GK = (np.take_along_axis(array, order_GK, axis=1) for array in (score_GK, doubt_GK))
+        parent_GK, sent_GK = (np.take_along_axis(array, order_GK, axis=1) for array in (parent_GK, sent_GK))
         parent_NGK[n], sent_NGK[n] = parent_GK, sent_GK
         at_last_G = np.where(last_G == n, score_GK.argmax(1), at_last_G)
-        doubt_NGK[n] = 1 - np.take_along_axis(probability_GKV.reshape(G, -1), best_GK, axis=1)
+        doubt_NGK[n] = doubt_GK
         session.select((first_G1 + parent_GK).ravel())
         session.feed(torch.from_numpy(sent_GK.reshape(-1, 1)).to(session.state_BD.device), long=True)
         on_patch(n + 1, N)
@@ -128,16 +143,73 @@ def _search(
     return best_GN, doubt_GN
 
 
-def _in_place(best_GK: NDArray[np.int64], V: int) -> NDArray[np.int64]:
-    """Reorder the choices so that most hypotheses stay in their slot: the first child of each takes its parent's slot."""
-    placed_GK = np.empty_like(best_GK)
-    for row, best_K in enumerate(best_GK):
-        order: list[int | None] = [None] * len(best_K)
+class _Compiled:
+    """The choice of the best patches by `beam_kernel`, for the portable engine."""
+
+    def __init__(self, session: Session, segments: int, beam: int) -> None:
+        assert isinstance(session.engine, PortableEngine)
+        self.session, self.engine = session, session.engine
+        experts, P = session.experts, session.model.config.patch_bits
+        shape, tables, _ = bank = no_experts(P) if experts is None else (experts.banks[0].shape, experts.tables, None)
+        self.shape, self.tables, self.none = shape, tables, bank[2]
+        features = 1 if experts is None else experts.banks[0].features
+        B = segments * beam
+        self.opened = np.zeros((B, STATE), dtype=np.int64)
+        self.features = np.zeros((1, 1, features), dtype=np.int8)
+        self.room = (
+            np.empty(P + 2, dtype=np.int64),
+            np.empty(P + 2),
+            np.empty(1 << P, dtype=np.int64),
+            np.empty(1 << P),
+        )
+
+    def __call__(
+        self, patch_G: NDArray[np.int64], penalty_G: NDArray[np.float64], even: bool, score_GK: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Scores, parents, patches and doubts of the best continuations: (G, K) each.
+
+        Raises:
+            BitStreamError: a logit is NaN.
+        """
+        experts, engine = self.session.experts, self.engine
+        found_score_GK, doubt_GK = np.empty_like(score_GK), np.empty_like(score_GK)
+        parent_GK, sent_GK = np.empty(score_GK.shape, dtype=np.int64), np.empty(score_GK.shape, dtype=np.int64)
+        best_patches(
+            self.shape,
+            self.tables,
+            self.none if experts is None else experts.stream,
+            curves(),
+            engine.plan,
+            engine.weights,
+            engine.state,
+            self.opened,
+            self.features,
+            np.ones(score_GK.size, dtype=np.int64) if experts is None else experts.starts(),
+            np.ascontiguousarray(patch_G),
+            penalty_G,
+            even,
+            np.ascontiguousarray(score_GK),
+            found_score_GK,
+            parent_GK,
+            sent_GK,
+            doubt_GK,
+            *self.room,
+        )
+        if not np.isfinite(found_score_GK[:, 0]).all():
+            raise BitStreamError(NOT_FINITE)
+        return found_score_GK, parent_GK, sent_GK, doubt_GK
+
+
+def _in_place(parent_GK: NDArray[np.int64]) -> NDArray[np.int64]:
+    """An order of the choices in which most hypotheses stay in their slot: the first child of each takes its parent's slot."""
+    order_GK = np.empty_like(parent_GK)
+    for row, parent_K in enumerate(parent_GK.tolist()):
+        order: list[int | None] = [None] * len(parent_K)
         others = []
-        for choice in best_K.tolist():
-            if order[choice // V] is None:
-                order[choice // V] = choice
+        for index, parent in enumerate(parent_K):
+            if order[parent] is None:
+                order[parent] = index
             else:
-                others.append(choice)
-        placed_GK[row] = [choice if choice is not None else others.pop() for choice in order]
-    return placed_GK
+                others.append(index)
+        order_GK[row] = [index if index is not None else others.pop() for index in order]
+    return order_GK

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from bit_transformer.errors import BitStreamError, ConfigError, Give
 
@@ -24,22 +26,34 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write bytes to a temporary name beside the file, and rename it; an old file stays until then.
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Within: a file under a temporary name. At the end it gets its name; after an error nothing is left.
 
     Raises:
         OSError: writing failed; it names the file, not the temporary one.
     """
     temporary = _beside(path)
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            yield file
         os.replace(temporary, path)
     except OSError as refused:
         _remove(temporary)
         raise OSError(refused.errno, refused.strerror, str(path)) from None
-    except BaseException:  # an interrupt
+    except BaseException:
         _remove(temporary)
         raise
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write bytes to a temporary name beside the file, and rename it; an old file stays until then.
+
+    Raises:
+        OSError: writing failed; it names the file, not the temporary one.
+    """
+    with new_file(path) as file:
+        file.write(data)
 
 
 def check_out(out: Path, what: str = "out") -> None:

@@ -58,7 +58,7 @@ def stream(request: GenerateRequest, workspace: Workspace) -> Iterator[bytes]:
     """
     _check(request.max_bytes, request.stop)
     model = _autoregressive(request.run, request.sampling, workspace)
-    check_engine(model, 1, request.engine)  # before the first byte goes out
+    check_engine(model, request.engine)  # before the first byte goes out
     return stream_bytes(
         model, request.prompts[0], request.max_bytes, request.sampling, stop=request.stop, engine=request.engine
     )

@@ -74,6 +74,8 @@ OPERATIONS = {
         Operation("infill", requests.InfillRequest, "restoration:infill", long=True),
         Operation("repair", requests.RepairRequest, "restoration:repair_file", writes=True, long=True),
         Operation("protect", requests.ProtectRequest, "restoration:protect_file", writes=True),
+        Operation("compress", requests.CompressRequest, "compression:compress", writes=True, long=True),
+        Operation("decompress", requests.DecompressRequest, "compression:decompress", writes=True, long=True),
         Operation("evaluate", requests.EvaluateRequest, "evaluation:evaluate", long=True),
         Operation("score", requests.ScoreRequest, "evaluation:score", long=True),
         Operation("telemetry", requests.FileTelemetryRequest, "telemetry:of_file"),

@@ -89,7 +89,9 @@ class GenerateRequest(Request):
     max_bytes: int = 256
     sampling: Sampling = Sampling()
     stop: tuple[bytes, ...] = Field((), description="A stream ends before the first of these strings.")
-    engine: str = Field("auto", description="What computes the steps: auto, torch, or single-stream (one stream, CPU).")
+    engine: str = Field(
+        "auto", description="What computes the steps: auto, torch, or portable (exact and fast; float32 on a CPU)."
+    )
 
 
 class GateRequest(Request):
@@ -138,6 +140,36 @@ class ProtectRequest(Request):
     path: Path
     out: Path
     undo: bool = False
+
+
+class CompressRequest(Request):
+    """Compress a file, with a model or with adaptive predictors alone."""
+
+    path: Path
+    out: Path | None = Field(None, description="Default: the file's name with .btlm at its end.")
+    run: str | None = Field(
+        None, description="The model that predicts the data; the same one is needed to decompress. Default: none."
+    )
+    adapt: float = Field(
+        0.0, description="Step size by which the model's head and mixer learn while coding; 0: they do not."
+    )
+    frame_bytes: int | None = Field(
+        None, description="Data per frame. Frames are independent. Default: 16 MiB, with a model 256 KiB."
+    )
+    jobs: int | None = Field(None, description="Threads; default: one per core.")
+    verify: bool = Field(True, description="Decode everything again and compare.")
+    overwrite: bool = Field(False, description="Replace a file of that name.")
+
+
+class DecompressRequest(Request):
+    """Read a compressed file back."""
+
+    path: Path
+    out: Path | None = Field(None, description="Default: the file's name without .btlm.")
+    run: str | None = Field(None, description="The model that the file was compressed with, if it was.")
+    jobs: int | None = Field(None, description="Threads; default: one per core.")
+    keep_going: bool = Field(False, description="Write zeros where the file is damaged, and list these ranges.")
+    overwrite: bool = Field(False, description="Replace a file of that name.")
 
 
 class EvaluateRequest(Request):

@@ -37,6 +37,7 @@ from bit_transformer.training.objectives import check_teacher, objective_for
 from bit_transformer.training.optim import Optimizers, clip_gradients, schedule
 from bit_transformer.training.out_of_memory import is_out_of_memory, memory_advice
 from bit_transformer.training.precision import autocast
+from bit_transformer.training.run_lengths import RunLengths
 from bit_transformer.training.state import Progress, Record, crossed
 from bit_transformer.training.streamed import StreamedWindows
 from bit_transformer.training.validation import AVERAGED, Validation
@@ -101,6 +102,8 @@ class Trainer:
                 )
         self.growth = Growth(self.config.progressive, shapes, self.may_grow)
         self.objective = objective_for(self.model.config, teacher=self.teacher, trust=self.config.distillation)
+        if self.config.compress_prob:
+            self.objective = RunLengths(self.objective, self.config.compress_prob)
         self.optimizers = Optimizers(self.model, self.config.optim)
         self.kept = None if self.validation is None else Validation(self.validation, self.config)
         self.latest: Batch | None = None
@@ -180,7 +183,7 @@ class Trainer:
         rate = schedule(progress.share, config.optim) * self.growth.rate(progress)
         self.optimizers.set_rate(rate)
         batch = self.latest = self.windows.draw(config.batch_size)
-        nats = self._accumulated(batch)
+        nats, coded = self._accumulated(batch)
         norm = clip_gradients(self.model, config.clip_norm, wait=self._on_processor)
         if self._on_processor:
             self._check_finite(nats, norm, progress.step + 1)
@@ -198,6 +201,8 @@ class Trainer:
             grad_norm=cast(float, norm),
             rate=rate,
         )
+        if coded is not None:
+            record["coded_bpb"] = float(coded) / math.log(2) * self.model.config.byte_bits
         self._unsettled.append(record)
         if self._on_processor:
             self.settle()
@@ -229,8 +234,8 @@ class Trainer:
                 step,
             )
 
-    def _accumulated(self, batch: Batch) -> Tensor:
-        """Compute the gradients of a batch; returns its nats per bit. With `auto_batch`, retries with more micro-batches if out of memory."""
+    def _accumulated(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Compute the gradients of a batch; returns its nats per bit, and those of windows that were run-length coded. With `auto_batch`, retries with more micro-batches if out of memory."""
         while True:
             # Dropout depends only on seed and step, so a resumed run needs no generator state.
             torch.manual_seed((self.config.seed << 32) + self.progress.step)
@@ -245,11 +250,12 @@ class Trainer:
             gc.collect()
             self.progress.micro_batches = min(2 * self.micro_batches, self.config.batch_size)
 
-    def _backward(self, batch: Batch) -> Tensor:
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         bits_BT = batch.bits_BT.to(self.device, non_blocking=True)
         features_BTF = None if batch.features_BTF is None else batch.features_BTF.to(self.device, non_blocking=True)
         parts = self.micro_batches
         nats = torch.zeros((), dtype=torch.float64 if self._on_processor else torch.float32, device=self.device)
+        coded, coded_fraction = torch.zeros_like(nats), 0.0
         for at, micro_BT in enumerate(bits_BT.chunk(parts)):
             said_BTF = None if features_BTF is None else features_BTF.chunk(parts)[at]
             with autocast(self.device, self.config.amp):
@@ -257,7 +263,10 @@ class Trainer:
             fraction = len(micro_BT) / len(bits_BT)
             (made.loss * fraction).backward()  # type: ignore[no-untyped-call]
             nats += made.nats.detach().to(nats.dtype) * fraction
-        return nats
+            if made.coded is not None:
+                coded += made.coded[0].to(nats.dtype) * made.coded[1] * fraction
+                coded_fraction += made.coded[1] * fraction
+        return nats, coded / coded_fraction if coded_fraction else None
 
     @property
     def reach(self) -> float:
@@ -429,11 +438,16 @@ def check_training(model: ModelConfig, config: TrainConfig) -> None:
     """Refuse a training config that does not fit the model.
 
     Raises:
-        ConfigError: a noise curriculum for a model without noise.
+        ConfigError: a noise curriculum for a model without noise; or run-length coded windows where they cannot be.
     """
     if config.curriculum and model.causal:
         raise ConfigError(
             f"got train.curriculum={config.curriculum} and causal=True; a curriculum needs a diffusion model. Try model.causal=false"
+        )
+    if config.compress_prob and (not model.causal or config.batch_size // config.accum_steps < 2):
+        raise ConfigError(
+            f"got train.compress_prob={config.compress_prob:g}, which needs an autoregressive model and micro-batches of two windows or more. "
+            f"Try train.compress_prob=0"
         )
 
 

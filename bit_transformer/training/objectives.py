@@ -43,6 +43,7 @@ class Prediction:
         by: another model's prediction from the same input: z_BNP.
         lost_BN: which patches were predicted; None: all.
         features_BTF: the experts' features, if there are any.
+        coded: of windows that were replaced by their run-length codes: mean nats per bit of these, and their fraction of the windows.
     """
 
     loss: Tensor
@@ -54,6 +55,7 @@ class Prediction:
     by: Callable[[BitTransformerLM], Tensor]
     lost_BN: Tensor | None = None
     features_BTF: Tensor | None = None
+    coded: tuple[Tensor, float] | None = None
 
 
 class Objective(Protocol):

@@ -57,6 +57,8 @@ class Progress:
 class Record(TypedDict, total=False):
     """The record of one update; `train_loop` returns a list of them.
 
+    `coded_bpb` is of windows that were replaced by their run-length codes, per byte of code.
+
     On an accelerator `train_bpb` and `grad_norm` are zero-dimensional tensors. `float()` of one waits for the device; nothing else in an
     update does.
     """
@@ -68,6 +70,7 @@ class Record(TypedDict, total=False):
     grad_norm: float
     rate: float
     val_bpb: float
+    coded_bpb: float
     K: float
     C: float
     S: float

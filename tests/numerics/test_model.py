@@ -14,7 +14,6 @@ from torch.testing import assert_close
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.decoding.session import Session
-from bit_transformer.decoding.single_stream import SingleStreamEngine
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.attention import attend
@@ -46,8 +45,10 @@ def tolerance(model: BitTransformerLM) -> float:
 
 
 @torch.no_grad()
-def assert_stepping_equals_one_forward(model: BitTransformerLM, bits_BT: torch.Tensor, chunk: int) -> None:
-    session = Session(model, len(bits_BT))
+def assert_stepping_equals_one_forward(
+    model: BitTransformerLM, bits_BT: torch.Tensor, chunk: int, engine: str = "torch"
+) -> None:
+    session = Session(model.eval(), len(bits_BT), engine=engine)
     pieces = [session.step(part) for part in bits_BT.split(chunk, dim=1)]
     assert_close(torch.cat(pieces, dim=1), model(bits_BT).logits, rtol=1e-5, atol=tolerance(model))
 
@@ -114,18 +115,11 @@ def test_gradients_match_finite_differences_of_the_loops(shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("chunk", [1, 2, 5, 13, 100])
-def test_stepping_in_any_chunks_equals_one_forward(shape, chunk):
+@pytest.mark.parametrize("engine", ["torch", "portable"])
+def test_stepping_in_any_chunks_equals_one_forward(shape, chunk, engine):
     model = random_model(**shape)
     bits_BT = random_bits(3, model.config.max_seq_len)
-    assert_stepping_equals_one_forward(model, bits_BT, chunk)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_single_stream_steps_as_a_batch_does(shape):
-    model = random_model(**shape)
-    bits_BT = random_bits(1, model.config.max_seq_len)
-    assert isinstance(Session(model).engine, SingleStreamEngine)
-    assert_stepping_equals_one_forward(model, bits_BT, chunk=1)
+    assert_stepping_equals_one_forward(model, bits_BT, chunk, engine)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -64,7 +64,7 @@ def test_parameters_optimizer_cache_and_bank_are_those_of_the_model(switches):
     states = [value for state in trainer.optimizers.state_dict().values() for value in state.values()]
     moments = sum(v.nbytes for v in states if isinstance(v, torch.Tensor) and v.ndim > 0)
     assert guess.optimizer == moments
-    session = Session(model, 3)
+    session = Session(model, 3, engine="torch")
     used = estimate_memory(model.config, training=False, batch=3)
     assert used.cache == sum(layer.key_BHSK.nbytes + layer.value_BHSK.nbytes for layer in session.engine.cache.layers)
     if model.config.experts:

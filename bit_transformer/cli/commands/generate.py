@@ -37,7 +37,7 @@ def run(
     ] = "nothing",
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling. Default: a different one each time.")] = None,
     engine: Annotated[
-        str, typer.Option(help="What computes the steps: auto, torch, or single-stream (one continuation, on a CPU).")
+        str, typer.Option(help="What computes the steps: auto, torch, or portable (exact and fast; float32 on a CPU).")
     ] = "auto",
     gate: Annotated[
         bool, typer.Option("--gate", help="Stop at the first window that the run's calibrated gate blocks.")

@@ -1,0 +1,194 @@
+"""How small and how fast is `btlm compress` without a model, beside other compressors, on five files?
+
+Other programs are run with one thread as they are installed; those that are not there are left out.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import harness
+import numpy as np
+
+from bit_transformer.compression.codec import BankCoder, coder_for
+from bit_transformer.compression.files import compress_stream, decompress_stream
+from bit_transformer.data.sources import named_file, stdlib_files
+from bit_transformer.errors import BitTransformerError
+from bit_transformer.machine import cores
+
+FILES = ("tinyshakespeare", "dickens", "xml", "ooffice", "mr")
+QUICK_BYTES = 300_000
+GENERIC = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+DIGEST = (
+    "import sys, hashlib; from bit_transformer.compression import compress_bytes;"
+    "print(hashlib.sha256(compress_bytes(open(sys.argv[1], 'rb').read())).hexdigest())"
+)
+
+
+class Peer(NamedTuple):
+    """Another program: commands to compress FILE to OUT and OUT back to BACK."""
+
+    name: str
+    needs: str
+    pack: str
+    unpack: str
+
+
+PEERS = (
+    Peer("xz -9e", "xz", "xz -9e -k -c FILE > OUT", "xz -d -c OUT > BACK"),
+    Peer("zstd --ultra -22", "zstd", "zstd --ultra -22 -q -c FILE > OUT", "zstd -d -q -c --memory=2048MB OUT > BACK"),
+    Peer("brotli -11", "brotli", "brotli -q 11 -w 24 -c FILE > OUT", "brotli -d -c OUT > BACK"),
+    Peer("bzip3", "bzip3", "bzip3 -e -b 64 -c FILE > OUT", "bzip3 -d -c OUT > BACK"),
+    Peer("PPMd -o8", "7z", "7z a -m0=PPMd:o8:mem=256m -mmt=1 -bd OUT FILE > /dev/null", "7z x -so OUT > BACK"),
+    Peer("zpaq -m5", "zpaq", "zpaq a OUT FILE -m5 -t1 2> /dev/null", "zpaq x OUT FILE -to BACK -t1 2> /dev/null"),
+)
+
+
+class Result(NamedTuple):
+    """One file through one compressor."""
+
+    size: int
+    pack_s: float
+    unpack_s: float
+
+
+def corpora(quick: bool) -> dict[str, bytes]:
+    """The files that can be had; else Python's standard library."""
+    found = {}
+    for name in FILES:
+        try:
+            found[name] = named_file(name).read_bytes()
+        except BitTransformerError:
+            continue
+    if not found:
+        library = stdlib_files()
+        found["stdlib"] = np.asarray(library.read(0, 4_000_000)).tobytes()
+    return {name: data[:QUICK_BYTES] for name, data in found.items()} if quick else found
+
+
+def through(peer: Peer, data: bytes, folder: Path) -> Result:
+    """Run a peer both ways."""
+    names = {"FILE": "plain", "OUT": "packed" + (".zpaq" if peer.needs == "zpaq" else ""), "BACK": "back"}
+    for name in names.values():
+        (folder / name).unlink(missing_ok=True)
+    (folder / "plain").write_bytes(data)
+
+    def shell(command: str) -> float:
+        for word, name in names.items():
+            command = command.replace(word, name)
+        began = time.perf_counter()
+        subprocess.run(command, shell=True, cwd=folder, check=True)
+        return time.perf_counter() - began
+
+    seconds = shell(peer.pack), shell(peer.unpack)
+    assert (folder / "back").read_bytes() == data, peer.name
+    return Result((folder / names["OUT"]).stat().st_size, *seconds)
+
+
+def ours(data: bytes, *, jobs: int = 1, frame_bytes: int | None = None) -> Result:
+    """`btlm compress` both ways, in this process, without reading back while compressing."""
+    packed, plain = io.BytesIO(), io.BytesIO()
+    began = time.perf_counter()
+    compress_stream(
+        io.BytesIO(data), packed, BankCoder(), size=len(data), jobs=jobs, frame_bytes=frame_bytes, verify=False
+    )
+    middle = time.perf_counter()
+    decompress_stream(io.BytesIO(packed.getvalue()), plain, lambda header: coder_for(header, None), jobs=jobs)
+    end = time.perf_counter()
+    assert plain.getvalue() == data
+    return Result(len(packed.getvalue()), middle - began, end - middle)
+
+
+def digest(path: Path, environment: dict[str, str]) -> str:
+    """The digest of a compressed file, from a process of its own."""
+    run = subprocess.run(
+        [sys.executable, "-c", DIGEST, str(path)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout.strip()
+
+
+def main(quick: bool) -> int:
+    """Measure."""
+    files = corpora(quick)
+    total = sum(map(len, files.values()))
+    report = harness.Report(
+        "codec",
+        f"{', '.join(f'{name} {len(data):,}' for name, data in files.items())} bytes; every compressor from nothing, one thread, both ways, "
+        "each once; ours in this process, compiled before",
+        {
+            "bank_over_zpaq": "<= 1",
+            "bank_over_zpaq_mean": "<= 0.97",
+            "bank_speed_over_zpaq": ">= 1",
+            "parallel_bytes_per_s": ">= 500000",
+            "roundtrips": f">= {len(files)}",
+            "same_everywhere": ">= 1",
+        },
+    )
+    ours(b"compile" * 500)
+    peers = [peer for peer in PEERS if shutil.which(peer.needs)]
+    contenders: dict[str, Callable[[bytes, Path], Result]] = {
+        peer.name: (lambda data, folder, peer=peer: through(peer, data, folder)) for peer in peers
+    }
+    contenders["btlm compress"] = lambda data, folder: ours(data)
+    results: dict[str, dict[str, Result]] = {name: {} for name in contenders}
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        for file, data in files.items():
+            for name, call in contenders.items():
+                results[name][file] = call(data, folder)
+        for name, by_file in results.items():
+            sizes = "  ".join(f"{by_file[file].size:>10,}" for file in files)
+            pack, unpack = (sum(result[i] for result in by_file.values()) for i in (1, 2))
+            report.row(name, f"{sizes}   {total / pack / 1e3:>8,.0f} kB/s in {total / unpack / 1e3:>8,.0f} kB/s back")
+        one, two = results["btlm compress"], {}
+        half = {file: -(-len(data) // 2) for file, data in files.items()}
+        for file, data in files.items():
+            two[file] = ours(data, jobs=cores(), frame_bytes=half[file])
+        (folder / "sample").write_bytes(next(iter(files.values()))[:QUICK_BYTES])
+        same = digest(folder / "sample", {}) == digest(folder / "sample", GENERIC)
+    spent = sum(result.pack_s for result in one.values()), sum(result.unpack_s for result in one.values())
+    both = sum(result.pack_s for result in two.values()), sum(result.unpack_s for result in two.values())
+    larger = sum(result.size for result in two.values()) / sum(result.size for result in one.values())
+    report.row(f"in two frames, {cores()} threads", f"{larger:.4f} times as large")
+    if "zpaq -m5" in results:
+        zpaq = results["zpaq -m5"]
+        sizes = [one[file].size / zpaq[file].size for file in files]
+        report.row("size over zpaq -m5", "  ".join(f"{value:.4f}" for value in sizes))
+        report.figures |= {
+            "bank_over_zpaq": max(sizes),
+            "bank_over_zpaq_mean": statistics.mean(sizes),
+            "bank_speed_over_zpaq": min(
+                sum(result[i] for result in zpaq.values()) / sum(result[i] for result in one.values()) for i in (1, 2)
+            ),
+        }
+    else:
+        for key in ("bank_over_zpaq", "bank_over_zpaq_mean", "bank_speed_over_zpaq"):
+            report.goals.pop(key)
+    report.figures |= {
+        "encode_bytes_per_s": total / spent[0],
+        "decode_bytes_per_s": total / spent[1],
+        "parallel_bytes_per_s": total / max(both),
+        "roundtrips": len(one),
+        "same_everywhere": float(same),
+    }
+    if quick:
+        report.leave_out("bank_over_zpaq", "bank_over_zpaq_mean", "bank_speed_over_zpaq", "parallel_bytes_per_s")
+    return report.finish()
+
+
+if __name__ == "__main__":
+    harness.run(main, __doc__)

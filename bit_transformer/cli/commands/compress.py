@@ -1,0 +1,178 @@
+"""`btlm compress` and `btlm decompress`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from bit_transformer.cli.options import Json, Store
+from bit_transformer.cli.output import EXIT_INPUT, console, errors_in_one_line, progress_console, show_json
+from bit_transformer.cli.training_output import live_progress
+from bit_transformer.errors import ConfigError
+from bit_transformer.service import DEFAULT_STORE
+
+if TYPE_CHECKING:
+    from bit_transformer.service.compression import Compressed, Decompressed
+
+PIPE = "-"
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files; - is standard input.")]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out", "-o", help="The result, of one file; - is standard output. Default: FILE with or without .btlm."
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="RUN", help="A run whose model predicts the data. Default: none is needed."),
+]
+Jobs = Annotated[int | None, typer.Option(help="Threads. Default: one per core.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of the results' names.")]
+
+
+def run(
+    files: Files,
+    out: Out = None,
+    model: Model = None,
+    adapt: Annotated[
+        float,
+        typer.Option(help="Step size by which the model's head and mixer learn while coding, such as 0.002; 0: none."),
+    ] = 0.0,
+    frame_bytes: Annotated[
+        int | None,
+        typer.Option(help="Data per frame; frames are independent. Default: 16 MiB, with a model 256 KiB."),
+    ] = None,
+    jobs: Jobs = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Decode everything again and compare.")] = True,
+    overwrite: Overwrite = False,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Compress files: with adaptive predictors alone, which need nothing, or with a model."""
+    with errors_in_one_line(as_json):
+        asked = {
+            "run": model,
+            "adapt": adapt,
+            "frame_bytes": frame_bytes,
+            "jobs": jobs,
+            "verify": verify,
+            "overwrite": overwrite,
+        }
+        for file in _checked(files, out, as_json):
+            _compress(file, _target(file, out), asked, store, as_json)
+
+
+def decompress(
+    files: Files,
+    out: Out = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="RUN", help="The run that the files were compressed with, if they were."),
+    ] = None,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going", help="Write zeros where a file is damaged, list these ranges, and exit with code 2."
+        ),
+    ] = False,
+    jobs: Jobs = None,
+    overwrite: Overwrite = False,
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+) -> None:
+    """Read compressed files back."""
+    with errors_in_one_line(as_json):
+        asked = {"run": model, "keep_going": keep_going, "jobs": jobs, "overwrite": overwrite}
+        damaged = [
+            _decompress(file, _target(file, out), asked, store, as_json) for file in _checked(files, out, as_json)
+        ]
+        if any(damaged):
+            raise typer.Exit(EXIT_INPUT)
+
+
+def _checked(files: list[str], out: str | None, as_json: bool) -> list[str]:
+    if len(files) > 1 and (out is not None or PIPE in files):
+        raise ConfigError(f"got {len(files)} files for one result; one is needed with --out or -. Try each alone")
+    if as_json and (out == PIPE or (out is None and PIPE in files)):
+        raise ConfigError("got --json with standard output as the result; both go there. Try --out FILE")
+    return files
+
+
+def _target(file: str, out: str | None) -> str | None:
+    return PIPE if file == PIPE and out is None else out
+
+
+def _compress(file: str, out: str | None, asked: dict[str, Any], store: Path, as_json: bool) -> None:
+    from bit_transformer.service.compression import coder_of, compress_pipe
+    from bit_transformer.service.operations import call
+    from bit_transformer.service.requests import CompressRequest
+    from bit_transformer.service.workspace import Workspace
+
+    workspace = Workspace(store, "cpu")
+    with live_progress() as job:
+        if PIPE not in (file, out):
+            made: Compressed = call("compress", {**asked, "path": file, "out": out}, workspace, job)
+        else:
+            request = CompressRequest.of({**asked, "path": file})
+            with piped(file, out, overwrite=request.overwrite) as (source, target):
+                compress_pipe(request, source, target, coder_of(request, workspace), job)
+            return
+    if as_json:
+        show_json(made)
+        return
+    smaller = f"{made.bytes / made.compressed:.2f} times smaller, {made.bpb:.3f} bits per byte" if made.bpb else "empty"
+    console.print(
+        f"{made.file}: {made.bytes:,} to {made.compressed:,} bytes ({smaller}), written to {made.out}", soft_wrap=True
+    )
+
+
+def _decompress(file: str, out: str | None, asked: dict[str, Any], store: Path, as_json: bool) -> bool:
+    """Whether something was lost."""
+    from bit_transformer.service.compression import decompress_pipe
+    from bit_transformer.service.operations import call
+    from bit_transformer.service.requests import DecompressRequest
+    from bit_transformer.service.workspace import Workspace
+
+    workspace = Workspace(store, "cpu")
+    with live_progress() as job:
+        if PIPE not in (file, out):
+            made: Decompressed = call("decompress", {**asked, "path": file, "out": out}, workspace, job)
+        else:
+            request = DecompressRequest.of({**asked, "path": file})
+            with piped(file, out, overwrite=request.overwrite) as (source, target):
+                found = decompress_pipe(request, source, target, workspace, job)
+            _show_lost(file, found.lost, found.cut)
+            return bool(found.lost) or found.cut
+    if as_json:
+        show_json(made)
+    else:
+        console.print(f"{made.file}: {made.bytes:,} bytes, written to {made.out}", soft_wrap=True)
+    _show_lost(file, made.lost, made.cut)
+    return bool(made.lost) or made.cut
+
+
+@contextmanager
+def piped(file: str, out: str | None, *, overwrite: bool) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Within: source and target, where at least one is a pipe."""
+    from bit_transformer.service.compression import opened_pair
+
+    with opened_pair(
+        sys.stdin.buffer if file == PIPE else Path(file),
+        sys.stdout.buffer if out in (PIPE, None) else Path(out),
+        overwrite=overwrite,
+    ) as pair:
+        yield pair
+
+
+def _show_lost(file: str, lost: list[tuple[int, int]], cut: bool) -> None:
+    for begin, end in lost:
+        progress_console.print(
+            f"{file}: bytes {begin:,} to {end:,} are lost; they are zeros in the result", soft_wrap=True
+        )
+    if cut:
+        progress_console.print(f"{file}: the end is missing; there may have been more bytes", soft_wrap=True)

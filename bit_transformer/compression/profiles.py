@@ -1,0 +1,89 @@
+"""What the bank is made of that codes a frame without a model; and which of that fits the frame's data."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bit_transformer.coding.filters import absolute_jumps, has_jumps, row_width
+from bit_transformer.config import ExpertConfig
+from bit_transformer.experts.bank import ExpertBank
+
+Bytes = NDArray[np.uint8]
+
+# By number, as in the frame's header: the contexts, and whether words are among them. Part of the format.
+PROFILES = (
+    ({"orders": (1, 2, 3, 4, 5, 6, 7, 9)}, True),
+    ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "sparse": ((2,), (2, 3), (3,), (1, 3))}, False),
+)
+TEXT, BINARY = range(2)
+
+_LARGEST_BUCKETS, _SMALLEST_BUCKETS = 22, 10  # log2
+_LARGEST_HISTORY, _SMALLEST_HISTORY = 26, 10
+_SAMPLE = 1 << 17
+
+
+def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBank:
+    """An empty bank. Arguments as in `container.Frame`; sizes as log2.
+
+    Raises:
+        ConfigError: it needs more memory than there is.
+    """
+    fields, words = PROFILES[profile]
+    config = ExpertConfig.of(
+        {
+            **fields,
+            "words": words,
+            "columns": (columns,) if columns else (),
+            "buckets": 1 << buckets,
+            "history": 1 << history,
+        }
+    )
+    return ExpertBank(config, 8, 0 if words else None)
+
+
+def sizes_for(size: int) -> tuple[int, int]:
+    """Log2 of the buckets and of the history for a frame of so many bytes: larger ones would stay empty."""
+    bits = max(1, size - 1).bit_length()
+    return (
+        min(_LARGEST_BUCKETS, max(_SMALLEST_BUCKETS, bits - 1)),
+        min(_LARGEST_HISTORY, max(_SMALLEST_HISTORY, bits)),
+    )
+
+
+def is_text(data: Bytes) -> bool:
+    """Whether nearly all bytes are printable ASCII, white space or parts of UTF-8."""
+    control = (data < 32) & (data != 9) & (data != 10) & (data != 13)
+    return bool(control.mean() < 0.005) and bool((data >= 127).mean() < 0.3)
+
+
+def plan(data: Bytes) -> tuple[int, int, int]:
+    """Choose profile, filter and columns for a frame. Each is tried on a sample and kept if the code gets shorter."""
+    wanted = min(len(data), _SAMPLE, max(1 << 14, len(data) // 32))
+    begin = (len(data) - wanted) // 2
+    sample = data[begin : begin + wanted]
+    columns = row_width(data)
+    profile, filtered, used = (TEXT if is_text(sample) else BINARY), 0, 0
+    if profile == TEXT and not columns:
+        return profile, filtered, used
+    best = _cost(sample, profile, 0)
+    if profile == BINARY:
+        as_text = _cost(sample, TEXT, 0)
+        if as_text < best:
+            profile, best = TEXT, as_text
+    if columns:
+        with_rows = _cost(sample, profile, columns)
+        if with_rows < best:
+            used, best = columns, with_rows
+    if has_jumps(data):
+        absolute = _cost(absolute_jumps(sample), profile, used)
+        if absolute < best:
+            filtered = 1
+    return profile, filtered, used
+
+
+def _cost(sample: Bytes, profile: int, columns: int) -> int:
+    buckets, history = sizes_for(len(sample))
+    bank = bank_of(profile, columns, buckets, history)
+    code = bank.encode(sample, bank.stream())
+    return len(sample) + 1 if code is None else len(code)
