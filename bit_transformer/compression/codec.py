@@ -196,7 +196,8 @@ class ModelCoder:
 
 def model_digest(model: BitTransformerLM) -> bytes:
     """SHA-256 of what a model computes with: its config, its weights and its experts' tables."""
-    found = hashlib.sha256(json.dumps(model.config.model_dump(mode="json"), sort_keys=True).encode())
+    shape = model.config.model_dump(mode="json", exclude_defaults=True)  # fields that come later do not change it
+    found = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     for name, tensor in sorted(model.weights().items()):
         found.update(name.encode())
         found.update(tensor.detach().contiguous().numpy().data)

@@ -728,6 +728,7 @@ def test_recipes_are_legal(btlm, text_file):
     for recipe in sorted((ROOT / "recipes").glob("*.toml")):
         done = btlm(
             "train", text_file, "--recipe", recipe, "--steps", 1, "--set", "train.batch_size=1", "--out", recipe.stem,
+            "--set", "model.ngram_rows=1024",
             *(("--set", "model.experts.buckets=1024") if "experts" in recipe.stem else ()),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

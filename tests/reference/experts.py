@@ -7,6 +7,7 @@ initial value, buckets are lists, and what overflows 64 bits in the kernels is c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -194,15 +195,19 @@ class SlowBank:
 
     def read(self, unit: int) -> list[list[int]]:
         """Features of the unit's bits, which are learned."""
+        bits = [unit >> (self.U - 1 - depth) & 1 for depth in range(self.U)]
+        return self.go(lambda one: bits.pop(0))
+
+    def go(self, bit_of: Callable[[int], int]) -> list[list[int]]:
+        """The same for a unit whose bits are asked for one by one, given the probability of a one in 1/65536."""
         hashes = self.hashes()
         self.find_match()
         expected_unit = self.history[self.match_at] if self.match_length else None
         before = self.age(1)
         two = mixed(before * 4099 + self.age(2)) >> 30
         rows = []
+        node = 1
         for depth in range(self.U):
-            prefix = unit >> (self.U - depth)
-            node = 1 << depth | prefix
             inside = depth % 4
             root = node >> inside
             if inside == 0:
@@ -235,10 +240,11 @@ class SlowBank:
                 self.map_of(1, (two ^ node * 40503) & 4095),
             ]
             refined = sum(m[knot] * (128 - part) + m[knot + 1] * part for m in maps) >> 7
-            said = self.stretch((2 * self.squash(mix) + refined) >> 6)
+            one = (2 * self.squash(mix) + refined) >> 2
+            said = self.stretch(one >> 4)
             rows.append([x * 3 + 32 >> 6 for x in (*inputs[: self.K + 1], said)])
 
-            bit = unit >> (self.U - 1 - depth) & 1
+            bit = bit_of(min(max(one, 1), 65535))
             for weights, logit in zip(sets, logits, strict=True):
                 error = (bit << 16) - self.squash(logit)
                 for i, x in enumerate(inputs):
@@ -262,7 +268,8 @@ class SlowBank:
                     entry[0] += ((bit << 22) - bit - entry[0]) * share >> 16
                 entry[1] = min(entry[1] + 1, 1023)
                 buckets[k][slot] = after(s, bit)
-        self.end(unit)
+            node = node << 1 | bit
+        self.end(node - (1 << self.U))
         return rows
 
     def end(self, unit: int) -> None:

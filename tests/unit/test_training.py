@@ -6,10 +6,12 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bit_transformer.checkpoint import load_checkpoint
+from bit_transformer.compression import compress_bits
 from bit_transformer.config import TrainConfig
 from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
@@ -17,8 +19,10 @@ from bit_transformer.evaluation.metrics import Protocol, Score, bits_per_byte
 from bit_transformer.model import BitTransformerLM, set_dropout, set_sparse
 from bit_transformer.tensor_file import read_tensors, write_tensors
 from bit_transformer.training import StopTraining, Trainer, autocast, build_windows, cpu_autocast, losses, train_loop
+from bit_transformer.training.objectives import NextBit
 from bit_transformer.training.optim import split_parameters
-from tests.conftest import TEXT, prose, random_bits
+from bit_transformer.training.run_lengths import RunLengths, coded
+from tests.conftest import TEXT, prose, random_bits, random_model
 
 SHAPE = {
     "d_model": 32, "nhead": 2, "num_layers": 2, "max_seq_len": 256, "dropout": 0.1,
@@ -365,3 +369,36 @@ def test_gradients_of_tables_are_dense_on_request_and_any_optimizer_takes_them()
     assert sparse.is_sparse and not dense.is_sparse and torch.equal(sparse.to_dense(), dense)
     torch.optim.AdamW(models[1].parameters()).step()
     assert not split_parameters(models[1])["table"] and split_parameters(models[0])["table"]
+
+
+def test_windows_and_their_run_length_codes_are_learned_together():
+    runs = np.repeat(np.arange(4000) % 2, np.random.default_rng(0).integers(1, 90, 4000)).astype(np.uint8)
+    data = np.packbits(runs[: len(runs) // 8 * 8]).tobytes()
+    model = random_model(max_seq_len=512)
+    history = train_loop(model, data, steps=30, batch_size=8, compress_prob=0.5, amp=False)
+    coded = [record["coded_bpb"] for record in history if "coded_bpb" in record]
+    assert len(coded) > 20 and coded[-1] < coded[0] - 1
+    assert history[-1]["train_bpb"] < history[0]["train_bpb"]
+    plain = train_loop(random_model(max_seq_len=512), data, steps=2, batch_size=8, amp=False)
+    assert "coded_bpb" not in plain[0]
+
+
+def test_the_loss_of_codes_is_that_of_their_bits_alone():
+    model = random_model(max_seq_len=512)
+    bits_BT = torch.zeros(3, 512, dtype=torch.uint8)
+    bits_BT[1, 100:] = 1
+    code_BT, real_BT = coded(bits_BT, model)
+    assert real_BT.sum(1).tolist() == [8 * len(code) for code in compress_bits(bits_BT)]
+    made = RunLengths(NextBit(), 1.0)(model, bits_BT)
+    nats, fraction = made.coded
+    whole = model.nll(code_BT)
+    expected = sum(whole[row][real_BT[row]].mean() for row in (1, 2)) / 2
+    first = code_BT.clone(), real_BT.clone()
+    assert fraction == pytest.approx(2 / 3) and torch.equal(first[0], coded(bits_BT, model)[0])
+    torch.testing.assert_close(nats, expected.detach())
+    torch.testing.assert_close(made.loss, model.nll(bits_BT[:1]).mean() / 3 + expected * 2 / 3)
+
+
+def test_codes_need_company_and_a_model_that_reads_forwards():
+    with pytest.raises(ConfigError, match="compress_prob"):
+        train_loop(random_model(max_seq_len=64), b"abcd" * 100, steps=1, batch_size=1, compress_prob=0.5)

@@ -1,0 +1,67 @@
+"""A decoder of compressed files, written from `docs/format.md` alone: Python's integers, the slow bank, one bit at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from tests.reference.experts import SlowBank
+
+TOP = (1 << 64) - 1
+PROFILES = (
+    [*(("order", n) for n in (1, 2, 3, 4, 5, 6, 7, 9)), ("word",), ("pair",), ("skip",)],
+    [*(("order", n) for n in (1, 2, 3, 4, 5, 6, 8, 12)), *(("sparse", d) for d in ((2,), (2, 3), (3,), (1, 3)))],
+)
+
+
+def checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=8).digest()
+
+
+def number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def frames(file: bytes, most: int) -> Iterator[tuple[int, bytes]]:
+    """The offset of each frame in the data, and its first `most` bytes."""
+    header, check = file[:60], file[60:68]
+    assert header[:10] == bytes.fromhex("89 42 54 4C 4D 0D 0A 1A 01 00") and checksum(header) == check
+    place, offset, table = 68, 0, b""
+    while file[place] == 1:
+        head = file[place : place + 40]
+        assert checksum(head) == file[place + 40 : place + 48]
+        method, profile, jumps, columns = head[1], head[2], head[3], number(head[4:6])
+        buckets, history, size, coded = head[6], head[7], number(head[8:16]), number(head[16:24])
+        payload = file[place + 48 : place + 48 + coded]
+        assert checksum(payload) == head[32:40] and not jumps
+        data = payload if method == 0 else decode(payload, profile, columns, buckets, history, min(most, size))
+        if len(data) >= size:
+            assert checksum(data) == head[24:32]
+        yield offset, data[:most]
+        table += head[8:24]
+        place, offset = place + 48 + coded, offset + size
+    end = file[place:]
+    assert end[0] == 2 and end[1:9] == checksum(table) and end[9 : 9 + len(table)] == table
+    last = end[9 + len(table) :]
+    assert last[:8] == bytes([2, *bytes(7)]) and checksum(last[:32]) == last[32:] and len(last) == 40
+    assert [number(last[i : i + 8]) for i in (8, 16, 24)] == [len(table) // 16, offset, len(table)]
+
+
+def decode(payload: bytes, profile: int, columns: int, buckets: int, history: int, count: int) -> bytes:
+    contexts = [*PROFILES[profile], *([("sparse", (columns,)), ("sparse", (1, columns))] if columns else [])]
+    bank = SlowBank(contexts, 8, 1 << buckets, 1 << history, 7, 0 if profile == 0 else -1)
+    low, high, code, place = 0, TOP, int.from_bytes(payload[:8].ljust(8, b"\0"), "big"), 8
+
+    def next_bit(one: int) -> int:
+        nonlocal low, high, code, place
+        split = low + ((high - low) >> 16) * one
+        bit = int(code <= split)
+        low, high = (low, split) if bit else (split + 1, high)
+        while low >> 56 == high >> 56:
+            byte = payload[place] if place < len(payload) else 0
+            low, high, code, place = low << 8 & TOP, (high << 8 | 255) & TOP, (code << 8 | byte) & TOP, place + 1
+        return bit
+
+    for _ in range(count):
+        bank.go(next_bit)
+    return bytes(bank.units)
