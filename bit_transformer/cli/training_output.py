@@ -36,7 +36,8 @@ def live_progress() -> Iterator[Job]:
             if isinstance(update, Update):
                 bar.update(task, completed=update.share, description=_line(update))
             elif isinstance(update, Reading):
-                bar.update(task, completed=update.done / update.total, description=_reading(update, left(update)))
+                fraction = update.done / update.total if update.total else 0.0
+                bar.update(task, completed=fraction, description=_reading(update, left(update)))
             else:
                 progress_console.print(f"note: {update.text}", soft_wrap=True)
 
@@ -72,13 +73,16 @@ class _TimeLeft:
             self.doing, self.first, self.began = update.doing, update.done, time.monotonic()
         self.done = update.done
         gone, elapsed = update.done - self.first, time.monotonic() - self.began
-        return elapsed * (update.total - update.done) / gone if gone and elapsed >= 1 else None
+        known = update.total and gone and elapsed >= 1
+        return elapsed * (update.total - update.done) / gone if known else None
 
 
 def _reading(update: Reading, seconds: float | None) -> str:
     eta = f" · eta {_clock(seconds)}" if seconds is not None and update.done < update.total else ""
     if update.unit == "bytes":
-        size, unit = (1e6, "MB") if update.total >= 1e6 else (1e3, "kB")
+        size, unit = (1e6, "MB") if max(update.done, update.total) >= 1e6 else (1e3, "kB")
+        if not update.total:
+            return f"{update.doing} {update.done / size:.1f} {unit}"
         return f"{update.doing} {update.done / size:.1f} of {update.total / size:.1f} {unit}{eta}"
     return f"{update.doing} {update.done:,} of {update.total:,} {update.unit}{eta}"
 

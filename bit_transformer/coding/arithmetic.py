@@ -9,18 +9,13 @@ Source: Witten, Neal & Cleary 1987, "Arithmetic coding for data compression", in
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from bit_transformer.compiled import inline
 
 # Rows of a coder's state, of uint64.
 LOW, HIGH, CODE, PLACE, STATE = 0, 1, 2, 3, 4
-PROBABILITY_BITS = 16
-
-_jit: Any = njit
-_inline = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False, inline="always")
 
 
 def new_coder(count: int = 1) -> NDArray[np.uint64]:
@@ -30,14 +25,14 @@ def new_coder(count: int = 1) -> NDArray[np.uint64]:
     return coder
 
 
-@_inline
+@inline
 def _split(coder, one):
     """The end of the part of the interval that belongs to a one."""
     low, high = coder[LOW], coder[HIGH]
     return low + ((high - low) >> np.uint64(16)) * np.uint64(one)
 
 
-@_inline
+@inline
 def _narrow(coder, split, bit):
     if bit:
         coder[HIGH] = split
@@ -45,18 +40,18 @@ def _narrow(coder, split, bit):
         coder[LOW] = split + np.uint64(1)
 
 
-@_inline
+@inline
 def _settled(coder):
     return (coder[LOW] ^ coder[HIGH]) >> np.uint64(56) == np.uint64(0)
 
 
-@_inline
+@inline
 def _shift(coder):
     coder[LOW] = coder[LOW] << np.uint64(8)
     coder[HIGH] = coder[HIGH] << np.uint64(8) | np.uint64(255)
 
 
-@_inline
+@inline
 def encode_bit(coder, payload, one, bit):
     """Write a bit.
 
@@ -74,7 +69,7 @@ def encode_bit(coder, payload, one, bit):
         _shift(coder)
 
 
-@_inline
+@inline
 def end_code(coder, payload):
     """Write the byte that ends the code; the decoder reads zeros after it."""
     place = np.int64(coder[PLACE])
@@ -83,7 +78,7 @@ def end_code(coder, payload):
     coder[PLACE] = np.uint64(place + 1)
 
 
-@_inline
+@inline
 def _next(coder, payload):
     place = np.int64(coder[PLACE])
     coder[PLACE] = np.uint64(place + 1)
@@ -91,14 +86,14 @@ def _next(coder, payload):
     coder[CODE] = coder[CODE] << np.uint64(8) | byte
 
 
-@_inline
+@inline
 def begin_code(coder, payload):
     """Read the first bytes; call before the first `decode_bit`."""
     for _ in range(8):
         _next(coder, payload)
 
 
-@_inline
+@inline
 def decode_bit(coder, payload, one):
     """Read a bit; arguments as in `encode_bit`."""
     split = _split(coder, one)

@@ -5,22 +5,18 @@ Only an encoder decides, so what is found here may differ between machines; what
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
+from bit_transformer.compiled import compiled
 
-_jit: Any = njit
-_compiled = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False)
+Bytes = NDArray[np.uint8]
 
 WIDEST = 1 << 14  # of the rows that are looked for
 _SAMPLE = 1 << 18
 
 
-@_compiled
+@compiled
 def _absolute(data):
     for i in range(len(data) - 5, -1, -1):  # from the end, so that the inverse, from the start, meets the same bytes
         if data[i] & 0xFE == 0xE8 and (data[i + 4] == 0 or data[i + 4] == 0xFF):
@@ -28,7 +24,7 @@ def _absolute(data):
             data[i + 1], data[i + 2], data[i + 3] = target & 255, target >> 8 & 255, target >> 16 & 255
 
 
-@_compiled
+@compiled
 def _relative(data):
     for i in range(len(data) - 4):
         if data[i] & 0xFE == 0xE8 and (data[i + 4] == 0 or data[i + 4] == 0xFF):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from bit_transformer.coding import container
 from bit_transformer.coding.container import BANK, CODED, MODEL, STORED, Frame, checksum
 from bit_transformer.coding.filters import absolute_jumps, relative_jumps
-from bit_transformer.compression.profiles import PROFILES, bank_of, plan, sizes_for
+from bit_transformer.compression.profiles import PROFILES, bank_memory, bank_of, plan, sizes_for
 from bit_transformer.errors import CompressedFileError, ConfigError, Give
+from bit_transformer.experts.bank import Tell, ignore
 
 if TYPE_CHECKING:
     from bit_transformer.decoding.session import Codes, Session
@@ -23,15 +24,9 @@ if TYPE_CHECKING:
 Bytes = NDArray[np.uint8]
 Packed = tuple[Frame, bytes]  # a frame's header and its payload
 
-Tell = Callable[[int], None]
-
 NO_MODEL = bytes(32)
 RATE_UNIT = 1 << 16
 BLOCK = 1 << 12  # units between two looks at whether to stop
-
-
-def _ignore(count: int) -> None:
-    """Where nobody wants to know."""
 
 
 class Coder(Protocol):
@@ -49,10 +44,13 @@ class Coder(Protocol):
     frame_bytes: int
     together: int
 
-    def encode(self, pieces: Sequence[Bytes], tell: Tell = _ignore) -> list[Packed]:
+    def encode(self, pieces: Sequence[Bytes], tell: Tell = ignore) -> list[Packed]:
         """Code up to `together` pieces, each as its own frame. `tell` is called with the bytes done since its last call."""
 
-    def decode(self, frames: Sequence[Packed], tell: Tell = _ignore) -> list[Bytes]:
+    def memory(self, size: int) -> int:
+        """Bytes of memory for a group of frames of so many bytes, about."""
+
+    def decode(self, frames: Sequence[Packed], tell: Tell = ignore) -> list[Bytes]:
         """The inverse. A damaged payload gives other bytes, not an error; `checked` tells."""
 
 
@@ -78,13 +76,17 @@ class BankCoder:
     predictor, rate, digest = BANK, 0, NO_MODEL
     frame_bytes, together = 1 << 24, 1
 
-    def encode(self, pieces: Sequence[Bytes], tell: Tell = _ignore) -> list[Packed]:
+    def encode(self, pieces: Sequence[Bytes], tell: Tell = ignore) -> list[Packed]:
         """As in `Coder`."""
         return [self._encode(piece, tell) for piece in pieces]
 
-    def decode(self, frames: Sequence[Packed], tell: Tell = _ignore) -> list[Bytes]:
+    def decode(self, frames: Sequence[Packed], tell: Tell = ignore) -> list[Bytes]:
         """As in `Coder`."""
         return [self._decode(*packed, tell) for packed in frames]
+
+    def memory(self, size: int) -> int:
+        """As in `Coder`."""
+        return bank_memory(*sizes_for(size)) + 8 * size
 
     def _encode(self, data: Bytes, tell: Tell) -> Packed:
         profile, filtered, columns = plan(data)
@@ -122,13 +124,15 @@ class ModelCoder:
 
     def __init__(self, model: BitTransformerLM, rate: int = 0) -> None:
         from bit_transformer.decoding.session import check_engine
+        from bit_transformer.model import in_use
 
         model.check_causal()
-        check_engine(model, "portable")
+        with in_use(model):
+            check_engine(model, "portable")
         self.model, self.rate, self.digest = model, rate, model_digest(model)
         self.together = 1 if rate else 4
 
-    def encode(self, pieces: Sequence[Bytes], tell: Tell = _ignore) -> list[Packed]:
+    def encode(self, pieces: Sequence[Bytes], tell: Tell = ignore) -> list[Packed]:
         """As in `Coder`."""
         from bit_transformer.bit_io import bytes_to_bits
         from bit_transformer.decoding.bit_loop import ENCODED
@@ -149,7 +153,7 @@ class ModelCoder:
             for piece, code in zip(pieces, codes.written(), strict=True)
         ]
 
-    def decode(self, frames: Sequence[Packed], tell: Tell = _ignore) -> list[Bytes]:
+    def decode(self, frames: Sequence[Packed], tell: Tell = ignore) -> list[Bytes]:
         """As in `Coder`."""
         from bit_transformer.decoding.bit_loop import DECODED
         from bit_transformer.decoding.generation import unpacked
@@ -171,10 +175,17 @@ class ModelCoder:
             made[index] = np.packbits(bits_T.reshape(-1, c.byte_bits)[:, :8])
         return made
 
+    def memory(self, size: int) -> int:
+        """As in `Coder`."""
+        experts = self.model.bank.memory if self.model.config.experts is not None else 0
+        return self.together * (experts + 100 * size)
+
     def _session(self, batch: int) -> Session:
         from bit_transformer.decoding.session import Session
+        from bit_transformer.model import in_use
 
-        session = Session(self.model, batch, engine="portable")
+        with in_use(self.model):
+            session = Session(self.model, batch, engine="portable")
         if session.experts is not None:
             session.experts.learn()
         return session
@@ -195,13 +206,40 @@ class ModelCoder:
 
 
 def model_digest(model: BitTransformerLM) -> bytes:
-    """SHA-256 of what a model computes with: its config, its weights and its experts' tables."""
-    shape = model.config.model_dump(mode="json", exclude_defaults=True)  # fields that come later do not change it
+    """SHA-256 of what a model computes with: the fields of its config that matter to that, its weights and its experts' tables."""
+    c = model.config
+    shape: dict[str, object] = {
+        "d_model": c.d_model,
+        "nhead": c.nhead,
+        "num_layers": c.num_layers,
+        "feedforward": c.feedforward_width,
+        "window": c.max_patches,
+        "attention_window": c.attention_window,
+        "patch_bits": c.patch_bits,
+        "parity": c.parity,
+        "reversible": c.reversible,
+        "ngram_orders": c.ngram_orders,
+        "ngram_rows": c.ngram_rows,
+        "ngram_words": c.ngram_words,
+    }
+    if c.experts is not None:
+        e = c.experts
+        shape["experts"] = {
+            "unit_bits": c.unit_bits,
+            "orders": e.orders,
+            "words": c.expert_words,
+            "bit_orders": e.bit_orders,
+            "sparse": e.sparse,
+            "columns": e.columns,
+            "match_order": e.match_order,
+            "buckets": e.buckets,
+            "history": e.history,
+        }
     found = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     for name, tensor in sorted(model.weights().items()):
         found.update(name.encode())
-        found.update(tensor.detach().contiguous().numpy().data)
-    if model.config.experts is not None:
+        found.update(np.ascontiguousarray(tensor.detach().numpy().astype("<f4", copy=False)).data)
+    if c.experts is not None:
         found.update(model.bank.digest().encode())
     return found.digest()
 
@@ -218,7 +256,7 @@ def coder_for(header: container.Header, model: BitTransformerLM | None) -> Coder
         raise CompressedFileError(
             f"got a file that was compressed with a model ({header.digest.hex()[:12]}); the same model is needed",
             field="run",
-            tries=(Give("run"),),
+            tries=("the model that it was compressed with",),
         )
     coder = ModelCoder(model, header.rate)
     if coder.digest != header.digest:
@@ -226,7 +264,7 @@ def coder_for(header: container.Header, model: BitTransformerLM | None) -> Coder
             f"got a file that was compressed with another model: its digest is {header.digest.hex()[:12]}, this model's "
             f"{coder.digest.hex()[:12]}",
             field="run",
-            tries=(Give("run"),),
+            tries=("the model that it was compressed with",),
         )
     return coder
 
@@ -235,10 +273,12 @@ def check_rate(rate: float) -> int:
     """A step size in 1/65536.
 
     Raises:
-        ConfigError: outside of [0, 0.1].
+        ConfigError: neither 0 nor from 0.0001 to 0.5.
     """
-    if not 0 <= rate <= 0.1:
-        raise ConfigError(f"got rate={rate:g}; it must lie in [0, 0.1]. Try 0.002", field="rate")
+    if rate != 0 and not 0.0001 <= rate <= 0.5:
+        raise ConfigError(
+            f"got adapt={rate:g}; 0, or 0.0001 to 0.5 is needed", field="adapt", tries=(Give("adapt", 0.02),)
+        )
     return round(rate * RATE_UNIT)
 
 

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 
 from bit_transformer.coding import container
-from bit_transformer.coding.container import Entry, Header
+from bit_transformer.coding.container import Entry, Header, Seal, Table
 from bit_transformer.compression.codec import BankCoder, Coder, ModelCoder, Packed, check_rate, checked, coder_for
-from bit_transformer.errors import CompressedFileError, ConfigError, Give
-from bit_transformer.machine import cores
+from bit_transformer.errors import BitTransformerError, Cancelled, CompressedFileError, ConfigError, Give
+from bit_transformer.experts.bank import Tell, ignore
+from bit_transformer.machine import cores, free_memory
 
 if TYPE_CHECKING:
     from bit_transformer.model import BitTransformerLM
-
-Tell = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,9 @@ def new_coder(model: BitTransformerLM | None = None, adapt: float = 0.0) -> Code
     if model is None:
         if rate:
             raise ConfigError(
-                "got adapt without a model; only a model's head and mixer learn so", field="adapt", tries=(Give("run"),)
+                "got adapt without a model; only a model's head and mixer learn so",
+                field="adapt",
+                tries=("a model", Give("adapt", 0.0)),
             )
         return BankCoder()
     return ModelCoder(model, rate)
@@ -111,28 +112,31 @@ def compress_stream(
     frame_bytes: int | None = None,
     jobs: int | None = None,
     verify: bool = True,
-    tell: Tell = lambda done: None,
+    tell: Tell = ignore,
 ) -> Packing:
-    """Compress a stream; memory does not grow with it.
+    """Compress a stream. Memory does not grow with it, but for a line of the frame table per frame.
 
     Args:
         size: its length, if known.
         frame_bytes: bytes of a frame. Default: the coder's.
-        jobs: threads. Default: one per core.
+        jobs: threads. Default: one per core, as far as memory allows.
         verify: whether to decode each frame again and compare.
-        tell: called with the bytes done.
+        tell: called with the bytes done; it may raise an error to stop.
 
     Raises:
-        ConfigError: an invalid size of frames or number of threads.
-        CompressedFileError: a frame was decoded into other data: this machine does not compute reliably.
+        ConfigError: an invalid size of frames or number of threads, or not enough memory.
+        BitStreamError: the stream cannot be read.
+        CompressedFileError: a frame was decoded into other data, so this machine does not compute reliably; or the length changed.
     """
     each = coder.frame_bytes if frame_bytes is None else frame_bytes
-    if not 1 <= each <= container.LARGEST_FRAME:
+    largest = container.LARGEST_FRAME[coder.predictor]
+    if not 1 <= each <= largest:
         raise ConfigError(
-            f"got frame_bytes={each}; 1 to {container.LARGEST_FRAME} is needed. Try {coder.frame_bytes}",
+            f"got frame_bytes={each}; 1 to {largest} is needed",
             field="frame_bytes",
+            tries=(Give("frame_bytes", coder.frame_bytes),),
         )
-
+    threads = _threads(jobs, coder.memory(each if size is None else min(each, size)))
     count = _Count(tell, 2 if verify else 1)
 
     def work(pieces: list[bytes]) -> list[Packed]:
@@ -144,38 +148,26 @@ def compress_stream(
         return made
 
     known = container.UNKNOWN if size is None else size
-    target.write(
-        container.pack_header(Header(coder.predictor, coder.rate, known, version("bit-transformer"), coder.digest))
-    )
+    header = Header(coder.predictor, coder.rate, known, version("bit-transformer"), coder.digest)
+    packed, seal = container.pack_header(header)
+    _write(target, packed)
     entries: list[Entry] = []
-    done = 0
-    for made in _in_order(work, _grouped(_pieces(source, each), coder.together), _checked_jobs(jobs)):
+    done, coded = 0, len(packed)
+    together = _together(coder, None if size is None else -(-size // each), threads)
+    for made in _in_order(work, _grouped(_pieces(source, each), together), threads):
         for frame, payload in made:
-            target.write(container.pack_frame(frame) + payload)
-            entries.append(Entry(frame.size, frame.coded))
-            done += frame.size
+            packed = container.pack_frame(frame, len(entries), seal) + payload
+            _write(target, packed)
+            entries.append(frame.entry)
+            done, coded = done + frame.size, coded + len(packed)
     tell(done)
     if size is not None and done != size:
         raise CompressedFileError(
             f"got {done} bytes from a file of {size}; it changed while it was read", tries=("again, or a copy",)
         )
-    target.write(container.pack_end(entries))
-    coded = container.HEADER_SIZE + len(container.pack_end(entries))
-    return Packing(done, coded + sum(container.FRAME_SIZE + entry.coded for entry in entries), len(entries))
-
-
-def _pieces(source: BinaryIO, each: int) -> Iterator[bytes]:
-    while piece := _read(source, each):
-        yield piece
-
-
-def _read(source: BinaryIO, size: int) -> bytes:
-    """So many bytes, or what is left: a pipe may give fewer at a time."""
-    parts: list[bytes] = []
-    while size and (part := source.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    packed = container.pack_end(entries, seal)
+    _write(target, packed)
+    return Packing(done, coded + len(packed), len(entries))
 
 
 def decompress_stream(
@@ -186,54 +178,72 @@ def decompress_stream(
     jobs: int | None = None,
     keep_going: bool = False,
     before: Callable[[int | None], None] = lambda size: None,
-    tell: Tell = lambda done: None,
+    tell: Tell = ignore,
 ) -> Unpacking:
-    """Decompress a stream; memory does not grow with it.
+    """Decompress a stream. Memory does not grow with it, but for a line of the frame table per frame.
 
     Args:
         coder_of: gives the coder that a header asks for.
-        jobs: threads. Default: one per core.
+        jobs: threads. Default: one per core, as far as memory allows.
         keep_going: whether to write zeros for damaged frames and go on. Their ranges are in the result.
         before: called with the declared length, if it is known, before anything is written; it may raise an error.
-        tell: called with the bytes done.
+        tell: called with the bytes done; it may raise an error to stop.
 
     Raises:
         CompressedFileError: damage, missing bytes, trailing bytes, or another model.
+        ConfigError: an invalid number of threads, or not enough memory.
     """
-    header = container.read_header(source)
+    header, seal = container.read_header(source)
     coder = coder_of(header)
-    frames = _Frames(source, keep_going)
-    before(frames.declared if header.size == container.UNKNOWN else header.size)
-
+    table = container.read_table(source, seal) if source.seekable() else None
+    declared = header.size if header.size != container.UNKNOWN else table.size if table else None
+    before(declared)
+    frames = _Frames(source, seal)
+    found = frames.by_table(table) if keep_going and table else frames.in_order(keep_going)
+    largest = max((entry.size for entry in table.entries), default=1) if table else coder.frame_bytes
+    threads = _threads(jobs, coder.memory(largest))
     count = _Count(tell)
 
     def work(group: list[_Found]) -> list[tuple[int, bytes | None]]:
         intact = [packed for _, packed in group if packed is not None]
-        made: list[tuple[int, bytes | None]] = [(size, None) for size, _ in group]
-        try:
-            decoded = iter(coder.decode(intact, count.add) if intact else [])
-            for index, (size, packed) in enumerate(group):
-                if packed is not None:
-                    made[index] = size, checked(packed[0], next(decoded))
-        except CompressedFileError:
-            if not keep_going:
-                raise
-        return made
+        decoded = iter(_decoded(coder, intact, count.add, keep_going))
+        return [(size, None if packed is None else next(decoded)) for size, packed in group]
 
     lost: list[tuple[int, int]] = []
     done = 0
-    for made in _in_order(work, _grouped(frames.read(), coder.together), _checked_jobs(jobs)):
+    together = _together(coder, len(table.entries) if table else None, threads)
+    for made in _in_order(work, _grouped(found, together), threads):
         for size, data in made:
-            target.write(bytes(size) if data is None else data)
+            if declared is not None and done + size > declared and not keep_going:
+                raise _other_size(declared)
+            _write(target, bytes(size) if data is None else data)
             if data is None:
                 lost.append((done, done + size))
             done += size
-    tell(done)
-    if header.size not in (container.UNKNOWN, done) and not keep_going:
-        raise CompressedFileError(
-            f"got {done} bytes of data where {header.size} were declared", tries=("an intact copy of the file",)
-        )
-    return Unpacking(done, lost, frames.cut)
+        tell(done)
+    if declared is not None and done != declared and not keep_going:
+        raise _other_size(declared)
+    return Unpacking(done, lost, frames.cut or (declared is not None and done < declared))
+
+
+def _other_size(declared: int) -> CompressedFileError:
+    return CompressedFileError(
+        f"got another number of bytes than the {declared} that were declared", tries=("an intact copy of the file",)
+    )
+
+
+def _decoded(coder: Coder, frames: list[Packed], tell: Tell, keep_going: bool) -> list[bytes | None]:
+    """The data of intact frames; None for one that cannot be decoded."""
+    try:
+        return [checked(frame, data) for (frame, _), data in zip(frames, coder.decode(frames, tell), strict=True)]
+    except Cancelled:
+        raise
+    except BitTransformerError:
+        if not keep_going:
+            raise
+    if len(frames) == 1:
+        return [None]
+    return [_decoded(coder, [packed], tell, keep_going)[0] for packed in frames]
 
 
 class _Count:
@@ -260,54 +270,73 @@ _Found = tuple[int, "Packed | None"]  # bytes of data of a frame; the frame, if 
 class _Frames:
     """The frames of a compressed stream after its header.
 
-    Args:
-        keep_going: whether damaged frames are skipped. The frame table at the end of the stream then says where the next one begins.
-
     Attributes:
-        declared: bytes of data by the frame table, if the stream can be searched.
         cut: whether frames may be missing at the end.
     """
 
-    def __init__(self, source: BinaryIO, keep_going: bool) -> None:
-        self.source, self.keep_going, self.cut = source, keep_going, False
-        self.table = container.read_table(source) if source.seekable() else None
-        self.declared = None if self.table is None else sum(entry.size for entry in self.table)
+    def __init__(self, source: BinaryIO, seal: Seal) -> None:
+        self.source, self.seal, self.cut = source, seal, False
 
-    def read(self) -> Iterator[_Found]:
-        """The frames, in order.
+    def in_order(self, keep_going: bool) -> Iterator[_Found]:
+        """The frames one after the other. To keep going, damaged payloads are skipped; after a damaged header nothing can be found.
 
         Raises:
             CompressedFileError: damage that is not to be skipped.
         """
-        place, seen = container.HEADER_SIZE, list[Entry]()
+        seen: list[Entry] = []
         while True:
-            listed = self.table[len(seen)] if self.table is not None and len(seen) < len(self.table) else None
             try:
-                frame = container.read_frame(self.source)
-                if frame is None:
-                    container.read_end(self.source, seen)
-                    return
+                frame = container.read_frame(self.source, len(seen), self.seal)
             except CompressedFileError:
-                if not self.keep_going:
+                if not keep_going:
                     raise
-                if listed is None:
-                    self.cut = self.table is None
-                    return
-                seen.append(listed)
-                place += container.FRAME_SIZE + listed.coded
-                self.source.seek(place)
-                yield listed.size, None
-                continue
-            seen.append(Entry(frame.size, frame.coded))
-            place += container.FRAME_SIZE + frame.coded
+                self.cut = True
+                return
+            if frame is None:
+                if not keep_going:
+                    container.read_end(self.source, seen, self.seal)
+                return
+            seen.append(frame.entry)
             try:
-                payload = container.read_payload(self.source, frame)
+                yield frame.size, (frame, container.read_payload(self.source, frame))
             except CompressedFileError:
-                if not self.keep_going:
+                if not keep_going:
                     raise
                 yield frame.size, None
-                continue
-            yield frame.size, (frame, payload)
+
+    def by_table(self, table: Table) -> Iterator[_Found]:
+        """The frames that the frame table lists. Each is looked for where it is if nothing was lost before it, and where it is if nothing was
+        lost after it."""
+        from_begin = container.HEADER_SIZE
+        from_end = table.begin - sum(container.FRAME_SIZE + entry.coded for entry in table.entries)
+        for index, entry in enumerate(table.entries):
+            yield entry.size, self._at(from_begin, index, entry) or self._at(from_end, index, entry)
+            from_begin += container.FRAME_SIZE + entry.coded
+            from_end += container.FRAME_SIZE + entry.coded
+
+    def _at(self, place: int, index: int, entry: Entry) -> Packed | None:
+        if place < container.HEADER_SIZE:
+            return None
+        self.source.seek(place)
+        try:
+            frame = container.read_frame(self.source, index, self.seal)
+            if frame is None or frame.entry != entry:
+                return None
+            return frame, container.read_payload(self.source, frame)
+        except CompressedFileError:
+            return None
+
+
+def _pieces(source: BinaryIO, each: int) -> Iterator[bytes]:
+    while piece := container.read_bytes(source, each):
+        yield piece
+
+
+def _write(target: BinaryIO, data: bytes) -> None:
+    """Write all of it: an unbuffered stream may take less at a time."""
+    left = memoryview(data)
+    while left:
+        left = left[target.write(left) :]
 
 
 _Given = TypeVar("_Given")
@@ -335,7 +364,23 @@ def _in_order(work: Callable[[_Given], _Made], groups: Iterator[_Given], jobs: i
                 future.cancel()
 
 
-def _checked_jobs(jobs: int | None) -> int:
+def _together(coder: Coder, frames: int | None, threads: int) -> int:
+    """Frames of a group: as many as are coded together, but so that every thread has work."""
+    return coder.together if frames is None else max(1, min(coder.together, -(-frames // threads)))
+
+
+def _threads(jobs: int | None, memory: int) -> int:
+    """The number of threads.
+
+    Args:
+        memory: bytes that one of them needs.
+
+    Raises:
+        ConfigError: less than one.
+    """
     if jobs is not None and jobs < 1:
-        raise ConfigError(f"got jobs={jobs}; at least 1 is needed. Try {cores()}", field="jobs")
-    return jobs or cores()
+        raise ConfigError(f"got jobs={jobs}; at least 1 is needed", field="jobs", tries=(Give("jobs", cores()),))
+    if jobs is not None:
+        return jobs
+    free = free_memory()
+    return cores() if free is None else max(1, min(cores(), free // max(1, memory)))

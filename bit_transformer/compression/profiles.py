@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.coding.filters import absolute_jumps, has_jumps, row_width
 from bit_transformer.config import ExpertConfig
+from bit_transformer.errors import ConfigError, Give
 from bit_transformer.experts.bank import ExpertBank
+from bit_transformer.machine import free_memory
 
 Bytes = NDArray[np.uint8]
 
 # By number, as in the frame's header: the contexts, and whether words are among them. Part of the format.
-PROFILES = (
+PROFILES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"orders": (1, 2, 3, 4, 5, 6, 7, 9)}, True),
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "sparse": ((2,), (2, 3), (3,), (1, 3))}, False),
 )
@@ -29,6 +33,12 @@ def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBan
     Raises:
         ConfigError: it needs more memory than there is.
     """
+    needed, free = bank_memory(buckets, history), free_memory()
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"got frames that need {needed / 1e9:.1f} GB each; {free / 1e9:.1f} GB are free",
+            tries=(Give("jobs", 1), Give("frame_bytes", 1 << 20)),
+        )
     fields, words = PROFILES[profile]
     config = ExpertConfig.of(
         {
@@ -40,6 +50,12 @@ def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBan
         }
     )
     return ExpertBank(config, 8, 0 if words else None)
+
+
+def bank_memory(buckets: int, history: int) -> int:
+    """Bytes of the largest bank; sizes as log2."""
+    contexts = max(len(fields["orders"]) + len(fields.get("sparse", ())) + 3 * words for fields, words in PROFILES) + 2
+    return contexts * (16 << buckets) + (3 << history)
 
 
 def sizes_for(size: int) -> tuple[int, int]:

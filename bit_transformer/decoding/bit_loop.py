@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.coding.arithmetic import begin_code, decode_bit, encode_bit, end_code
-from bit_transformer.decoding.portable_kernels import LENGTH, compiled, exp, forget, inline, node_logit, step
+from bit_transformer.compiled import compiled, inline
+from bit_transformer.decoding.portable_kernels import LENGTH, exp, forget, node_logit, step
 from bit_transformer.experts.kernels import Stream, Tables, begin_unit, end_unit, learn_bit, predict_bit
 
 Array = NDArray[Any]
@@ -103,18 +104,24 @@ def quantized(p):
 
 @inline
 def _adapt(plan, weights, state, b, node, depth, features, error):
-    """One step of gradient descent on the cost of a bit, for head and mixer. `error`: (bit - probability) times the step size."""
+    """One step of gradient descent on the cost of a bit, for head and mixer. Steps are divided by the size of what they multiply (normalised
+    least mean squares, Nagumo & Noda 1967), so that each of the four parts moves the logit by about `error`, (bit - probability) times the step size.
+    """
     h, row = state.hidden[b], weights.head[node]
+    part = error / np.float32(len(h))
     for d in range(len(h)):
-        row[d] += error * h[d]
+        row[d] += part * h[d]
     weights.bias[node] += error
-    begin = depth * plan.features
+    begin, energy = depth * plan.features, _ONE
     for f in range(plan.features):
-        weights.by_node[node, f] += error * plan.scale * np.float32(features[f])
+        x = np.float32(features[f]) * plan.scale
+        energy += x * x
+    for f in range(plan.features):
+        weights.by_node[node, f] += (error / energy) * (np.float32(features[f]) * plan.scale)
     for d in range(len(h)):
-        scaled = error * h[d] * plan.scale
+        scaled = (part / energy) * h[d]
         for f in range(plan.features):
-            weights.gate[d, begin + f] += scaled * np.float32(features[f])
+            weights.gate[d, begin + f] += scaled * (np.float32(features[f]) * plan.scale)
 
 
 @compiled

@@ -88,6 +88,7 @@ def generate_bytes(
         for index in running.copy():
             begin = max(0, len(outputs[index]) - longest + 1)
             outputs[index] += row[index]
+            del outputs[index][max_bytes:]
             end = _end(outputs[index], begin, stop)
             if end is not None:
                 del outputs[index][end:]
@@ -111,7 +112,7 @@ def stream_bytes(
     longest = max(map(len, stop), default=1)
     text, given = b"", 0
     for (piece,) in stream_rows(model, [prompt], sampling, engine=engine) if max_bytes else ():
-        text += piece
+        text = (text + piece)[:max_bytes]
         end = _end(text, given, stop)
         done = end is not None or len(text) >= max_bytes
         safe = min(max_bytes, len(text) if end is None else end) if done else len(text) - (longest - 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from decimal import Context, Decimal
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ class PortableEngine:
 
     def __init__(self, model: BitTransformerLM, batch: int) -> None:
         self.model = model
-        self.plan, self.weights = prepared(model)
+        self.plan, self.weights = laid_out(model)
         self.state = new_state(model, batch)
         self.capacity = model.config.max_patches + 1
         self._adapts = False
@@ -107,21 +106,9 @@ class PortableEngine:
 
 # ---- a model, laid out ----
 
-_Prepared = tuple[Plan, Weights]
-_prepared: WeakKeyDictionary[BitTransformerLM, tuple[tuple[Any, ...], _Prepared]] = WeakKeyDictionary()
 
-
-def prepared(model: BitTransformerLM) -> _Prepared:
-    """A model's parameters as the kernels read them; kept until one of them changes."""
-    version = tuple((p._version, p.data_ptr()) for p in model.parameters())
-    kept = _prepared.get(model)
-    if kept is None or kept[0] != version:
-        kept = version, _laid_out(model)
-        _prepared[model] = kept
-    return kept[1]
-
-
-def _laid_out(model: BitTransformerLM) -> _Prepared:
+def laid_out(model: BitTransformerLM) -> tuple[Plan, Weights]:
+    """A model's parameters as the kernels read them. Matrices are copied, so later changes of the model have no effect."""
     c, trunk, mixer = model.config, model.trunk, model.mixer
     blocks = trunk.layers()
     nothing = np.zeros((1, 1), dtype=np.float32)

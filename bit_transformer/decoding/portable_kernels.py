@@ -18,17 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from bit_transformer.compiled import compiled, inline
 from bit_transformer.experts.kernels import fetch
 
 Array = NDArray[Any]
-
-_jit: Any = njit
-compiled = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False)
-inline = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False, inline="always")
 
 LANES = 16
 EPS = np.float32(1e-4)  # as in `nn.norm`

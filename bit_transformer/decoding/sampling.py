@@ -90,7 +90,7 @@ class Sampler:
         for index, draws in enumerate(self.random.logistic(size=(len(nodes), self.config.patch_bits)).tolist()):
             logit_V = node_logit_BV[index]
             for draw in draws:
-                nodes[index] = 2 * nodes[index] + int(draw < logit_V[nodes[index]])
+                nodes[index] = 2 * nodes[index] + int(draw < float(logit_V[nodes[index]]))
         return np.array(nodes) - V
 
     def _mask(self, score_BV: NDArray[np.float64], place: int) -> None:

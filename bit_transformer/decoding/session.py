@@ -5,7 +5,8 @@
     logits = session.node_logits()       # of the next patch: sample it, then advance by it
 
 An *engine* computes the trunk's steps. `torch` runs everywhere. `portable` runs float32 on a processor: many times faster, and with the same
-bits on every machine. Their results agree up to rounding.
+bits on every machine. Their results agree up to rounding. Only experts that learn while bits are drawn differ: in the portable engine's loop they learn each
+bit before the next is predicted, as in evaluation; elsewhere they learn a unit when it is complete.
 """
 
 # Shapes: B streams, T bits, N patches or units, U bits of a unit, P bits of a patch, R < P bits of the incomplete patch, D model width,

@@ -40,7 +40,7 @@ _UNITS_PER_HEAD = 4  # units of history per hash head
 _LONGEST_RATE = 1023  # a probability moves by at least 1 / this
 
 
-def _ignore(count: int) -> None:
+def ignore(count: int) -> None:
     """Where nobody wants to know."""
 
 
@@ -117,7 +117,7 @@ class ExpertBank:
         self._read(units.astype(np.uint16), stream, learn, made, kernels.READ, new_coder()[0], _NO_CODE)
         return made
 
-    def encode(self, units: NDArray[Any], stream: Stream, tell: Tell = _ignore) -> NDArray[np.uint8] | None:
+    def encode(self, units: NDArray[Any], stream: Stream, tell: Tell = ignore) -> NDArray[np.uint8] | None:
         """Code N units with the bank's own predictions, learning each bit. None if the code would be longer than the units in bytes.
 
         Args:
@@ -135,7 +135,7 @@ class ExpertBank:
         size = int(coder[PLACE])
         return payload[:size] if size <= len(payload) else None
 
-    def decode(self, payload: NDArray[np.uint8], count: int, stream: Stream, tell: Tell = _ignore) -> Units:
+    def decode(self, payload: NDArray[np.uint8], count: int, stream: Stream, tell: Tell = ignore) -> Units:
         """The inverse of `encode`: `count` units. A damaged code gives other units, not an error."""
         units, coder = np.zeros(count, dtype=np.uint16), new_coder()[0]
         payload = payload.copy()  # compiled loops take arrays that may be written

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from bit_transformer.coding.arithmetic import PLACE as PLACE_OF_CODE
 from bit_transformer.coding.arithmetic import begin_code, decode_bit, encode_bit, end_code
+from bit_transformer.compiled import compiled, inline
 
 Ints = NDArray[Any]
 
@@ -114,13 +115,6 @@ class Curves(NamedTuple):
     share: Ints
 
 
-# Nothing here allocates, so reference counting (_nrt) is off: counting the references of the arrays in the tuples took half of the
-# time.
-_jit: Any = njit
-_compiled = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False)
-_inline = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False, inline="always")
-
-
 @intrinsic
 def fetch(_context, array, index):
     """Prefetch the cache line of a flat array's element: a pass would spend most of its time waiting for memory."""
@@ -138,13 +132,13 @@ def fetch(_context, array, index):
     return types.void(array, types.intp), generate
 
 
-@_inline
+@inline
 def _mixed(x):
     x = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15)
     return x ^ (x >> np.uint64(29))
 
 
-@_inline
+@inline
 def _age(stream, distance):
     """The unit `distance` back, plus one; 0 before the stream's first."""
     n = stream.place[PLACE]
@@ -153,7 +147,7 @@ def _age(stream, distance):
     return np.uint64(stream.recent[(n - distance) & (len(stream.recent) - 1)]) + np.uint64(1)
 
 
-@_inline
+@inline
 def _begin_unit(shape, tables, stream, learn):
     """Hash the contexts of the next unit, and find the match that predicts it."""
     spec, place, hashes, recent = shape.spec, stream.place, stream.hashes, stream.recent
@@ -206,7 +200,7 @@ def _begin_unit(shape, tables, stream, learn):
         place[LENGTH] = 0  # the end of the history: nothing follows
 
 
-@_compiled
+@compiled
 def _find_match(shape, tables, stream, found):
     """Whether the units before `found` in the history equal the units before the current position."""
     place, history, recent = stream.place, tables.history, stream.recent
@@ -226,7 +220,7 @@ def _find_match(shape, tables, stream, found):
         place[LENGTH], place[MATCH] = length, found
 
 
-@_inline
+@inline
 def _line(shape, h, k, above):
     """The hash of a context followed by all but the last bit of a node, and the cache line of its buckets."""
     near = (h ^ np.uint64(above) * np.uint64(0xE7037ED1A0B428DB)) * np.uint64(0x9E3779B97F4A7C15)
@@ -235,14 +229,14 @@ def _line(shape, h, k, above):
     return near, ((np.int64(k) << shape.bucket_bits) + (index & mask & ~3)) * BUCKET
 
 
-@_inline
+@inline
 def _fetch_buckets(shape, tables, stream, above):
     """Prefetch the lines that `_find_buckets` will read; the last bit of its node only selects within them."""
     for k in range(len(stream.hashes)):
         fetch(tables.slots, _line(shape, stream.hashes[k], k, above)[1])
 
 
-@_inline
+@inline
 def _find_buckets(shape, tables, stream, node, learn):
     """Find the bucket of histories of the next up to four bits, for every expert; learning allocates missing ones."""
     slots, buckets, hashes, known = tables.slots, stream.buckets, stream.hashes, stream.known
@@ -275,7 +269,7 @@ def _find_buckets(shape, tables, stream, node, learn):
             buckets[k] = a
 
 
-@_inline
+@inline
 def _end_unit(shape, tables, stream, unit, learn):
     """Advance the stream past a complete unit."""
     place = stream.place
@@ -302,12 +296,12 @@ def _end_unit(shape, tables, stream, unit, learn):
         tables.learned[0] += 1
 
 
-@_inline
+@inline
 def _feature(logit):
     return np.int8((logit * 3 + 32) >> 6)
 
 
-@_inline
+@inline
 def _about_unit(shape, tables, stream):
     """What is the same for all bits of a unit: the unit that the match predicts under a leading one, or -1; the previous unit; a hash of the
     two previous units; a row of mixer weights."""
@@ -321,7 +315,7 @@ def _about_unit(shape, tables, stream):
     return symbol, before, two, row1
 
 
-@_inline
+@inline
 def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, features, i, j, wanted):
     """Compute the features of the bit at a node. Returns what `_learn_bit` needs.
 
@@ -382,10 +376,10 @@ def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, featu
         for k in range(K + 1):
             features[i, j, k] = _feature(inputs[k])
         features[i, j, K + 1] = _feature(stretch[final >> 4])
-    return a0, a1, a2, p, m0, m1, low, part, expected, length, row2, final
+    return a0, a1, a2, p, m0, m1, low, part, expected, length, row2, min(max(final, 1), 65535)
 
 
-@_inline
+@inline
 def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
     """Update all tables with the bit at a node, after `_predict_bit` of it."""
     slots, chance, first, match, weights = tables.slots, tables.chance, tables.first, tables.match, tables.weights
@@ -436,7 +430,7 @@ def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
 READ, ENCODE, DECODE = range(3)
 
 
-@_compiled
+@compiled
 def read(shape, tables, stream, curves, units, learn, features, mode, coder, payload):
     """Advance a stream by units, bit by bit. With `learn`, the tables learn each bit after it was predicted.
 
@@ -463,11 +457,11 @@ def read(shape, tables, stream, curves, units, learn, features, mode, coder, pay
                 shape, tables, stream, curves, about, node, depth, True, features, i, depth, wanted
             )
             if mode == DECODE:
-                y = decode_bit(coder, payload, min(max(predicted[11], 1), 65535))
+                y = decode_bit(coder, payload, predicted[11])
             else:
                 y = (unit >> (U - 1 - depth)) & 1
                 if mode == ENCODE:
-                    encode_bit(coder, payload, min(max(predicted[11], 1), 65535), y)
+                    encode_bit(coder, payload, predicted[11], y)
             if learn:
                 _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y)
             node = node << 1 | y
@@ -478,13 +472,13 @@ def read(shape, tables, stream, curves, units, learn, features, mode, coder, pay
             return
 
 
-@_compiled
+@compiled
 def end(coder, payload):
     """End a code that `read` wrote."""
     end_code(coder, payload)
 
 
-@_compiled
+@compiled
 def nodes(shape, tables, stream, curves, start, patch_bits, features):
     """Features at all nodes of a possible next patch, without advancing or learning.
 
@@ -515,7 +509,7 @@ def nodes(shape, tables, stream, curves, start, patch_bits, features):
 ABOUT, NODE, DEPTH, ROOT, PREDICTED, STATE = 0, 4, 5, 6, 7, 19
 
 
-@_compiled
+@compiled
 def begin_unit(shape, tables, stream, state, learn):
     """Call before the first bit of the next unit."""
     _begin_unit(shape, tables, stream, learn)
@@ -523,7 +517,7 @@ def begin_unit(shape, tables, stream, state, learn):
     state[NODE], state[DEPTH], state[ROOT] = 1, 0, 0
 
 
-@_compiled
+@compiled
 def predict_bit(shape, tables, stream, curves, state, learn, features):
     """Features of the next bit, written to a (1, 1, K + 2) array."""
     node, depth = state[NODE], state[DEPTH]
@@ -536,7 +530,7 @@ def predict_bit(shape, tables, stream, curves, state, learn, features):
         state[PREDICTED + k] = made[k]
 
 
-@_compiled
+@compiled
 def learn_bit(shape, tables, stream, curves, state, y, learn):
     """Give the value of the bit; with `learn` the tables learn it."""
     node, depth = state[NODE], state[DEPTH]
@@ -549,13 +543,13 @@ def learn_bit(shape, tables, stream, curves, state, y, learn):
     state[DEPTH] = depth + 1
 
 
-@_compiled
+@compiled
 def end_unit(shape, tables, stream, state, learn):
     """Call after the last bit: the stream advances past the unit."""
     _end_unit(shape, tables, stream, state[NODE] & ((1 << shape.unit_bits) - 1), learn)
 
 
-@_compiled
+@compiled
 def merge_slots(mine, theirs, sums):
     """Add another bank's histories; if there is no room, the more used bucket of the two stays."""
     for b in range(0, len(theirs) - BUCKET, BUCKET):
@@ -578,7 +572,7 @@ def merge_slots(mine, theirs, sums):
                 mine[b + i] = theirs[b + i]
 
 
-@_compiled
+@compiled
 def remember(shape, tables, units):
     """Append units to the history that is searched for matches."""
     history, heads, learned = tables.history, tables.heads, tables.learned

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bit_transformer.compiled import compiled, inline
 from bit_transformer.decoding.bit_loop import stream_of, tables_of
-from bit_transformer.decoding.portable_kernels import compiled, inline, node_logit
+from bit_transformer.decoding.portable_kernels import node_logit
 from bit_transformer.experts.kernels import DEPTH, NODE, begin_unit, predict_bit
 
 Array = NDArray[Any]
@@ -62,7 +63,7 @@ def best_patches(
         scores: (G, K), of the hypotheses; -inf: none.
         found_scores, found_parents, found_patches, found_doubts: (G, K), best first. The doubt is 1 minus the probability of the patch among those
             that may follow its hypothesis.
-        stack_nodes, stack_scores, leaf_patches, leaf_scores: room for V + P.
+        stack_nodes, stack_scores: room for P + 2. `leaf_patches`, `leaf_scores`: for V.
     """
     G, K = scores.shape
     P = plan.patch_bits

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import BinaryIO
 
 from bit_transformer.coding.container import Header
 from bit_transformer.compression.codec import Coder, coder_for
-from bit_transformer.compression.files import Packing, Unpacking, compress_stream, decompress_stream, new_coder
+from bit_transformer.compression.files import compress_stream, decompress_stream, new_coder
 from bit_transformer.errors import BitStreamError, ConfigError, Give
 from bit_transformer.service.files import check_out, new_file
 from bit_transformer.service.jobs import Job, Reading
@@ -56,7 +58,7 @@ class Decompressed:
 
 
 def compress(request: CompressRequest, workspace: Workspace, job: Job) -> Compressed:
-    """Compress a file. The compressed file is decoded again before it gets its name.
+    """Compress a file. Every frame is decoded again before the file gets its name.
 
     Raises:
         BitStreamError: an unreadable file.
@@ -67,12 +69,9 @@ def compress(request: CompressRequest, workspace: Workspace, job: Job) -> Compre
     out = request.out or path.with_name(path.name + SUFFIX)
     with _opened(path) as source:
         _check_new(path, out, request.overwrite)
-        size = os.fstat(source.fileno()).st_size
         coder = coder_of(request, workspace)
         with new_file(out) as target:
-            made = compress_pipe(request, source, target, coder, job, size=size)
-    bpb = 8 * made.coded / made.size if made.size else None
-    return Compressed(str(path), str(out), made.size, made.coded, bpb, made.frames)
+            return compress_pipe(request, source, target, coder, job, out=str(out))
 
 
 def decompress(request: DecompressRequest, workspace: Workspace, job: Job) -> Decompressed:
@@ -94,19 +93,8 @@ def decompress(request: DecompressRequest, workspace: Workspace, job: Job) -> De
         )
     with _opened(path) as source:
         _check_new(path, out, request.overwrite)
-
-        def check_room(size: int | None) -> None:
-            free = shutil.disk_usage(out.absolute().parent).free
-            if size is not None and size > free:
-                raise ConfigError(
-                    f"{path}: declares {size:,} bytes of data; {free:,} are free where {out} is to be written",
-                    field="out",
-                    tries=(Give("out"),),
-                )
-
         with new_file(out) as target:
-            made = decompress_pipe(request, source, target, workspace, job, before=check_room)
-    return Decompressed(str(path), str(out), made.size, made.lost, made.cut)
+            return decompress_pipe(request, source, target, workspace, job, out=out)
 
 
 def coder_of(request: CompressRequest, workspace: Workspace) -> Coder:
@@ -120,15 +108,16 @@ def coder_of(request: CompressRequest, workspace: Workspace) -> Coder:
 
 
 def compress_pipe(
-    request: CompressRequest, source: BinaryIO, target: BinaryIO, coder: Coder, job: Job, *, size: int | None = None
-) -> Packing:
+    request: CompressRequest, source: BinaryIO, target: BinaryIO, coder: Coder, job: Job, *, out: str
+) -> Compressed:
     """Compress what a stream gives, into another.
 
     Raises:
         ConfigError: settings that do not fit.
     """
+    size = _size(source)
     with job.cancellable():
-        return compress_stream(
+        made = compress_stream(
             source,
             target,
             coder,
@@ -136,8 +125,10 @@ def compress_pipe(
             frame_bytes=request.frame_bytes,
             jobs=request.jobs,
             verify=request.verify,
-            tell=_telling(job, size, "compressed"),
+            tell=lambda done: job.tell(Reading(done, size or 0, "compressed")),
         )
+    bpb = 8 * made.coded / made.size if made.size else None
+    return Compressed(str(request.path), out, made.size, made.coded, bpb, made.frames)
 
 
 def decompress_pipe(
@@ -147,33 +138,45 @@ def decompress_pipe(
     workspace: Workspace,
     job: Job,
     *,
-    before: Callable[[int | None], None] = lambda size: None,
-) -> Unpacking:
+    out: Path | None,
+) -> Decompressed:
     """Read back what a stream gives, into another.
+
+    Args:
+        out: the file that the target is, if it is one: its disk must have room.
 
     Raises:
         CompressedFileError: damage, unless `keep_going`; or another model.
+        ConfigError: not enough room on the disk.
         CheckpointError: no such run.
     """
-    total: list[int | None] = [None]
+    total = 0
 
     def begin(size: int | None) -> None:
-        total[0] = size
-        before(size)
+        nonlocal total
+        total = size or 0
+        free = None if out is None else shutil.disk_usage(out.absolute().parent).free
+        if free is not None and total > free:
+            raise ConfigError(
+                f"{request.path}: declares {total:,} bytes of data; {free:,} are free where {out} is to be written",
+                field="out",
+                tries=(Give("out"),),
+            )
 
     def coder(header: Header) -> Coder:
         return coder_for(header, workspace.model(request.run) if request.run else None)
 
     with job.cancellable():
-        return decompress_stream(
+        made = decompress_stream(
             source,
             target,
             coder,
             jobs=request.jobs,
             keep_going=request.keep_going,
             before=begin,
-            tell=lambda done: _telling(job, total[0], "decompressed")(done),
+            tell=lambda done: job.tell(Reading(done, total, "decompressed")),
         )
+    return Decompressed(str(request.path), "-" if out is None else str(out), made.size, made.lost, made.cut)
 
 
 @contextmanager
@@ -196,8 +199,13 @@ def opened_pair(
             target.flush()
 
 
-def _telling(job: Job, size: int | None, doing: str) -> Callable[[int], None]:
-    return lambda done: job.tell(Reading(done, max(1, done if size is None else size), doing))
+def _size(source: BinaryIO) -> int | None:
+    """The length of a file; None for pipes, devices and files that the system makes up."""
+    try:
+        found = os.fstat(source.fileno())
+    except (OSError, io.UnsupportedOperation):
+        return None
+    return (found.st_size or None) if stat.S_ISREG(found.st_mode) else None
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -213,5 +221,5 @@ def _check_new(path: Path | None, out: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"got out={str(out)!r}, which exists; it would be lost",
             field="out",
-            tries=(Give("out"), Give("overwrite", True)),
+            tries=(Give("out"),) if overwrite else (Give("out"), Give("overwrite", True)),
         )

@@ -42,7 +42,7 @@ class Reading:
 
     Attributes:
         doing: what it does. Default: the experts' reading before a training.
-        unit: of `done` and `total`.
+        total: 0 if it is not known. `unit`: of `done` and `total`.
     """
 
     done: int

@@ -28,8 +28,8 @@ def frames(file: bytes, most: int) -> Iterator[tuple[int, bytes]]:
     assert header[:10] == bytes.fromhex("89 42 54 4C 4D 0D 0A 1A 01 00") and checksum(header) == check
     place, offset, table = 68, 0, b""
     while file[place] == 1:
-        head = file[place : place + 40]
-        assert checksum(head) == file[place + 40 : place + 48]
+        head, index = file[place : place + 40], len(table) // 24
+        assert checksum(check + index.to_bytes(8, "little") + head) == file[place + 40 : place + 48]
         method, profile, jumps, columns = head[1], head[2], head[3], number(head[4:6])
         buckets, history, size, coded = head[6], head[7], number(head[8:16]), number(head[16:24])
         payload = file[place + 48 : place + 48 + coded]
@@ -38,13 +38,13 @@ def frames(file: bytes, most: int) -> Iterator[tuple[int, bytes]]:
         if len(data) >= size:
             assert checksum(data) == head[24:32]
         yield offset, data[:most]
-        table += head[8:24]
+        table += head[8:32]
         place, offset = place + 48 + coded, offset + size
     end = file[place:]
-    assert end[0] == 2 and end[1:9] == checksum(table) and end[9 : 9 + len(table)] == table
+    assert end[0] == 2 and end[1:9] == checksum(check + table) and end[9 : 9 + len(table)] == table
     last = end[9 + len(table) :]
-    assert last[:8] == bytes([2, *bytes(7)]) and checksum(last[:32]) == last[32:] and len(last) == 40
-    assert [number(last[i : i + 8]) for i in (8, 16, 24)] == [len(table) // 16, offset, len(table)]
+    assert last[:8] == bytes([2, *bytes(7)]) and checksum(check + last[:32]) == last[32:] and len(last) == 40
+    assert [number(last[i : i + 8]) for i in (8, 16, 24)] == [len(table) // 24, offset, len(table)]
 
 
 def decode(payload: bytes, profile: int, columns: int, buckets: int, history: int, count: int) -> bytes:

@@ -133,6 +133,16 @@ def test_a_stream_gives_what_a_batch_gives(count):
     assert b"".join(held) == b"".join(pieces)
 
 
+def test_a_stop_string_beyond_the_last_byte_does_not_count():
+    model = random_model(max_seq_len=512)
+    free = generate_bytes(model, [b"q"], 40, Sampling(seed=5))[0]
+    stop = [free[18:24]]
+    for engine in ("portable", "torch"):
+        assert generate_bytes(model, [b"q"], 20, Sampling(seed=5), stop=stop, engine=engine)[0] == free[:20]
+        assert b"".join(stream_bytes(model, b"q", 20, Sampling(seed=5), stop=stop, engine=engine)) == free[:20]
+        assert generate_bytes(model, [b"q"], 40, Sampling(seed=5), stop=stop, engine=engine)[0] == free[:18]
+
+
 def test_no_ngram_comes_twice():
     model = random_model(max_seq_len=64)
     out = generate_bytes(model, [b"aaaa"], 300, Sampling(temperature=0, no_repeat_ngram=2))[0]

@@ -119,16 +119,14 @@ def _compress(file: str, out: str | None, asked: dict[str, Any], store: Path, as
             made: Compressed = call("compress", {**asked, "path": file, "out": out}, workspace, job)
         else:
             request = CompressRequest.of({**asked, "path": file})
-            with piped(file, out, overwrite=request.overwrite) as (source, target):
-                compress_pipe(request, source, target, coder_of(request, workspace), job)
-            return
+            with _piped(file, out, overwrite=request.overwrite) as (source, target):
+                made = compress_pipe(request, source, target, coder_of(request, workspace), job, out=out or PIPE)
     if as_json:
         show_json(made)
         return
     smaller = f"{made.bytes / made.compressed:.2f} times smaller, {made.bpb:.3f} bits per byte" if made.bpb else "empty"
-    console.print(
-        f"{made.file}: {made.bytes:,} to {made.compressed:,} bytes ({smaller}), written to {made.out}", soft_wrap=True
-    )
+    line = f"{made.file}: {made.bytes:,} to {made.compressed:,} bytes ({smaller}), written to {made.out}"
+    (progress_console if out == PIPE else console).print(line, soft_wrap=True)
 
 
 def _decompress(file: str, out: str | None, asked: dict[str, Any], store: Path, as_json: bool) -> bool:
@@ -144,20 +142,19 @@ def _decompress(file: str, out: str | None, asked: dict[str, Any], store: Path, 
             made: Decompressed = call("decompress", {**asked, "path": file, "out": out}, workspace, job)
         else:
             request = DecompressRequest.of({**asked, "path": file})
-            with piped(file, out, overwrite=request.overwrite) as (source, target):
-                found = decompress_pipe(request, source, target, workspace, job)
-            _show_lost(file, found.lost, found.cut)
-            return bool(found.lost) or found.cut
+            into = None if out in (PIPE, None) else Path(out)
+            with _piped(file, out, overwrite=request.overwrite) as (source, target):
+                made = decompress_pipe(request, source, target, workspace, job, out=into)
     if as_json:
         show_json(made)
-    else:
+    elif out != PIPE:
         console.print(f"{made.file}: {made.bytes:,} bytes, written to {made.out}", soft_wrap=True)
     _show_lost(file, made.lost, made.cut)
     return bool(made.lost) or made.cut
 
 
 @contextmanager
-def piped(file: str, out: str | None, *, overwrite: bool) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def _piped(file: str, out: str | None, *, overwrite: bool) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Within: source and target, where at least one is a pipe."""
     from bit_transformer.service.compression import opened_pair
 
