@@ -75,13 +75,13 @@ def main(quick: bool) -> int:
     size, there, back = through(model, data)
     whole, *_ = through(model, data, frame_bytes=len(data))
     adapted, *_ = through(model, data[: 1 << 17], rate=131)
-    unadapted, *_ = through(model, data[: 1 << 17], frame_bytes=1 << 18)
+    unadapted, *_ = through(model, data[: 1 << 17], frame_bytes=1 << 17)
     _, there_all, back_all = through(model, data, jobs=cores())
     bpb = 8 * size / len(data)
     report.row("evaluated, online", f"{evaluated:.4f} bpb")
     report.row("one frame", f"{8 * whole / len(data):.4f} bpb")
     report.row(
-        "frames of 256 KiB",
+        "frames of 512 KiB",
         f"{bpb:.4f} bpb, {len(data) / there / 1e3:.1f} kB/s in, {len(data) / back / 1e3:.1f} kB/s back",
     )
     report.row(

@@ -120,7 +120,7 @@ class ModelCoder:
         ConfigError: a diffusion model, or one that is not in float32 on a CPU.
     """
 
-    predictor, frame_bytes = MODEL, 1 << 18
+    predictor, frame_bytes = MODEL, 1 << 19
 
     def __init__(self, model: BitTransformerLM, rate: int = 0) -> None:
         from bit_transformer.decoding.session import check_engine

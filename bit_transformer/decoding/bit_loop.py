@@ -170,10 +170,10 @@ def run(shape, tables, streams, curves, plan, weights, state, capacity, loop, mo
     """Advance B streams by N units each. A full window slides by half."""
     U, P = shape.unit_bits, plan.patch_bits
     N, B = loop.units.shape
+    for b in range(B):
+        if plan.features and loop.counts[b]:
+            begin_unit(shape, tables_of(tables, b), stream_of(streams, b), loop.opened[b], loop.learns[b])
     for i in range(N):
-        for b in range(B):
-            if plan.features and i < loop.counts[b]:
-                begin_unit(shape, tables_of(tables, b), stream_of(streams, b), loop.opened[b], loop.learns[b])
         for first in range(0, U, P):
             for b in range(B):
                 loop.symbols[b] = 0
@@ -192,12 +192,17 @@ def run(shape, tables, streams, curves, plan, weights, state, capacity, loop, mo
                         first,
                         b,
                     )
+            if plan.features and first + P == U:
+                # The next unit begins before the step, during which the experts' buckets come from memory.
+                for b in range(B):
+                    if i < loop.counts[b]:
+                        mine, stream = tables_of(tables, b), stream_of(streams, b)
+                        end_unit(shape, mine, stream, loop.opened[b], loop.learns[b])
+                        if i + 1 < loop.counts[b]:
+                            begin_unit(shape, mine, stream, loop.opened[b], loop.learns[b])
             if state.place[LENGTH] == capacity:
                 forget(plan, weights, state, max(1, (capacity - 1) // 2))
             step(plan, weights, state, loop.symbols)
-        for b in range(B):
-            if plan.features and i < loop.counts[b]:
-                end_unit(shape, tables_of(tables, b), stream_of(streams, b), loop.opened[b], loop.learns[b])
 
 
 @compiled

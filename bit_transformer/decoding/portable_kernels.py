@@ -248,14 +248,43 @@ def linear_four(x0, x1, x2, x3, weight, y0, y1, y2, y3, used):
             y3[o] += a3 * w[o]
 
 
+@compiled
+def linear_two(x0, x1, weight, y0, y1, used):
+    """The same for two streams."""
+    n = 0
+    for i in range(len(x0)):
+        used[n] = i
+        n += x0[i] != _ZERO or x1[i] != _ZERO
+    for o in range(len(y0)):
+        y0[o] = y1[o] = _ZERO
+    whole = n & ~3
+    for j in range(0, whole, 4):
+        i0, i1, i2, i3 = used[j], used[j + 1], used[j + 2], used[j + 3]
+        w0, w1, w2, w3 = weight[i0], weight[i1], weight[i2], weight[i3]
+        a0, a1, a2, a3 = x0[i0], x0[i1], x0[i2], x0[i3]
+        b0, b1, b2, b3 = x1[i0], x1[i1], x1[i2], x1[i3]
+        for o in range(len(y0)):
+            y0[o] = (((y0[o] + a0 * w0[o]) + a1 * w1[o]) + a2 * w2[o]) + a3 * w3[o]
+            y1[o] = (((y1[o] + b0 * w0[o]) + b1 * w1[o]) + b2 * w2[o]) + b3 * w3[o]
+    for j in range(whole, n):
+        i = used[j]
+        w, a, b = weight[i], x0[i], x1[i]
+        for o in range(len(y0)):
+            y0[o] += a * w[o]
+            y1[o] += b * w[o]
+
+
 @inline
 def _linear(x, weight, y, used):
     B = len(x)
     whole = B & ~3
     for b in range(0, whole, 4):
         linear_four(x[b], x[b + 1], x[b + 2], x[b + 3], weight, y[b], y[b + 1], y[b + 2], y[b + 3], used)
-    for b in range(whole, B):
-        linear_one(x[b], weight, y[b], used)
+    if B & 2:
+        linear_two(x[whole], x[whole + 1], weight, y[whole], y[whole + 1], used)
+        whole += 2
+    if B & 1:
+        linear_one(x[whole], weight, y[whole], used)
 
 
 @inline

@@ -154,7 +154,7 @@ class CompressRequest(Request):
         0.0, description="Step size by which the model's head and mixer learn while coding; 0: they do not."
     )
     frame_bytes: int | None = Field(
-        None, description="Data per frame. Frames are independent. Default: 16 MiB, with a model 256 KiB."
+        None, description="Data per frame. Frames are independent. Default: 16 MiB, with a model 512 KiB."
     )
     jobs: int | None = Field(None, description="Threads; default: one per core.")
     verify: bool = Field(True, description="Decode everything again and compare.")

@@ -136,7 +136,7 @@ def test_dot_products_are_summed_in_the_documented_order(size):
     assert _dot(a, b, np.zeros(16, dtype=np.float32)) == lanes[0]
 
 
-@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("streams", [1, 2, 4])
 def test_products_of_matrices_are_summed_in_the_documented_order(streams):
     random = np.random.default_rng(streams)
     x = random.standard_normal((streams, 21)).astype(np.float32)
@@ -145,6 +145,8 @@ def test_products_of_matrices_are_summed_in_the_documented_order(streams):
     y, used = np.full((streams, 19), 7, dtype=np.float32), np.zeros(22, dtype=np.int64)
     if streams == 1:
         kernels.linear_one(x[0], weight, y[0], used)
+    elif streams == 2:
+        kernels.linear_two(*x, weight, *y, used)
     else:
         kernels.linear_four(*x, weight, *y, used)
     expected = np.zeros((streams, 19), dtype=np.float32)

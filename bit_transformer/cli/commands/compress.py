@@ -45,7 +45,7 @@ def run(
     ] = 0.0,
     frame_bytes: Annotated[
         int | None,
-        typer.Option(help="Data per frame; frames are independent. Default: 16 MiB, with a model 256 KiB."),
+        typer.Option(help="Data per frame; frames are independent. Default: 16 MiB, with a model 512 KiB."),
     ] = None,
     jobs: Jobs = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Decode everything again and compare.")] = True,
