@@ -22,7 +22,7 @@ import numpy as np
 
 from bit_transformer.compression.codec import BankCoder, coder_for
 from bit_transformer.compression.files import compress_stream, decompress_stream
-from bit_transformer.data.sources import named_file, stdlib_files
+from bit_transformer.data.sources import named_file
 from bit_transformer.errors import BitTransformerError
 from bit_transformer.machine import cores
 
@@ -54,6 +54,9 @@ PEERS = (
 )
 
 
+SUFFIX = {"zpaq": ".zpaq", "7z": ".7z"}
+
+
 class Result(NamedTuple):
     """One file through one compressor."""
 
@@ -71,14 +74,14 @@ def corpora(quick: bool) -> dict[str, bytes]:
         except BitTransformerError:
             continue
     if not found:
-        library = stdlib_files()
-        found["stdlib"] = np.asarray(library.read(0, 4_000_000)).tobytes()
+        name, training, _ = harness.text_corpus()
+        found[name] = np.asarray(training.read(0, 4_000_000)).tobytes()
     return {name: data[:QUICK_BYTES] for name, data in found.items()} if quick else found
 
 
 def through(peer: Peer, data: bytes, folder: Path) -> Result:
     """Run a peer both ways."""
-    names = {"FILE": "plain", "OUT": "packed" + (".zpaq" if peer.needs == "zpaq" else ""), "BACK": "back"}
+    names = {"FILE": "plain", "OUT": "packed" + SUFFIX.get(peer.needs, ""), "BACK": "back"}
     for name in names.values():
         (folder / name).unlink(missing_ok=True)
     (folder / "plain").write_bytes(data)

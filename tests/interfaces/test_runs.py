@@ -74,10 +74,13 @@ def test_runs_are_removed_with_or_without_their_files(btlm, text_file, tmp_path)
 
 
 def test_errors_of_the_system_are_json_too_and_name_the_file(btlm, text_file, tmp_path, monkeypatch) -> None:
-    def full(self: Path, data: bytes) -> int:
-        raise OSError(28, "No space left on device", str(self))
+    def full(self: Path, mode: str = "r", *more: object) -> object:
+        if mode == "wb":
+            raise OSError(28, "No space left on device", str(self))
+        return opened(self, mode, *more)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", full)
     done = btlm("protect", text_file, "--out", "x", "--json")
     assert done.returncode == 2
     said = json.loads(done.stdout)
