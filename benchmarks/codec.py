@@ -50,7 +50,9 @@ PEERS = (
     Peer("brotli -11", "brotli", "brotli -q 11 -w 24 -c FILE > OUT", "brotli -d -c OUT > BACK"),
     Peer("bzip3", "bzip3", "bzip3 -e -b 64 -c FILE > OUT", "bzip3 -d -c OUT > BACK"),
     Peer("PPMd -o8", "7z", "7z a -m0=PPMd:o8:mem=256m -mmt=1 -bd OUT FILE > /dev/null", "7z x -so OUT > BACK"),
-    Peer("zpaq -m5", "zpaq", "zpaq a OUT FILE -m5 -t1 2> /dev/null", "zpaq x OUT FILE -to BACK -t1 2> /dev/null"),
+    Peer(
+        "zpaq -m5", "zpaq", "zpaq a OUT FILE -m5 -t1 > /dev/null 2>&1", "zpaq x OUT FILE -to BACK -t1 > /dev/null 2>&1"
+    ),
 )
 
 

@@ -146,7 +146,7 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 
 def _stacked(matrices: list[Tensor]) -> NDArray[np.float32]:
     """Weights of all layers, input-major: (L, I, O)."""
-    return np.stack([np.ascontiguousarray(_array(matrix).T) for matrix in matrices])
+    return _array(torch.stack([matrix.detach().T for matrix in matrices]))
 
 
 def new_state(model: BitTransformerLM, batch: int) -> State:

@@ -283,8 +283,9 @@ class OpenUnit:
         kernels.end_unit(self.bank.shape, self.bank.tables, self.stream, self._state, self.learn)
 
 
+@lru_cache(maxsize=16)
 def no_experts(unit_bits: int) -> tuple[Shape, Tables, Stream]:
-    """Tables and a stream without contents, with a leading axis, for loops that also serve models without experts."""
+    """Tables and a stream that are never read, with a leading axis, for loops that also serve models without experts."""
     config = ExpertConfig(orders=(1,), words=False, buckets=1024, history=1024)
     tables, stream = _new_tables(config, 1, 1, 1024), _new_stream(1, inputs=8, recent=64)
     return (
