@@ -21,23 +21,22 @@ if TYPE_CHECKING:
 
 PIPE = "-"
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files; - is standard input.")]
-Out = Annotated[
-    str | None,
-    typer.Option(
-        "--out", "-o", help="The result, of one file; - is standard output. Default: FILE with or without .btlm."
-    ),
-]
 Model = Annotated[
     str | None,
     typer.Option("--model", metavar="RUN", help="A run whose model predicts the data. Default: none is needed."),
 ]
-Jobs = Annotated[int | None, typer.Option(help="Threads. Default: one per core.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files of the results' names.")]
+Jobs = Annotated[int | None, typer.Option(help="Threads. Default: one per core, as far as memory allows.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 
 
 def run(
     files: Files,
-    out: Out = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", "-o", help="Where to write the result of one file; - is standard output. Default: FILE.btlm."
+        ),
+    ] = None,
     model: Model = None,
     adapt: Annotated[
         float,
@@ -69,7 +68,14 @@ def run(
 
 def decompress(
     files: Files,
-    out: Out = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where to write the result of one file; - is standard output. Default: FILE without .btlm.",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", metavar="RUN", help="The run that the files were compressed with, if they were."),
