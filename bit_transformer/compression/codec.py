@@ -277,7 +277,7 @@ def check_rate(rate: float) -> int:
     """
     if rate != 0 and not 0.0001 <= rate <= 0.5:
         raise ConfigError(
-            f"got adapt={rate:g}; 0, or 0.0001 to 0.5 is needed", field="adapt", tries=(Give("adapt", 0.02),)
+            f"got adapt={rate:g}; 0, or 0.0001 to 0.5 is needed", field="adapt", tries=(Give("adapt", 0.002),)
         )
     return round(rate * RATE_UNIT)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -41,7 +40,7 @@ class Unpacking:
     Attributes:
         size: bytes of data that were written.
         lost: ranges of bytes that could not be decoded, and are zeros.
-        cut: whether the file ended before its end, so that more may be missing.
+        cut: whether the end of the file is damaged or missing, so that there may have been more data.
     """
 
     size: int
@@ -160,7 +159,7 @@ def compress_stream(
             _write(target, packed)
             entries.append(frame.entry)
             done, coded = done + frame.size, coded + len(packed)
-    tell(done)
+    count.reach(done)
     if size is not None and done != size:
         raise CompressedFileError(
             f"got {done} bytes from a file of {size}; it changed while it was read", tries=("again, or a copy",)
@@ -220,7 +219,7 @@ def decompress_stream(
             if data is None:
                 lost.append((done, done + size))
             done += size
-        tell(done)
+        count.reach(done)
     if declared is not None and done != declared and not keep_going:
         raise _other_size(declared)
     return Unpacking(done, lost, frames.cut or (declared is not None and done < declared))
@@ -263,6 +262,14 @@ class _Count:
             done = self.done // self.passes
         self.tell(done)
 
+    def reach(self, done: int) -> None:
+        """So many bytes are done; stored ones were not counted."""
+        with self.lock:
+            behind = self.done < done * self.passes
+            self.done = max(self.done, done * self.passes)
+        if behind:
+            self.tell(done)
+
 
 _Found = tuple[int, "Packed | None"]  # bytes of data of a frame; the frame, if it is intact
 
@@ -271,7 +278,7 @@ class _Frames:
     """The frames of a compressed stream after its header.
 
     Attributes:
-        cut: whether frames may be missing at the end.
+        cut: whether the end is damaged, so that frames may be missing.
     """
 
     def __init__(self, source: BinaryIO, seal: Seal) -> None:
@@ -293,8 +300,12 @@ class _Frames:
                 self.cut = True
                 return
             if frame is None:
-                if not keep_going:
+                try:
                     container.read_end(self.source, seen, self.seal)
+                except CompressedFileError:
+                    if not keep_going:
+                        raise
+                    self.cut = True
                 return
             seen.append(frame.entry)
             try:
@@ -344,7 +355,21 @@ _Made = TypeVar("_Made")
 
 
 def _grouped(items: Iterator[_Given], size: int) -> Iterator[list[_Given]]:
-    while group := list(islice(items, size)):
+    group: list[_Given] = []
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            break
+        except CompressedFileError:
+            if group:  # what was intact before the damage goes out
+                yield group
+            raise
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
         yield group
 
 
@@ -353,12 +378,18 @@ def _in_order(work: Callable[[_Given], _Made], groups: Iterator[_Given], jobs: i
     with ThreadPoolExecutor(jobs) as pool:
         waiting: deque[Future[_Made]] = deque()
         try:
-            for group in groups:
-                waiting.append(pool.submit(work, group))
-                if len(waiting) > jobs:
-                    yield waiting.popleft().result()
+            damage = None
+            try:
+                for group in groups:
+                    waiting.append(pool.submit(work, group))
+                    if len(waiting) > jobs:
+                        yield waiting.popleft().result()
+            except CompressedFileError as found:
+                damage = found
             while waiting:
                 yield waiting.popleft().result()
+            if damage is not None:
+                raise damage
         finally:
             for future in waiting:
                 future.cancel()

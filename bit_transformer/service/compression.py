@@ -15,7 +15,7 @@ from typing import BinaryIO
 from bit_transformer.coding.container import Header
 from bit_transformer.compression.codec import Coder, coder_for
 from bit_transformer.compression.files import compress_stream, decompress_stream, new_coder
-from bit_transformer.errors import BitStreamError, ConfigError, Give
+from bit_transformer.errors import BitStreamError, CompressedFileError, ConfigError, Give
 from bit_transformer.service.files import check_out, new_file
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.requests import CompressRequest, DecompressRequest
@@ -47,7 +47,7 @@ class Decompressed:
 
     Attributes:
         lost: ranges of bytes that could not be read and are zeros: first byte, and the byte after the last.
-        cut: whether the end of the compressed file is missing, so that bytes may be missing too.
+        cut: whether the end of the compressed file is damaged or missing, so that there may have been more bytes.
     """
 
     file: str
@@ -66,11 +66,11 @@ def compress(request: CompressRequest, workspace: Workspace, job: Job) -> Compre
         CheckpointError: no such run.
     """
     path = request.path
-    out = request.out or path.with_name(path.name + SUFFIX)
     with _opened(path) as source:
+        out = request.out or path.with_name(path.name + SUFFIX)
         _check_new(path, out, request.overwrite)
         coder = coder_of(request, workspace)
-        with new_file(out) as target:
+        with new_file(out, like=path) as target:
             return compress_pipe(request, source, target, coder, job, out=str(out))
 
 
@@ -87,13 +87,13 @@ def decompress(request: DecompressRequest, workspace: Workspace, job: Job) -> De
     out = request.out or path.with_suffix("")
     if request.out is None and path.suffix != SUFFIX:
         raise ConfigError(
-            f"got {str(path)!r} without a name for the result; {SUFFIX} at the end can be dropped, other names not",
+            f"{path}: does not end in {SUFFIX}, so the result has no name",
             field="out",
             tries=(Give("out"),),
         )
     with _opened(path) as source:
         _check_new(path, out, request.overwrite)
-        with new_file(out) as target:
+        with new_file(out, like=path) as target:
             return decompress_pipe(request, source, target, workspace, job, out=out)
 
 
@@ -167,15 +167,19 @@ def decompress_pipe(
         return coder_for(header, workspace.model(request.run) if request.run else None)
 
     with job.cancellable():
-        made = decompress_stream(
-            source,
-            target,
-            coder,
-            jobs=request.jobs,
-            keep_going=request.keep_going,
-            before=begin,
-            tell=lambda done: job.tell(Reading(done, total, "decompressed")),
-        )
+        try:
+            made = decompress_stream(
+                source,
+                target,
+                coder,
+                jobs=request.jobs,
+                keep_going=request.keep_going,
+                before=begin,
+                tell=lambda done: job.tell(Reading(done, total, "decompressed")),
+            )
+        except CompressedFileError as damage:
+            damage.what = f"{request.path}: {damage.what}"
+            raise
     return Decompressed(str(request.path), "-" if out is None else str(out), made.size, made.lost, made.cut)
 
 
@@ -209,6 +213,8 @@ def _size(source: BinaryIO) -> int | None:
 
 
 def _opened(path: Path) -> BinaryIO:
+    if path.is_dir():
+        raise BitStreamError(f"{path}: is a folder; a file is needed. Try tar c {path} | btlm compress -")
     try:
         return path.open("rb")
     except OSError as unreadable:
@@ -219,7 +225,7 @@ def _check_new(path: Path | None, out: Path, overwrite: bool) -> None:
     check_out(out)
     if out.exists() and (not overwrite or (path is not None and out.resolve() == path.resolve())):
         raise ConfigError(
-            f"got out={str(out)!r}, which exists; it would be lost",
+            f"{out}: exists; it would be lost",
             field="out",
             tries=(Give("out"),) if overwrite else (Give("out"), Give("overwrite", True)),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -27,8 +28,11 @@ def read_file(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, like: Path | None = None) -> Iterator[BinaryIO]:
     """Within: a file under a temporary name. At the end it gets its name; after an error nothing is left.
+
+    Args:
+        like: a file whose permissions and times it gets.
 
     Raises:
         OSError: writing failed; it names the file, not the temporary one.
@@ -37,6 +41,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
+        if like is not None and like.is_file():
+            with contextlib.suppress(OSError):  # not every file system has them
+                shutil.copystat(like, temporary)
         os.replace(temporary, path)
     except OSError as refused:
         _remove(temporary)

@@ -61,7 +61,7 @@ def test_pipes(text_file, tmp_path):
     fifo = subprocess.run(
         ["bash", "-c", shell], capture_output=True, cwd=tmp_path, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     )
-    assert fifo.stdout == b"" or fifo.stdout.endswith(TEXT), fifo.stderr
+    assert fifo.stdout.endswith(TEXT), fifo.stderr
     hurt = packed.stdout[: len(packed.stdout) // 2]
     refused = subprocess.run([*command, "decompress", "-", "-o", "no"], input=hurt, capture_output=True, cwd=tmp_path)
     assert refused.returncode == 2 and b"ends too early" in refused.stderr and not (tmp_path / "no").exists()
@@ -104,6 +104,7 @@ def test_what_exists_is_not_replaced_unasked(btlm, text_file, tmp_path):
     ("arguments", "said"),
     [
         (["compress", "gone"], "cannot be read"),
+        (["compress", "."], "is a folder"),
         (["compress", "text.txt", "-o", "nowhere/x"], "existing folder"),
         (["compress", "text.txt", "--model", "nothing"], "run"),
         (["compress", "text.txt", "--adapt", "0.01"], "without a model"),
@@ -124,6 +125,32 @@ def test_bad_input_is_one_line_and_leaves_nothing(btlm, text_file, tmp_path, arg
     assert {path.name for path in tmp_path.iterdir()} <= {"text.txt", "empty.btlm", "runs"}
 
 
+def test_each_of_several_files_is_tried_and_mode_and_time_stay(btlm, text_file, tmp_path):
+    text_file.chmod(0o755)
+    os.utime(text_file, (1e9, 1e9))
+    (tmp_path / "also").write_bytes(b"x" * 1000)
+    done = btlm("compress", text_file, "gone", "also")
+    assert done.returncode == 2 and "gone: cannot be read" in done.stderr
+    assert (tmp_path / "text.txt.btlm").exists() and (tmp_path / "also.btlm").exists()
+    made = (tmp_path / "text.txt.btlm").stat()
+    assert made.st_mode & 0o777 == 0o755 and made.st_mtime == 1e9
+    (tmp_path / "text.txt.btlm").write_bytes(b"damaged")
+    done = btlm("decompress", "text.txt.btlm", "also.btlm", "--overwrite")
+    assert done.returncode == 2 and "text.txt.btlm: got a file that does not begin" in done.stderr
+    assert (tmp_path / "also").read_bytes() == b"x" * 1000 and text_file.read_bytes() == TEXT
+
+
+def test_what_is_intact_before_damage_goes_into_a_pipe(text_file, tmp_path):
+    command = [sys.executable, "-m", "bit_transformer.cli"]
+    subprocess.run([*command, "compress", str(text_file), "--frame-bytes", "1000", "-o", "p"], check=True, cwd=tmp_path)
+    packed = bytearray((tmp_path / "p").read_bytes())
+    packed[len(packed) // 2] ^= 1
+    (tmp_path / "p").write_bytes(packed)
+    done = subprocess.run([*command, "decompress", "p", "-o", "-", "--jobs", "4"], capture_output=True, cwd=tmp_path)
+    assert done.returncode == 2 and b"p: got a damaged file" in done.stderr
+    assert len(done.stdout) >= 8000 and TEXT.startswith(done.stdout)
+
+
 def test_damage_is_refused_or_gone_around(btlm, text_file, tmp_path):
     assert btlm("compress", text_file, "--frame-bytes", 6000).returncode == 0
     packed = bytearray((tmp_path / "text.txt.btlm").read_bytes())
@@ -131,6 +158,10 @@ def test_damage_is_refused_or_gone_around(btlm, text_file, tmp_path):
     (tmp_path / "hurt.btlm").write_bytes(packed)
     refused = btlm("decompress", "hurt.btlm")
     assert refused.returncode == 2 and "--keep-going" in refused.stderr and not (tmp_path / "hurt").exists()
+    (tmp_path / "end.btlm").write_bytes((tmp_path / "text.txt.btlm").read_bytes()[:-20])
+    kept = btlm("decompress", "end.btlm", "--keep-going")
+    assert kept.returncode == 2 and "the end is damaged or missing" in kept.stderr
+    assert (tmp_path / "end").read_bytes() == TEXT
     kept = btlm("decompress", "hurt.btlm", "--keep-going")
     assert kept.returncode == 2 and "bytes 0 to 6,000 are lost" in kept.stderr
     assert (tmp_path / "hurt").read_bytes() == bytes(6000) + TEXT[6000:]

@@ -318,7 +318,7 @@ def test_what_is_missing_at_the_end_is_said():
     cut = _PACKED[: container.HEADER_SIZE + 10]
     assert _kept(cut)[1] == Unpacking(0, [], True)
     trailing = _kept(_PACKED + b"x")
-    assert trailing == (TEXT[:400] + RANDOM[:100], Unpacking(500, [], False))
+    assert trailing == (TEXT[:400] + RANDOM[:100], Unpacking(500, [], True))
 
 
 def test_a_frame_of_a_model_that_cannot_be_decoded_costs_no_other():

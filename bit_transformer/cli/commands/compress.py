@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -62,8 +62,10 @@ def run(
             "verify": verify,
             "overwrite": overwrite,
         }
-        for file in _checked(files, out, as_json):
-            _compress(file, _target(file, out), asked, store, as_json)
+        if _target(files[0], out) == PIPE and sys.stdout.isatty():
+            raise ConfigError("got a terminal for compressed data, which is not text. Try --out FILE, or > FILE")
+        files = _checked(files, out, as_json)
+    _each(files, lambda file: _compress(file, _target(file, out), asked, store, as_json), as_json)
 
 
 def decompress(
@@ -94,11 +96,23 @@ def decompress(
     """Read compressed files back."""
     with errors_in_one_line(as_json):
         asked = {"run": model, "keep_going": keep_going, "jobs": jobs, "overwrite": overwrite}
-        damaged = [
-            _decompress(file, _target(file, out), asked, store, as_json) for file in _checked(files, out, as_json)
-        ]
-        if any(damaged):
-            raise typer.Exit(EXIT_INPUT)
+        files = _checked(files, out, as_json)
+    _each(files, lambda file: _decompress(file, _target(file, out), asked, store, as_json), as_json)
+
+
+def _each(files: list[str], work: Callable[[str], bool | None], as_json: bool) -> None:
+    """Work on each file, also after one that failed or was damaged; then the exit code is 2."""
+    failed = False
+    for file in files:
+        try:
+            with errors_in_one_line(as_json):
+                failed = bool(work(file)) or failed
+        except SystemExit as refused:
+            if refused.code != EXIT_INPUT:
+                raise
+            failed = True
+    if failed:
+        raise typer.Exit(EXIT_INPUT)
 
 
 def _checked(files: list[str], out: str | None, as_json: bool) -> list[str]:
@@ -130,8 +144,9 @@ def _compress(file: str, out: str | None, asked: dict[str, Any], store: Path, as
     if as_json:
         show_json(made)
         return
-    smaller = f"{made.bytes / made.compressed:.2f} times smaller, {made.bpb:.3f} bits per byte" if made.bpb else "empty"
-    line = f"{made.file}: {made.bytes:,} to {made.compressed:,} bytes ({smaller}), written to {made.out}"
+    ratio = f", {made.bytes / made.compressed:.2f} times smaller" if made.bytes > made.compressed else ""
+    bits = f", {made.bpb:.3f} bits per byte" if made.bpb is not None else ""
+    line = f"{made.file}: {made.bytes:,} to {made.compressed:,} bytes{ratio}{bits}, written to {made.out}"
     (progress_console if out == PIPE else console).print(line, soft_wrap=True)
 
 
@@ -178,4 +193,4 @@ def _show_lost(file: str, lost: list[tuple[int, int]], cut: bool) -> None:
             f"{file}: bytes {begin:,} to {end:,} are lost; they are zeros in the result", soft_wrap=True
         )
     if cut:
-        progress_console.print(f"{file}: the end is missing; there may have been more bytes", soft_wrap=True)
+        progress_console.print(f"{file}: the end is damaged or missing; there may have been more bytes", soft_wrap=True)
