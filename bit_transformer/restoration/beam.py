@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from bit_transformer.bit_io import Bits
-from bit_transformer.decoding.portable_engine import PortableEngine
+from bit_transformer.decoding.portable_engine import PortableEngine, can_run
 from bit_transformer.decoding.session import NOT_FINITE, Session
-from bit_transformer.errors import BitStreamError
+from bit_transformer.errors import BitStreamError, Cancelled
 from bit_transformer.experts.bank import curves, no_experts
 from bit_transformer.experts.kernels import STATE
 from bit_transformer.model import BitTransformerLM, in_use
@@ -78,13 +80,50 @@ def search(
     patch_GN = np.stack([np.pad(patch_N[begin:end], (0, longest - end + begin)) for begin, end in reach])
     real_GN = np.stack([np.arange(longest) < end - begin for begin, end in reach])
     with in_use(model):
-        best_GN, doubt_GN = _search(model, patch_GN, real_GN, rate, beam, on_patch)
+        best_GN, doubt_GN = _in_threads(model, patch_GN, real_GN, rate, beam, on_patch)
     made_N, doubt = patch_N.copy(), np.zeros(total)
     for row, ((begin, end), (first, _)) in enumerate(zip(spans, reach, strict=True)):
         made_N[begin:end] = best_GN[row, begin - first : end - first]
         doubt[begin:end] = doubt_GN[row, begin - first : end - first]
     bits = unpack_patches(torch.from_numpy(made_N), P).flatten().to(torch.uint8).numpy()
     return Found(bits, doubt)
+
+
+def _in_threads(
+    model: BitTransformerLM,
+    patch_GN: NDArray[np.int64],
+    real_GN: NDArray[np.bool_],
+    rate: float,
+    beam: int,
+    on_patch: Callable[[int, int], None],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Share the segments among threads, which the portable engine's loops can use; segments do not depend on each other."""
+    threads = min(len(patch_GN), torch.get_num_threads()) if can_run(model) else 1
+
+    @torch.inference_mode()
+    def work(index: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return _search(
+            model, patch_GN[index::threads], real_GN[index::threads], rate, beam, tell if index else on_patch
+        )
+
+    stopped = Event()
+
+    def tell(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise Cancelled("stopped")
+
+    if threads == 1:
+        return work(0)
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(work, index) for index in range(1, threads)]
+        try:
+            parts = [work(0), *(other.result() for other in others)]
+        finally:  # progress is told, and may be stopped, in this thread; the others end with it
+            stopped.set()
+    best_GN, doubt_GN = np.empty(patch_GN.shape, dtype=np.int64), np.empty(patch_GN.shape)
+    for index, (best, doubt) in enumerate(parts):
+        best_GN[index::threads], doubt_GN[index::threads] = best, doubt
+    return best_GN, doubt_GN
 
 
 def _search(

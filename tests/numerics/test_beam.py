@@ -12,6 +12,7 @@ import torch
 from bit_transformer.bit_io import bytes_to_bits, find_parity_errors
 from bit_transformer.config import TrainConfig
 from bit_transformer.decoding.session import Session
+from bit_transformer.errors import Cancelled
 from bit_transformer.model import BitTransformerLM, set_dropout
 from bit_transformer.restoration.beam import search
 from bit_transformer.restoration.streams import repair_bits
@@ -89,3 +90,19 @@ def test_flipped_bits_of_a_long_text_are_set_right_in_segments(taught: BitTransf
     again = [repair_bits(taught.train(), clean ^ flips, rate=0.01).bits for _ in range(2)]
     assert (again[0] == again[1]).all() and (again[0] != clean).sum() <= 0.1 * flips.sum()
     taught.eval()
+
+
+@pytest.mark.parametrize("fields", [{}, EXPERTS])
+def test_threads_share_the_segments_and_change_nothing(fields: dict[str, object]) -> None:
+    model = random_model(max_seq_len=8 * 24, **fields)
+    received = bytes_to_bits(TEXT[:900])  # three segments
+    one = search(model, received, 0.01)
+    torch.set_num_threads(2)
+    two = search(model, received, 0.01)
+    assert np.array_equal(one.bits, two.bits) and np.array_equal(one.doubt, two.doubt)
+
+    def stop(done: int, total: int) -> None:
+        raise Cancelled("asked to")
+
+    with pytest.raises(Cancelled, match="asked to"):
+        search(model, received, 0.01, on_patch=stop)
