@@ -15,7 +15,7 @@ from bit_transformer.coding.container import BANK, CODED, MODEL, STORED, Frame, 
 from bit_transformer.coding.filters import absolute_jumps, relative_jumps
 from bit_transformer.compression.profiles import PROFILES, bank_memory, bank_of, plan, sizes_for
 from bit_transformer.errors import CompressedFileError, ConfigError, Give
-from bit_transformer.experts.bank import Tell, ignore
+from bit_transformer.experts.bank import Tell, ignore, pack_units, unpack_units
 
 if TYPE_CHECKING:
     from bit_transformer.decoding.session import Codes, Session
@@ -137,7 +137,6 @@ class ModelCoder:
         from bit_transformer.bit_io import bytes_to_bits
         from bit_transformer.decoding.bit_loop import ENCODED
         from bit_transformer.decoding.session import Codes
-        from bit_transformer.experts.bank import pack_units
 
         c = self.model.config
         session = self._session(len(pieces))
@@ -156,7 +155,6 @@ class ModelCoder:
     def decode(self, frames: Sequence[Packed], tell: Tell = ignore) -> list[Bytes]:
         """As in `Coder`."""
         from bit_transformer.decoding.bit_loop import DECODED
-        from bit_transformer.decoding.generation import unpacked
         from bit_transformer.decoding.session import Codes
 
         c = self.model.config
@@ -171,7 +169,7 @@ class ModelCoder:
         codes = Codes.to_read([frames[index][1] for index in coded], parity=c.parity)
         self._run(session, unit_NB, count_B, DECODED, codes, tell)
         for b, index in enumerate(coded):
-            bits_T = unpacked(unit_NB[: count_B[b], b][None], session.unit_bits)[0, : bits_B[b]]
+            bits_T = unpack_units(unit_NB[: count_B[b], b][None], session.unit_bits)[0, : bits_B[b]]
             made[index] = np.packbits(bits_T.reshape(-1, c.byte_bits)[:, :8])
         return made
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.experts.bank import ExpertBank, Features, check_memory, pack_units
+from bit_transformer.experts.bank import ExpertBank, Features, check_memory, pack_units, unpack_units
 from bit_transformer.experts.kernels import Stream, Tables
 
 
@@ -57,9 +57,7 @@ class ExpertStreams:
 
     def advance(self, patch_BN: NDArray[Any]) -> None:
         """Advance by N complete patches."""
-        shift_P = np.arange(self.patch_bits - 1, -1, -1)
-        bits_BT = (patch_BN[..., None] >> shift_P & 1).reshape(len(patch_BN), -1)
-        open_BR = np.concatenate((self.open_BR, bits_BT.astype(np.uint8)), axis=1)
+        open_BR = np.concatenate((self.open_BR, unpack_units(patch_BN, self.patch_bits)), axis=1)
         whole = open_BR.shape[1] // self.unit_bits * self.unit_bits
         if whole:
             unit_BN = pack_units(open_BR[:, :whole], self.unit_bits)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.bit_io import Bits, ParityPolicy, as_bits, bits_to_bytes, bytes_to_bits
@@ -16,6 +15,7 @@ from bit_transformer.decoding.bit_loop import DRAWN
 from bit_transformer.decoding.sampling import Sampler
 from bit_transformer.decoding.session import Session
 from bit_transformer.errors import ConfigError
+from bit_transformer.experts.bank import unpack_units
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.patching import pack_patches
 
@@ -216,7 +216,7 @@ def _drawn(
                 units = max(1, min(units, (most // c.patch_bits - (known - first)) // each))
             unit_NB = np.zeros((units, len(prompts)), dtype=np.int64)
             session.run(unit_NB, DRAWN, draws=draw.draws(units, session.unit_bits))
-            yield unpacked(unit_NB.T, session.unit_bits)
+            yield unpack_units(unit_NB.T, session.unit_bits)
             known += units * each
             block = min(2 * block, BLOCK)
             continue
@@ -224,9 +224,3 @@ def _drawn(
         yield (patch_B1 >> shift_P & 1).astype(np.uint8)
         known += 1
         session.feed(torch.from_numpy(patch_B1).to(device), long=long)
-
-
-def unpacked(unit_BN: NDArray[np.int64], unit_bits: int) -> Bits:
-    """The bits of units, first bit most significant: (B, N U)."""
-    bits_BNU = unit_BN[..., None] >> np.arange(unit_bits - 1, -1, -1) & 1
-    return bits_BNU.reshape(len(unit_BN), -1).astype(np.uint8)

@@ -35,14 +35,14 @@ STREAM_LIMIT = 2.0**31 / FRACTION / 2
 # Rows of `State.place`.
 LENGTH, SEEN, SLOT_END = range(3)
 
-# Constants of `_exp`.
+# Constants of `exp`.
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # their sum is ln 2; the first has 9 bits
 _LOWEST = np.float32(-87.0)
 _ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to an integer, ties to even
 _ROUND_64 = 6755399441055744.0  # 1.5 * 2^52
 _E2, _E3, _E4, _E5, _E6, _E7 = (np.float32(1 / n) for n in (2, 6, 24, 120, 720, 5040))
-_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 # The constants of `nn.ngram`, without sign.
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -104,7 +104,7 @@ class State(NamedTuple):
         keys: (B, L, H, K, S). `values`: (B, L, H, S, K).
         hidden: (B, D): the trunk's state that predicts the next patch.
         gates: (B, P * features): weights of the experts' features from the trunk's state.
-        x1, x2: (B, D). `grid`: (2, B, D), the streams of a reversible trunk.
+        x1: (B, D). `grid`: (2, B, D), the streams of a reversible trunk.
         normed: (B, D). `mixed`: (B, 3 D). `read`: (B, D). `inner`: (B, F). `update`: (B, D). `scores`: (S). `every`: (max(S, K)), the
             numbers 0, 1, 2 ...
         used: (I): indices of inputs that are not zero. `sums`: (LANES). `reach`: (1), the largest value of a reversible trunk.

@@ -30,7 +30,7 @@ from bit_transformer.decoding.portable_engine import PortableEngine
 from bit_transformer.decoding.torch_engine import TorchEngine
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.experts.bank import curves, no_experts
-from bit_transformer.experts.kernels import STATE
+from bit_transformer.experts.kernels import STATE, Shape, Stream, Tables
 from bit_transformer.model import BitTransformerLM, as_pair
 from bit_transformer.nn.patching import pack_patches
 
@@ -247,6 +247,12 @@ class Session:
         """Bits of what `run` advances by: a unit of the experts, or a patch."""
         return self.experts.unit_bits if self.experts is not None else self.model.config.patch_bits
 
+    def bank_parts(self) -> tuple[Shape, Tables, Stream]:
+        """What compiled loops read of the experts, with a leading axis; without experts, parts that are never read."""
+        if self.experts is None:
+            return no_experts(self.unit_bits)
+        return self.experts.banks[0].shape, self.experts.tables, self.experts.stream
+
     def run(
         self,
         unit_NB: NDArray[np.int64],
@@ -299,9 +305,7 @@ class Session:
             symbols=np.zeros(B, dtype=np.int64),
             failed=np.zeros(1, dtype=np.int64),
         )
-        shape, tables, stream = (
-            (experts.banks[0].shape, experts.tables, experts.stream) if experts is not None else no_experts(U)
-        )
+        shape, tables, stream = self.bank_parts()
         engine.state.reach[0] = 0
         run(shape, tables, stream, curves(), engine.plan, engine.weights, engine.state, engine.capacity, loop, what)
         engine.check_reach()

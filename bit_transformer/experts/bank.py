@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bit_transformer.bit_io import Bits
 from bit_transformer.coding.arithmetic import PLACE, new_coder
 from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.errors import CheckpointError, ConfigError
@@ -315,6 +316,12 @@ def pack_units(bits: NDArray[Any], unit_bits: int) -> Units:
     padded[..., :T] = bits
     place = (1 << np.arange(unit_bits - 1, -1, -1)).astype(np.uint16)
     return (padded.reshape(*bits.shape[:-1], N, unit_bits) * place).sum(-1, dtype=np.uint16)
+
+
+def unpack_units(unit_BN: NDArray[Any], unit_bits: int) -> Bits:
+    """The bits of rows of units, first bit most significant: (B, N U)."""
+    bits_BNU = unit_BN[..., None] >> np.arange(unit_bits - 1, -1, -1) & 1
+    return bits_BNU.reshape(len(unit_BN), -1).astype(np.uint8)
 
 
 def memory_bytes(model: ModelConfig) -> int:

@@ -24,7 +24,7 @@ from bit_transformer.bit_io import Bits
 from bit_transformer.decoding.portable_engine import PortableEngine, can_run
 from bit_transformer.decoding.session import NOT_FINITE, Session
 from bit_transformer.errors import BitStreamError, Cancelled
-from bit_transformer.experts.bank import curves, no_experts
+from bit_transformer.experts.bank import curves
 from bit_transformer.experts.kernels import STATE
 from bit_transformer.model import BitTransformerLM, in_use
 from bit_transformer.nn.patching import leaf_log_probs, pack_patches, patch_distances, unpack_patches
@@ -79,8 +79,14 @@ def search(
     # Shorter segments are padded with patches for which nothing was received.
     patch_GN = np.stack([np.pad(patch_N[begin:end], (0, longest - end + begin)) for begin, end in reach])
     real_GN = np.stack([np.arange(longest) < end - begin for begin, end in reach])
+
+    @torch.inference_mode()  # it belongs to a thread
+    def work(part: slice, tell: _Tell) -> _Searched:
+        return _search(model, patch_GN[part], real_GN[part], rate, beam, tell)
+
     with in_use(model):
-        best_GN, doubt_GN = _in_threads(model, patch_GN, real_GN, rate, beam, on_patch)
+        threads = min(len(spans), torch.get_num_threads()) if can_run(model) else 1
+        best_GN, doubt_GN = _in_threads(work, threads, on_patch)
     made_N, doubt = patch_N.copy(), np.zeros(total)
     for row, ((begin, end), (first, _)) in enumerate(zip(spans, reach, strict=True)):
         made_N[begin:end] = best_GN[row, begin - first : end - first]
@@ -89,40 +95,34 @@ def search(
     return Found(bits, doubt)
 
 
-def _in_threads(
-    model: BitTransformerLM,
-    patch_GN: NDArray[np.int64],
-    real_GN: NDArray[np.bool_],
-    rate: float,
-    beam: int,
-    on_patch: Callable[[int, int], None],
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Share the segments among threads, which the portable engine's loops can use; segments do not depend on each other."""
-    threads = min(len(patch_GN), torch.get_num_threads()) if can_run(model) else 1
+_Tell = Callable[[int, int], None]
+_Searched = tuple[NDArray[np.int64], NDArray[np.float64]]
 
-    @torch.inference_mode()
-    def work(index: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        return _search(
-            model, patch_GN[index::threads], real_GN[index::threads], rate, beam, tell if index else on_patch
-        )
 
+def _in_threads(work: Callable[[slice, _Tell], _Searched], threads: int, tell: _Tell) -> _Searched:
+    """Share the segments among threads, which the portable engine's loops can use; segments do not depend on each other.
+
+    Args:
+        work: searches some of the segments.
+        tell: called in this thread, for its own part; if it raises an error, the other threads end too.
+    """
     stopped = Event()
 
-    def tell(done: int, total: int) -> None:
+    def check(done: int, total: int) -> None:
         if stopped.is_set():
             raise Cancelled("stopped")
 
-    if threads == 1:
-        return work(0)
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work, index) for index in range(1, threads)]
+    parts = [slice(index, None, threads) for index in range(threads)]
+    with ThreadPoolExecutor(max(1, threads - 1)) as pool:
+        others = [pool.submit(work, part, check) for part in parts[1:]]
         try:
-            parts = [work(0), *(other.result() for other in others)]
-        finally:  # progress is told, and may be stopped, in this thread; the others end with it
+            found = [work(parts[0], tell), *(other.result() for other in others)]
+        finally:
             stopped.set()
-    best_GN, doubt_GN = np.empty(patch_GN.shape, dtype=np.int64), np.empty(patch_GN.shape)
-    for index, (best, doubt) in enumerate(parts):
-        best_GN[index::threads], doubt_GN[index::threads] = best, doubt
+    segments = sum(len(best_GN) for best_GN, _ in found)
+    best_GN, doubt_GN = (np.empty((segments, array.shape[1]), array.dtype) for array in found[0])
+    for part, (best, doubt) in zip(parts, found, strict=True):
+        best_GN[part], doubt_GN[part] = best, doubt
     return best_GN, doubt_GN
 
 
@@ -132,8 +132,8 @@ def _search(
     real_GN: NDArray[np.bool_],
     rate: float,
     beam: int,
-    on_patch: Callable[[int, int], None],
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    on_patch: _Tell,
+) -> _Searched:
     c = model.config
     G, N = patch_GN.shape
     V = 1 << c.patch_bits
@@ -189,8 +189,6 @@ class _Compiled:
         assert isinstance(session.engine, PortableEngine)
         self.session, self.engine = session, session.engine
         experts, P = session.experts, session.model.config.patch_bits
-        shape, tables, _ = bank = no_experts(P) if experts is None else (experts.banks[0].shape, experts.tables, None)
-        self.shape, self.tables, self.none = shape, tables, bank[2]
         features = 1 if experts is None else experts.banks[0].features
         B = segments * beam
         self.opened = np.zeros((B, STATE), dtype=np.int64)
@@ -214,9 +212,7 @@ class _Compiled:
         found_score_GK, doubt_GK = np.empty_like(score_GK), np.empty_like(score_GK)
         parent_GK, sent_GK = np.empty(score_GK.shape, dtype=np.int64), np.empty(score_GK.shape, dtype=np.int64)
         best_patches(
-            self.shape,
-            self.tables,
-            self.none if experts is None else experts.stream,
+            *self.session.bank_parts(),
             curves(),
             engine.plan,
             engine.weights,

@@ -66,12 +66,9 @@ def compress(request: CompressRequest, workspace: Workspace, job: Job) -> Compre
         CheckpointError: no such run.
     """
     path = request.path
-    with _opened(path) as source:
-        out = request.out or path.with_name(path.name + SUFFIX)
-        _check_new(path, out, request.overwrite)
-        coder = coder_of(request, workspace)
-        with new_file(out, like=path) as target:
-            return compress_pipe(request, source, target, coder, job, out=str(out))
+    out = request.out or path.parent / (path.name + SUFFIX)
+    with opened_pair(path, out, overwrite=request.overwrite) as (source, target):
+        return compress_pipe(request, source, target, coder_of(request, workspace), job, out=str(out))
 
 
 def decompress(request: DecompressRequest, workspace: Workspace, job: Job) -> Decompressed:
@@ -91,10 +88,8 @@ def decompress(request: DecompressRequest, workspace: Workspace, job: Job) -> De
             field="out",
             tries=(Give("out"),),
         )
-    with _opened(path) as source:
-        _check_new(path, out, request.overwrite)
-        with new_file(out, like=path) as target:
-            return decompress_pipe(request, source, target, workspace, job, out=out)
+    with opened_pair(path, out, overwrite=request.overwrite) as (source, target):
+        return decompress_pipe(request, source, target, workspace, job, out=out)
 
 
 def coder_of(request: CompressRequest, workspace: Workspace) -> Coder:
@@ -187,17 +182,18 @@ def decompress_pipe(
 def opened_pair(
     source: Path | BinaryIO, target: Path | BinaryIO, *, overwrite: bool
 ) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Within: both as streams. A target that is a file gets its name at the end.
+    """Within: both as streams. A target that is a file gets its name, and a source file's permissions and times, at the end.
 
     Raises:
         BitStreamError: an unreadable file.
         ConfigError: a target that exists already.
     """
     with ExitStack() as stack:
+        path = source if isinstance(source, Path) else None
         given = stack.enter_context(_opened(source)) if isinstance(source, Path) else source
         if isinstance(target, Path):
-            _check_new(source if isinstance(source, Path) else None, target, overwrite)
-            yield given, stack.enter_context(new_file(target))
+            _check_new(path, target, overwrite)
+            yield given, stack.enter_context(new_file(target, like=path))
         else:
             yield given, target
             target.flush()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -174,17 +174,13 @@ def _decompress(file: str, out: str | None, asked: dict[str, Any], store: Path, 
     return bool(made.lost) or made.cut
 
 
-@contextmanager
-def _piped(file: str, out: str | None, *, overwrite: bool) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Within: source and target, where at least one is a pipe."""
+def _piped(file: str, out: str | None, *, overwrite: bool) -> AbstractContextManager[tuple[BinaryIO, BinaryIO]]:
+    """Source and target, where at least one is a pipe."""
     from bit_transformer.service.compression import opened_pair
 
-    with opened_pair(
-        sys.stdin.buffer if file == PIPE else Path(file),
-        sys.stdout.buffer if out in (PIPE, None) else Path(out),
-        overwrite=overwrite,
-    ) as pair:
-        yield pair
+    source = sys.stdin.buffer if file == PIPE else Path(file)
+    target = sys.stdout.buffer if out in (PIPE, None) else Path(out)
+    return opened_pair(source, target, overwrite=overwrite)
 
 
 def _show_lost(file: str, lost: list[tuple[int, int]], cut: bool) -> None:
