@@ -29,7 +29,7 @@ $(VENV)/.installed: $(VENV)/torch.lock pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -q 'pip>=25.1'  # the first that reads dependency groups
-	$(PIP) install -q -c $(VENV)/torch.lock -c constraints.txt -e '.[download]' --group dev
+	$(PIP) install -q -c $(VENV)/torch.lock -c constraints.txt -e '.[download,dashboard,hub]' --group dev
 	touch $@
 
 demo: setup

@@ -8,8 +8,15 @@ A thin interface to `bit_transformer.service` with the flags of the original wor
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
+import signal
+import socket
+import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +24,15 @@ from bit_transformer.config import Sampling
 from bit_transformer.errors import BitStreamError, BitTransformerError, ConfigError
 from bit_transformer.presets import preset
 from bit_transformer.service import inference
+from bit_transformer.service.home import Home, home_folder
 from bit_transformer.service.jobs import Job, Message, Reading, Update
+from bit_transformer.service.launch import is_launched, is_main, leave
 from bit_transformer.service.operations import call
 from bit_transformer.service.requests import GateRequest, GenerateRequest
 from bit_transformer.service.settings import set_diffusion, training_of
 from bit_transformer.service.workspace import Workspace
 
 EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
-
-# Flags of phases that this version does not have. They raise an error instead of being ignored.
-LATER = {
-    "dashboard": "the dashboard",
-    "distributed": "distributed training",
-    "qat": "quantization-aware training",
-}
-
 
 PROMPT = b"def "
 
@@ -41,7 +42,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="stdlib", help="name, file, folder or glob")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/workflow"), help="run folder; an earlier run in it is replaced"
+        "--out", type=Path, help="run folder; an earlier run in it is replaced (default: runs/workflow)"
     )
     parser.add_argument("--preset", default="tiny", help="tiny, small, medium, large, or a depth")
     parser.add_argument("--epochs", type=float, default=1.0, help="passes over the training part")
@@ -54,9 +55,17 @@ def parse() -> argparse.Namespace:
         "--diffusion-curriculum", action="store_true", help="with --diffusion: start with little noise and widen it"
     )
     parser.add_argument("--progressive", action="store_true", help="start with a smaller model and grow it")
+    parser.add_argument("--qat", type=int, choices=(8, 4), help="train for weights of so many bits")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes: torchrun --nproc-per-node 2 unified_workflow.py ...",
+    )
+    parser.add_argument("--fsdp", action="store_true", help="with --distributed: weights and moments are sharded")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    for flag, what in LATER.items():
-        parser.add_argument(f"--{flag}", help=f"{what}: not in this version", action="store_true")
+    parser.add_argument(
+        "--dashboard", action="store_true", help="watch and steer it in a browser; server and pages stay until Ctrl-C"
+    )
     return parser.parse_args()
 
 
@@ -64,26 +73,82 @@ def main() -> int:
     """Run all phases."""
     flags = parse()
     try:
-        return run(flags)
+        if not flags.dashboard:
+            return run(flags, flags.out or Path("runs/workflow"), None)
+        home = Home(home_folder())
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and dashboard end with this process
+        with pages(home):
+            code = run(flags, flags.out or home.runs / "workflow", home)
+            print("\nserver and dashboard stay until Ctrl-C", file=sys.stderr)
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+            return code
     except BitTransformerError as error:
         print(f"unified_workflow: {error}", file=sys.stderr)
         return EXIT_INPUT
 
 
-def run(flags: argparse.Namespace) -> int:
-    """Train, evaluate, calibrate, generate."""
-    for flag, what in LATER.items():
-        if getattr(flags, flag):
-            raise ConfigError(f"got --{flag}; {what} is not in this version. Try without --{flag}")
+@contextlib.contextmanager
+def pages(home: Home) -> Iterator[None]:
+    """Within: the management server of a home, and its dashboard, as processes.
+
+    Raises:
+        ConfigError: one of them cannot be started; the reason.
+    """
+    with contextlib.ExitStack() as stack:
+        options = ("--home", str(home.folder), "--port", port(7000))
+        address = stack.enter_context(started("bit_transformer.server", home.folder / "server.log", *options))
+        options = ("--server", address, "--port", port(8080))
+        stack.enter_context(started("bit_transformer.dashboard_app", home.folder / "dashboard.log", *options))
+        yield
+
+
+def port(usual: int) -> str:
+    """The usual port, or 0 (any free one) where it is in use."""
+    with socket.socket() as probe:
+        return "0" if probe.connect_ex(("127.0.0.1", usual)) == 0 else str(usual)
+
+
+@contextlib.contextmanager
+def started(module: str, log: Path, *options: str) -> Iterator[str]:
+    """Within: a module as a process that serves pages and writes to a log; gives its address."""
+    command = [sys.executable, "-m", module, *options]
+    with log.open("w+") as written:
+        # In a session of its own: Ctrl-C first stops the training.
+        process = subprocess.Popen(command, stdout=written, stderr=written, start_new_session=True)
+        try:
+            while not (found := re.search(r"https?://[^\s)]+(?=.*\n)", log.read_text())):
+                if process.poll() is not None:
+                    said = log.read_text().strip().partition(": ")[2]
+                    raise ConfigError(said or f"{module} could not be started. Try without --dashboard")
+                time.sleep(0.1)
+            print(log.read_text(), end="", file=sys.stderr)
+            yield found[0]
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def run(flags: argparse.Namespace, out: Path, home: Home | None) -> int:
+    """Train, evaluate, calibrate, generate.
+
+    Args:
+        home: whose store records the run; None: a store beside the run folder.
+    """
     settings: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "data": {}}
     set_diffusion(settings, flags.diffusion, None, flags.diffusion_steps, flags.diffusion_curriculum)
     model = preset(flags.preset, **settings["model"])
     budget = {"bytes": round(flags.epochs * flags.dataset_size)} if flags.dataset_size else {"epochs": flags.epochs}
-    rest = {"batch_size": flags.batch_size, "amp": flags.amp, "progressive": flags.progressive}
+    rest = {"batch_size": flags.batch_size, "amp": flags.amp, "progressive": flags.progressive, "qat": flags.qat}
     train = training_of(settings, model, budget | rest)
-    workspace, job = Workspace(flags.out.parent / "runs.sqlite", flags.device), Job(Lines())
-    asked = {"out": flags.out, "model": model, "train": train, "data": {"corpora": (flags.corpus,)}, "overwrite": True}
+    workspace = home.workspace(flags.device) if home else Workspace(out.parent / "runs.sqlite", flags.device)
+    job = Job(Lines() if is_main() else None)
+    asked = {"out": out, "model": model, "train": train, "data": {"corpora": (flags.corpus,)}, "overwrite": True}
+    if flags.distributed:
+        asked["distributed"] = {"shard": flags.fsdp}
     result = call("train", asked, workspace, job)
+    if not is_main():
+        leave()
     print(
         f"\n{result.status} ({result.note}): {result.steps:,} updates, {result.bytes_seen / 1e6:.2f} MB in {result.seconds:.0f} s; "
         f"run folder: {result.folder}"
@@ -149,4 +214,7 @@ def show_sample(run: str, workspace: Workspace, job: Job, diffusion: bool) -> No
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if is_launched():
+        leave(code)
+    sys.exit(code)

@@ -22,6 +22,7 @@ from bit_transformer.data.windows import BitWindows
 from bit_transformer.decoding.session import Session
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.patching import pack_patches
+from bit_transformer.objectives import losses
 from bit_transformer.training import Trainer, autocast
 
 # glibc keeps what is freed below a threshold that grows as the program runs; fixed, it gives all but small pieces back.
@@ -111,7 +112,14 @@ def measure(model: ModelConfig, train: TrainConfig, *, training: bool = True, up
     peak = resident("VmHWM") - base
     batch = trainer.windows.draw(train.batch_size // train.accum_steps)
     with autocast(torch.device("cpu"), train.amp):
-        saved = saved_for_backward(lambda: trainer.model.nll(batch.bits_BT, batch.features_BTF).mean())
+        # Of diffusion models with what the objective itself keeps, such as the masks.
+        saved = saved_for_backward(
+            lambda: (
+                trainer.model.nll(batch.bits_BT, batch.features_BTF).mean()
+                if model.causal
+                else losses(trainer.model, batch.bits_BT)[0].mean()
+            )
+        )
     return {"peak": peak, "saved": saved}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bit_transformer.errors import ConfigError
 from bit_transformer.model import BitTransformerLM
-from bit_transformer.training.objectives import NextBit
+from bit_transformer.objectives import NextBit
 
 WIDTH, HEADS, LAYERS, CONTEXT, BATCH = 768, 12, 12, 1024, 16
 

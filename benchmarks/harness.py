@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
@@ -16,10 +15,10 @@ import torch
 
 from bit_transformer.data.sources import Corpus, Span, named_file, split, stdlib_files
 from bit_transformer.errors import BitTransformerError
+from bit_transformer.evaluation.significance import paired_test
 from bit_transformer.service.provenance import machine
 
 EXIT_INPUT, EXIT_GOAL_MISSED = 2, 3  # `btlm bench` passes them on
-T_95 = 2.571  # the 97.5 % quantile of Student's t with 5 degrees of freedom
 
 
 @dataclass
@@ -105,15 +104,9 @@ def ratio(slow: list[float], fast: list[float]) -> tuple[float, float, float]:
 
 
 def paired(differences: list[float]) -> dict[str, float]:
-    """The mean of paired differences, its 95 % interval by Student's t for six pairs, and p by flipping signs, all of them."""
-    mean = statistics.mean(differences)
-    half = T_95 * statistics.stdev(differences) / len(differences) ** 0.5
-    flips = [
-        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(differences))
-    ]
-    p = sum(flip >= abs(sum(differences)) - 1e-12 for flip in flips) / len(flips)
-    return {"difference": mean, "interval_low": mean - half, "interval_high": mean + half, "p": p}
+    """The mean of paired differences, its 95 % interval by Student's t, and p by flipping signs, all of them."""
+    found = paired_test(differences, [0.0] * len(differences))
+    return {"difference": found.difference, "interval_low": found.low, "interval_high": found.high, "p": found.p}
 
 
 def text_corpus() -> tuple[str, Corpus, Corpus]:

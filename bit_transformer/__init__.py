@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from bit_transformer.config import DataConfig, ModelConfig, OptimConfig, Sampling, TrainConfig
     from bit_transformer.decoding import Session, generate, generate_bytes, infer_long, stream_bytes
     from bit_transformer.diffusion import diffusion_inference, likelihood_bound, repair
+    from bit_transformer.distributed import make_pipeline, wrap_fsdp
     from bit_transformer.evaluation.metrics import bits_per_byte, surprise
     from bit_transformer.growth import expand_model
     from bit_transformer.memory import estimate_memory
     from bit_transformer.model import BitTransformerLM, set_dropout, set_sparse
     from bit_transformer.presets import preset
+    from bit_transformer.quantization import convert_qat, prepare_qat, quantize_dynamic, quantize_weights
     from bit_transformer.safety import SafetyGate, hil_safe_inference, safe_sample_with_retry
     from bit_transformer.telemetry import (
         TelemetrySynthesizer,
@@ -50,6 +52,7 @@ _HOME = {
     "bits_to_bytes": "bit_io",
     "bits_to_text": "bit_io",
     "bytes_to_bits": "bit_io",
+    "convert_qat": "quantization",
     "cpu_autocast": "training",
     "detect_metric_drift": "telemetry",
     "diffusion_inference": "diffusion",
@@ -63,8 +66,12 @@ _HOME = {
     "load_checkpoint": "checkpoint",
     "losses": "training",
     "lz_complexity": "telemetry",
+    "make_pipeline": "distributed",
     "negentropy": "telemetry",
+    "prepare_qat": "quantization",
     "preset": "presets",
+    "quantize_dynamic": "quantization",
+    "quantize_weights": "quantization",
     "repair": "diffusion",
     "safe_sample_with_retry": "safety",
     "save_checkpoint": "checkpoint",
@@ -75,6 +82,7 @@ _HOME = {
     "symbiosis": "telemetry",
     "text_to_bits": "bit_io",
     "train_loop": "training",
+    "wrap_fsdp": "distributed",
 }
 
 __all__ = [
@@ -92,6 +100,7 @@ __all__ = [
     "bits_to_bytes",
     "bits_to_text",
     "bytes_to_bits",
+    "convert_qat",
     "cpu_autocast",
     "detect_metric_drift",
     "diffusion_inference",
@@ -105,8 +114,12 @@ __all__ = [
     "load_checkpoint",
     "losses",
     "lz_complexity",
+    "make_pipeline",
     "negentropy",
+    "prepare_qat",
     "preset",
+    "quantize_dynamic",
+    "quantize_weights",
     "repair",
     "safe_sample_with_retry",
     "save_checkpoint",
@@ -117,6 +130,7 @@ __all__ = [
     "symbiosis",
     "text_to_bits",
     "train_loop",
+    "wrap_fsdp",
 ]
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from bit_transformer.config import ModelConfig
 from bit_transformer.errors import CheckpointError, ConfigError
 from bit_transformer.experts import STATE_VERSION as BANK_VERSION
 from bit_transformer.model import BANK, BitTransformerLM
-from bit_transformer.tensor_file import read_tensors, write_tensors
+from bit_transformer.quantization import described, flattened, take_quantized
+from bit_transformer.tensor_file import prefixed, read_tensors, write_tensors
 
 MODEL_FILE = "model.safetensors"
 
@@ -39,10 +41,19 @@ def save_checkpoint(
         CheckpointError: the file could not be written. An existing file stays as it was.
     """
     target = _file(Path(path))
-    tensors = {name: tensor.detach() for name, tensor in {**model.state_dict(), **(weights or {})}.items()}
+    tensors = {name: tensor.detach() for name, tensor in _tensors(model, weights or {}).items()}
     document = {"model": model.config.model_dump(mode="json"), "bank": BANK_VERSION, "about": dict(about or {})}
-    write_tensors(target, tensors, document)
+    if (rounding := described(model)) is not None:
+        document["quantization"] = rounding
+    write_tensors(target, flattened(tensors), document)
     return target
+
+
+def _tensors(model: BitTransformerLM, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state dict, with other weights, and packed what its experts have learned."""
+    if not (model.has_bank and model.bank.count) or any(name.startswith(BANK) for name in weights):
+        return {**model.state_dict(), **weights}
+    return {**model.weights(), **prefixed(BANK, model.bank.packed()), **weights}
 
 
 def load_checkpoint(
@@ -67,12 +78,19 @@ def load_checkpoint(
             f"{source}: got {first}={getattr(stored, first)}; {first}={getattr(config, first)} is needed. Try the checkpoint's "
             f"own config"
         )
-    model = BitTransformerLM(stored)
+    rounding = document.get("quantization") or {"trained": True}
+    with nullcontext() if rounding.get("trained") else torch.device("meta"):  # no memory for weights in float32
+        model = BitTransformerLM(stored)
     learned = any(name.startswith(BANK) for name in weights)
     if learned and document.get("bank") != BANK_VERSION:
         raise CheckpointError(
             f"{source}: got experts of format {document.get('bank')}; format {BANK_VERSION} is needed. Try the version that wrote it"
         )
+    if "quantization" in document:
+        try:
+            weights = take_quantized(model, weights, rounding)
+        except ConfigError as wrong:
+            raise CheckpointError(f"{source}: {wrong}") from None
     load_weights(model, weights, source)
     return model.to(device).eval()
 
@@ -105,9 +123,12 @@ def load_weights(model: BitTransformerLM, weights: Mapping[str, Tensor], source:
         CheckpointError: names or shapes differ.
     """
     try:
-        missing, unexpected = model.load_state_dict(dict(weights), strict=False)
+        assign = model.head.bias.is_meta
+        missing, unexpected = model.load_state_dict(dict(weights), strict=False, assign=assign)
         wrong = [name for name in missing if not name.startswith(BANK)] + unexpected
         detail = f"only one of them has {wrong[0]}." if wrong else ""
+        if assign:
+            model.trunk.materialize()
     except RuntimeError as mismatch:
         detail = str(mismatch).splitlines()[1].strip() if "\n" in str(mismatch) else str(mismatch)
     if detail:

@@ -7,19 +7,25 @@ BitTransformerError
 ├── ConfigError (ValueError)        an invalid setting
 │   └── NoExperts (AttributeError)  a model without experts was asked for its bank
 ├── BitStreamError (ValueError)     bits, bytes or files that cannot be used
+│   ├── UploadNotFound              no upload of that id, or its file is not there yet
 │   ├── ParityError                 bytes with wrong parity; has their offsets
 │   └── CompressedFileError         a compressed file that is damaged, or belongs to another model
 ├── CheckpointError                 a checkpoint that is missing, damaged or has another shape
 ├── StoreError                      a run store that cannot be used
 │   ├── RunNotFound                 no run of that name
 │   ├── RunBusy                     another training uses the run folder
-│   └── RunNotRunning               a run was asked to stop and is not being trained
+│   ├── RunNotRunning               a run was asked to stop and is not being trained
+│   ├── JobNotFound                 no job of that number
+│   └── QueueFull                   too many jobs wait already
+├── HubError                        the Hugging Face hub refused, or could not be reached
+├── Refused                         something that this caller may not do, or only after confirming it
 ├── Cancelled                       work that was asked to stop before it had a result
 ├── TrainingError                   a training that cannot continue
 │   ├── NonFiniteLoss               the loss or the gradient became NaN or infinite; has the step
 │   ├── StreamOverflow              values of a reversible trunk are too large to be recomputed exactly
 │   ├── NotRebuilt                  a reversible trunk recomputed other values than in the forward pass
-│   └── OutOfMemory                 not enough memory for an update; says what needs less
+│   ├── OutOfMemory                 not enough memory for an update; says what needs less
+│   └── RankFailed                  another process of a distributed training ended, or did not answer
 ├── SafetyRejection                 the gate blocked generated text; has the decision
 └── MissingExtra (ImportError)      an optional library is not installed
 
@@ -116,6 +122,10 @@ class ParityError(BitStreamError):
         self.offsets = tuple(offsets)
 
 
+class UploadNotFound(BitStreamError):
+    """No upload of that id, or its file is not there yet."""
+
+
 class CompressedFileError(BitStreamError):
     """A compressed file that is damaged, or belongs to another model."""
 
@@ -138,6 +148,22 @@ class RunBusy(StoreError):
 
 class RunNotRunning(StoreError):
     """A run that was asked to stop, and is not being trained."""
+
+
+class JobNotFound(StoreError):
+    """No job of that number."""
+
+
+class QueueFull(StoreError):
+    """Too many jobs, or requests, wait already."""
+
+
+class HubError(BitTransformerError):
+    """The Hugging Face hub refused something, or could not be reached."""
+
+
+class Refused(BitTransformerError):
+    """Something that this caller may not do: it has no token for it, has used up its budget, or must confirm it first."""
 
 
 class Cancelled(BitTransformerError):
@@ -170,6 +196,10 @@ class NotRebuilt(TrainingError):
 
 class OutOfMemory(TrainingError):
     """Not enough memory for an update. The message says which setting saves how much."""
+
+
+class RankFailed(TrainingError):
+    """Another process of a distributed training ended or did not answer; or none could be reached."""
 
 
 class SafetyRejection(BitTransformerError):

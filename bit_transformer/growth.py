@@ -21,6 +21,7 @@ from torch import Tensor
 from bit_transformer.config import ModelConfig
 from bit_transformer.errors import Ask, ConfigError, Give
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.quantization import check_trainable, checked_rounding, set_rounding
 
 GROWS = ("d_model", "num_layers", "nhead", "dim_feedforward", "max_seq_len")
 
@@ -61,6 +62,7 @@ def expand_model(
 
 def expand_to(model: BitTransformerLM, grown: ModelConfig) -> BitTransformerLM:
     """`expand_model` to a shape from `grown_config`."""
+    check_trainable(model)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         larger = BitTransformerLM(grown).to(model.head.weight)
@@ -74,6 +76,9 @@ def expand_to(model: BitTransformerLM, grown: ModelConfig) -> BitTransformerLM:
                 state[f"trunk.blocks.{index}.{part}.weight"].copy_(below)
     if model.has_bank:
         larger.bank = model.bank
+    if model.rounding is not None:
+        checked_rounding(larger, model.rounding.bits, model.rounding.group)
+        set_rounding(larger, model.rounding)
     return larger.train(model.training)
 
 

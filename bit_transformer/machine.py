@@ -21,6 +21,14 @@ def free_memory() -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def own_memory() -> int | None:
+    """Bytes of memory that this process holds; None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
 def _system() -> int | None:
     try:
         with open("/proc/meminfo") as file:

@@ -173,7 +173,7 @@ def _switches(
 # ---- computing ----
 
 
-def _elements(c: ModelConfig) -> tuple[int, int, int, int]:
+def elements(c: ModelConfig) -> tuple[int, int, int, int]:
     """Number of parameters: matrices of one block; n-gram tables; the experts' mixer; all others."""
     V, D = 1 << c.patch_bits, c.d_model
     block = 4 * D * D + 2 * D * c.feedforward_width
@@ -221,7 +221,7 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
     V, contexts, E = 1 << P, c.ngram_contexts, _features(c)
     amp = bool(how.amp)
     size = HALF if amp else FLOAT
-    block, tables, mixer, others = _elements(c)
+    block, tables, mixer, others = elements(c)
     attention, feed_forward = _kept_by_branches(c, rows, N, amp)
     kept = attention + feed_forward
 
@@ -246,20 +246,20 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
 
     dense = (L * block + mixer + others) * FLOAT
     rows_of_tables = how.batch_size // world_size * N * contexts * (D * FLOAT + INDEX)
-    parameters = (dense + tables * FLOAT) // world_size
+    parameters = dense // world_size + tables * FLOAT  # tables are whole on each device
     gradients = dense // world_size + rows_of_tables
-    if world_size > 1:  # two blocks, and everything outside the blocks, are whole at a time
-        parameters += (2 * block + mixer + others + tables) * FLOAT
+    if world_size > 1:  # two blocks, and everything outside the blocks, are gathered at a time
+        parameters += (2 * block + mixer + others) * FLOAT
         gradients += block * FLOAT
-    moments = (1 if how.optim.muon else 2) * L * block + 2 * (mixer + others + tables)
+    moments = ((1 if how.optim.muon else 2) * L * block + 2 * (mixer + others)) // world_size + 2 * tables
     largest = D * max(3 * D, F)  # matrix
     piece = min(L * largest, max(MUON_PIECE, largest)) if how.optim.muon else 0
     update = 5 * piece * FLOAT + 3 * rows_of_tables
     experts = _bank(c) + how.batch_size // world_size * N * P * E
 
     copies = how.keep_best + (how.keep_best and how.average > 0)
-    at_rest = copies * (dense + tables * FLOAT) // world_size
-    base = parameters + moments * FLOAT // world_size + at_rest + experts
+    at_rest = copies * (dense // world_size + tables * FLOAT)
+    base = parameters + moments * FLOAT + at_rest + experts
     before = gradients if how.accum_steps > 1 else 0  # of earlier micro-batches
     moments_of = {
         "the loss": base + before + activations + logits,
@@ -272,7 +272,7 @@ def _in_training(c: ModelConfig, how: TrainConfig, rows: int, world_size: int) -
     return MemoryEstimate(
         parameters=parameters,
         gradients=gradients,
-        optimizer=moments * FLOAT // world_size,
+        optimizer=moments * FLOAT,
         kept=at_rest,
         activations=activations,
         logits=logits,
@@ -300,9 +300,9 @@ def _scoring(c: ModelConfig, rows: int) -> int:
 
 def _in_use(c: ModelConfig, batch: int, world_size: int) -> MemoryEstimate:
     N, D, L = c.max_patches + 1, c.d_model, c.num_layers
-    block, tables, mixer, others = _elements(c)
-    parameters = (L * block + tables + mixer + others) * FLOAT // world_size
-    parameters += (2 * block + mixer + others + tables) * FLOAT if world_size > 1 else 0
+    block, tables, mixer, others = elements(c)
+    parameters = (L * block + mixer + others) * FLOAT // world_size + tables * FLOAT
+    parameters += (2 * block + mixer + others) * FLOAT if world_size > 1 else 0
     working = sum(_block_in_use(c, batch))
     cache = batch * L * 2 * min(c.attention_window or N, N) * D * FLOAT if c.causal else 0
     maps = L * batch * c.nhead * N * N * FLOAT if c.full_attn_logging else 0

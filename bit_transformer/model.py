@@ -4,7 +4,7 @@
     bits -> expert bank ------------------ features ------------> mixer ---------^
 
 One class: `patch_bits=1` is the flat model; 8 reads bytes, 9 bytes with parity, 12 sensor words. The trunk is in `nn/trunk.py`, patches
-and the head in `nn/patching.py`, training objectives in `training/objectives.py`, cached decoding in `decoding/`, and the functions of
+and the head in `nn/patching.py`, training objectives in `objectives.py`, cached decoding in `decoding/`, and the functions of
 diffusion models in `diffusion/`.
 """
 
@@ -26,6 +26,7 @@ from bit_transformer.errors import Ask, BitStreamError, CheckpointError, ConfigE
 from bit_transformer.nn.mixer import ExpertMixer
 from bit_transformer.nn.ngram import NgramEmbedding
 from bit_transformer.nn.patching import PrefixTreeHead, pack_patches, tree_nodes
+from bit_transformer.nn.quantized import Rounding
 from bit_transformer.nn.trunk import Trunk
 from bit_transformer.presets import preset
 from bit_transformer.telemetry import Telemetry, lz_complexity, negentropy, symbiosis
@@ -70,6 +71,7 @@ class BitTransformerLM(nn.Module):
         self.trunk = Trunk(c)
         # The head starts as zeros: every bit has probability 1/2, so training starts at 8 bits per byte.
         self.head = PrefixTreeHead(c.d_model, c.patch_bits)
+        self.rounding: Rounding | None = None  # how weights are rounded; set by `quantization`
         self._bank: ExpertBank | None = None
         self.mixer = self._new_mixer() if c.experts else None
         self.trunk.init_weights()

@@ -52,7 +52,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[s
             temporary.unlink(missing_ok=True)
         kept_note = "The one before is untouched." if path.exists() else "Nothing was written."
         raise CheckpointError(
-            f"{path}: could not be written ({_reason(refused)}). {kept_note} Try freeing space, or another folder"
+            f"{path}: could not be written ({reason(refused)}). {kept_note} Try freeing space, or another folder"
         ) from refused
     except BaseException:  # an interrupt
         temporary.unlink(missing_ok=True)
@@ -74,9 +74,7 @@ def read_tensors(path: Path, *, device: torch.device | str = "cpu") -> tuple[dic
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as broken:
-        raise CheckpointError(
-            f"{path}: is damaged or no checkpoint ({_reason(broken)}). Try an earlier one"
-        ) from broken
+        raise CheckpointError(f"{path}: is damaged or no checkpoint ({reason(broken)}). Try an earlier one") from broken
     document = _document(header, tensors, path)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, document
 
@@ -130,5 +128,10 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line."""
+    return (
+        error.strerror
+        if isinstance(error, OSError) and error.strerror
+        else next(iter(str(error).splitlines()), type(error).__name__)
+    )

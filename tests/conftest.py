@@ -33,6 +33,7 @@ COMPILED = (
     "compiled.py",
     "coding/arithmetic.py",
     "experts/kernels.py",
+    "decoding/integer_kernels.py",
     "decoding/portable_kernels.py",
     "decoding/bit_loop.py",
     "restoration/beam_kernel.py",

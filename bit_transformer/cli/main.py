@@ -8,18 +8,28 @@ from typing import Annotated
 import typer
 
 from bit_transformer.cli.commands import (
+    advise,
     bench,
     calibrate,
     compress,
+    diagnose,
     distill,
+    doctor,
     estimate,
     evaluate,
     explain,
+    export,
     generate,
+    grow,
+    hub,
     infill,
+    jobs,
+    plan,
+    quantize,
     repair,
     runs,
     score,
+    serve,
     telemetry,
     train,
 )
@@ -36,6 +46,8 @@ app = typer.Typer(
 app.command("train")(train.run)
 app.command("distill")(distill.run)
 app.command("collapse", hidden=True)(distill.run)  # its earlier name
+app.command("grow")(grow.run)
+app.command("quantize")(quantize.run)
 app.command("estimate")(estimate.run)
 app.command("generate")(generate.run)
 app.command("infill")(infill.run)
@@ -49,6 +61,18 @@ app.command("telemetry")(telemetry.run)
 app.command("calibrate")(calibrate.run)
 app.command("explain")(explain.run)
 app.add_typer(runs.app, name="runs")
+app.command("jobs")(jobs.run)
+app.command("export")(export.run)
+app.add_typer(hub.app, name="hub")
+app.command("serve", context_settings=serve.PASSED_ON)(serve.serve)
+app.command("dashboard", context_settings=serve.PASSED_ON)(serve.dashboard)
+app.command("doctor")(doctor.run)
+app.command("advise")(advise.run)
+app.command("trade")(advise.trade)
+app.command("diagnose")(diagnose.run)
+app.command("plan")(plan.plan)
+app.command("significance")(plan.significance)
+app.command("report")(plan.report)
 app.command("bench")(bench.run)
 
 

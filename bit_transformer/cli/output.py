@@ -30,12 +30,36 @@ COMMANDS = {  # operations that are verbs of other names here
     "resume": "train --resume",
     "runs.list": "runs list",
     "runs.show": "runs show",
+    "runs.compare": "runs compare",
     "runs.remove": "runs rm",
     "runs.stop": "runs stop",
+    "runs.pause": "runs pause",
+    "runs.continue": "runs continue",
+    "runs.step": "runs step",
+    "runs.change": "runs change",
+    "runs.checkpoint": "runs checkpoint",
+    "runs.branch": "runs branch",
+    "runs.trigger": "runs trigger",
+    "runs.untrigger": "runs untrigger",
+    "jobs.list": "jobs",
+    "hub.push": "hub push",
+    "hub.pull": "hub pull",
     "telemetry_of_run": "telemetry",
+    "interpret": "explain",
+    "diagnose_error": "diagnose --log LOG",
+    "diagnose_gate": "diagnose --gate",
 }
 ARGUMENTS = ("names", "path", "name", "data.corpora")  # fields that are arguments, and have no flag
-FLAGS = {"run": "--model", "holes": "--hide", "bit_holes": "--hide-bits", "max_bytes": "--bytes", "data": "--text"}
+FLAGS = {
+    "run": "--model",
+    "holes": "--hide",
+    "bit_holes": "--hide-bits",
+    "max_bytes": "--bytes",
+    "data": "--text",
+    "train.workers": "--workers",
+    "train.auto_batch": "--auto-batch",
+}
+WITHOUT = {"model.causal": "--diffusion", "private": "--public"}  # flags that turn a field off
 SPARK = "▁▂▃▄▅▆▇█"
 
 
@@ -86,15 +110,21 @@ def as_flags(advice: Advice) -> str:
         return f"`{' '.join(words)}`"
     if not isinstance(advice, Give):
         return advice
+    if advice.field in ("settings", "train", "model") and isinstance(advice.value, dict):
+        if advice.field == "settings":
+            return " ".join(f"--set {name}={value:g}" for name, value in advice.value.items())
+        from bit_transformer.config.base import flat
+
+        return " ".join(f"--set {name}={value}" for name, value in flat(advice.field, advice.value))
     if advice.field == "budget" and isinstance(advice.value, dict):
         return " ".join(f"--{name} {amount}" for name, amount in advice.value.items())
-    if (advice.field, advice.value) == ("model.causal", False):
-        return "--diffusion"
+    if advice.value is False and advice.field in WITHOUT:
+        return WITHOUT[advice.field]
     flag = FLAGS.get(advice.field, f"--{advice.field.replace('_', '-')}")
     if advice.field in ARGUMENTS:
         values = advice.value if isinstance(advice.value, tuple) else (advice.value,)
         return shlex.join(map(str, values))
-    if "." in advice.field:
+    if "." in advice.field and advice.field not in FLAGS:
         return f"--set {advice.field}={advice.value}"
     if advice.value is None:
         return f"another {flag}"
@@ -121,6 +151,11 @@ def table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return made
+
+
+def gigabytes(count: int) -> str:
+    """Bytes as GB, or MB where they are fewer."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def bpb(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -205,6 +206,8 @@ class ModelCoder:
 
 def model_digest(model: BitTransformerLM) -> bytes:
     """SHA-256 of what a model computes with: the fields of its config that matter to that, its weights and its experts' tables."""
+    from bit_transformer.quantization import flattened
+
     c = model.config
     shape: dict[str, object] = {
         "d_model": c.d_model,
@@ -233,10 +236,13 @@ def model_digest(model: BitTransformerLM) -> bytes:
             "buckets": e.buckets,
             "history": e.history,
         }
+    if model.rounding is not None:
+        shape["rounding"] = asdict(model.rounding)
     found = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    for name, tensor in sorted(model.weights().items()):
+    for name, tensor in sorted(flattened(model.weights()).items()):
         found.update(name.encode())
-        found.update(np.ascontiguousarray(tensor.detach().numpy().astype("<f4", copy=False)).data)
+        array = tensor.detach().numpy()
+        found.update(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).data)
     if c.experts is not None:
         found.update(model.bank.digest().encode())
     return found.digest()

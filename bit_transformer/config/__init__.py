@@ -7,16 +7,22 @@ arguments are all validated here.
 
 from bit_transformer.config.base import Config
 from bit_transformer.config.data import DataConfig
+from bit_transformer.config.distributed import DistributedConfig
 from bit_transformer.config.experts import ExpertConfig
 from bit_transformer.config.model import FLIP_LEVELS, ModelConfig, Noise, Schedule
 from bit_transformer.config.sampling import Sampling
+from bit_transformer.config.steering import PENALTIES, RECORDED, STEERED, changed_settings
 from bit_transformer.config.training import BUDGETS, GrowthConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "BUDGETS",
     "FLIP_LEVELS",
+    "PENALTIES",
+    "RECORDED",
+    "STEERED",
     "Config",
     "DataConfig",
+    "DistributedConfig",
     "ExpertConfig",
     "GrowthConfig",
     "ModelConfig",
@@ -25,4 +31,5 @@ __all__ = [
     "Sampling",
     "Schedule",
     "TrainConfig",
+    "changed_settings",
 ]

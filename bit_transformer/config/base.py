@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin
 
@@ -21,6 +21,15 @@ else:
     ModelMetaclass = type(BaseModel)
 
 _Path = tuple[int | str, ...]
+
+
+def flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value); the keys begin with `path`, if it is not empty."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flat(f"{path}.{key}" if path else key, inner)
+    else:
+        yield path, value
 
 
 class _ConfigType(ModelMetaclass):
@@ -51,7 +60,7 @@ class Config(BaseModel, metaclass=_ConfigType):
         ConfigError: one line that names the field and says what was given, what is needed and what to try.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
     aliases: ClassVar[Mapping[str, str]] = {}  # names that people may expect here -> the field they mean
 
     @classmethod
@@ -119,9 +128,21 @@ def _refusal(invalid: ValidationError, cls: type[Config]) -> ConfigError:
     if error["type"] == "value_error":  # from our own validators, whose message is complete
         message = error["msg"].removeprefix("Value error, ")
         return ConfigError(f"{key}.{message}" if key else message, field=key or None)
+    if error["type"] == "bytes_invalid_encoding":
+        return ConfigError(
+            f"got {key}={_shown(error['input'])}; base64 is needed. Try 'ZGVmIA==' for 'def '", field=key
+        )
     names, indices = _divided(path)
-    field = _holder(cls, names[:-1]).model_fields[names[-1]]
+    holder = _holder(cls, names[:-1]) if names else cls
+    if (
+        not names or names[-1] not in holder.model_fields
+    ):  # not a mapping; keys that are no text; a value of a plain dict
+        what = f"{key}={_shown(error['input'])}" if key else _shown(error["input"])
+        return ConfigError(f"got {what}; {error['msg'][:1].lower()}{error['msg'][1:]}. Try another", field=key or None)
+    field = holder.model_fields[names[-1]]
     got, needed = _shown(error["input"]), _type(*_part(field, indices))
+    if error["type"] == "finite_number":
+        needed = "a finite number"
     advice = _advice(key, error.get("ctx", {}), error["input"], field)
     return ConfigError(f"got {key}={got}; {needed} is needed. Try {advice}", field=key)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from typing_extensions import Self
@@ -88,6 +88,13 @@ class TrainConfig(Config):
     window: PositiveInt | None = Field(None, description="Bits of a training window. Default: the model's max_seq_len.")
     amp: bool | None = Field(None, description="bfloat16 autocast. Default: if the processor supports it.")
     compile_model: bool = Field(False, description="Run the trunk through torch.compile.")
+    qat: Literal[8, 4] | None = Field(
+        None,
+        description="Train for weights of so many bits: forward passes see rounded weights. Default: no rounding.",
+    )
+    qat_after: float = Field(
+        0.8, ge=0, lt=1, description="With qat: fraction of the budget after which weights are rounded."
+    )
     auto_batch: bool = Field(
         False, description="If memory runs out, continue with twice as many micro-batches of half the size."
     )
@@ -100,6 +107,10 @@ class TrainConfig(Config):
         ge=0,
         description="Bytes of experts' features cached on disk; for larger corpora they are computed during training.",
     )
+    workers: PositiveInt = Field(
+        1,
+        description="Parallel readers of the experts' first pass over the data: each reads a part with experts of its own, which are merged.",
+    )
     keep_best: bool = Field(True, description="Keep the weights of the best validation instead of the last.")
     average: float = Field(
         0.1,
@@ -110,6 +121,9 @@ class TrainConfig(Config):
     patience: PositiveInt | None = Field(None, description="Stop after this many validations without improvement.")
     telemetry: float = Field(
         0.005, ge=0, le=1, description="Fraction of the time that measuring K, C and S of predictions may take; 0: off."
+    )
+    sample_bytes: int = Field(
+        0, ge=0, description="Bytes of a sample that is drawn and recorded at each validation; 0: none."
     )
     curriculum: float = Field(
         0.0,
@@ -134,10 +148,14 @@ class TrainConfig(Config):
         return switch(value)
 
     @model_validator(mode="after")
-    def _growth_is_not_compiled(self) -> Self:
+    def _growth_goes_alone(self) -> Self:
         if self.progressive and self.compile_model:
             raise ValueError(
                 "got progressive and compile_model; a growing model cannot be compiled. Try compile_model=false"
+            )
+        if self.progressive and self.qat:
+            raise ValueError(
+                "got progressive and qat; a growing model cannot be trained for few bits. Try qat in a second training, with init"
             )
         return self
 

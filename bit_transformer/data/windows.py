@@ -75,15 +75,26 @@ class _Epochs:
 
     def __init__(self, seed: int) -> None:
         self.seed, self.epoch, self.drawn = seed, 0, 0
+        self.rank, self.ranks = 0, 1
+
+    def share(self, rank: int, ranks: int) -> None:
+        """From now on draw only one rank's rows of each batch. The position counts all rows, so the number of ranks may change."""
+        self.rank, self.ranks = rank, ranks
 
     def next(self, count: int, size: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """The next `count` numbers below `size`, as (epoch, numbers) pieces."""
+        """The next `count` numbers below `size`, or of these one rank's part, as (epoch, numbers) pieces."""
         pieces: list[tuple[int, NDArray[np.int64]]] = []
+        each, passed = count // self.ranks, 0
+        begin = self.rank * each
         while count:
             stop = min(size, self.drawn + count)
-            places = np.arange(self.drawn, stop)
-            pieces.append((self.epoch, permuted(places, size, key=epoch_key(self.seed, self.epoch))))
+            mine = np.arange(
+                max(self.drawn, self.drawn + begin - passed), min(stop, self.drawn + begin + each - passed)
+            )
+            if len(mine):
+                pieces.append((self.epoch, permuted(mine, size, key=epoch_key(self.seed, self.epoch))))
             count -= stop - self.drawn
+            passed += stop - self.drawn
             self.drawn = stop
             if self.drawn == size:
                 self.epoch, self.drawn = self.epoch + 1, 0
@@ -158,6 +169,7 @@ class CorpusWindows(_Epochs):
             self.corpus, window_bytes, parity=self.parity, align=self.align, seed=self.seed, features=self.features
         )
         other.epoch = self.epoch + 1
+        other.share(self.rank, self.ranks)
         return other
 
     def _offset(self, epoch: int) -> int:

@@ -16,16 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.decoding import portable_kernels as kernels
+from bit_transformer.decoding.integer_kernels import ALL_LEVELS, INPUT_LEVELS, TILE_INPUTS, Tiles, no_tiles, tiles_of
 from bit_transformer.decoding.portable_kernels import LENGTH, Plan, State, Weights
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.nn.quantized import Embedding, Linear, QuantizedTensor, Rounding, plain
 from bit_transformer.nn.reversible import overflow
 
 _THETA = 10_000  # of `nn.position.rotary_table`
 
 
 def can_run(model: BitTransformerLM) -> bool:
-    """Whether this engine can run a model: float32 on a processor. In training mode dropout is active, which it does not have."""
-    weight = model.head.weight
+    """Whether this engine can run a model: float32 on a processor, or quantized. In training mode dropout is active, which it does not have;
+    and it rounds the inputs of quantized matrices only."""
+    weight, rounding = model.head.weight, model.rounding
+    if rounding is not None and rounding.activations and not isinstance(weight, QuantizedTensor):
+        return False
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and not model.training
 
 
@@ -123,30 +128,65 @@ def laid_out(model: BitTransformerLM) -> tuple[Plan, Weights]:
         features=mixer.features if mixer else 0,
         scale=np.float32(mixer.scale if mixer else 0),
     )
+    matrices = [
+        [block.attend.query_key_value for block in blocks],
+        [block.attend.out for block in blocks],
+        [block.feed_forward.expand for block in blocks],
+        [block.feed_forward.out for block in blocks],
+    ]
+    query_key_value, attend_out, expand, feed_out = map(_stacked, matrices)
+    table, table_codes = (nothing, no_tiles()) if trunk.ngrams is None else _table(trunk.ngrams.table)
     weights = Weights(
-        embed=_array(trunk.embed.weight),
-        phase=_array(trunk.phase.weight) if trunk.phase is not None else nothing,
-        table=_array(trunk.ngrams.table.weight) if trunk.ngrams is not None else nothing,
-        query_key_value=_stacked([block.attend.query_key_value.weight for block in blocks]),
-        attend_out=_stacked([block.attend.out.weight for block in blocks]),
-        expand=_stacked([block.feed_forward.expand.weight for block in blocks]),
-        feed_out=_stacked([block.feed_forward.out.weight for block in blocks]),
+        embed=_array(trunk.embed.weight, trunk.embed.rounding),
+        phase=_array(trunk.phase.weight, trunk.phase.rounding) if trunk.phase is not None else nothing,
+        table=table,
+        query_key_value=query_key_value,
+        attend_out=attend_out,
+        expand=expand,
+        feed_out=feed_out,
         rotary=exact_rotary(c.max_patches + 1, c.d_model // c.nhead),
-        head=_array(model.head.weight),
+        head=_array(model.head.weight, model.head.rounding),
         bias=_array(model.head.bias),
-        gate=np.ascontiguousarray(_array(mixer.gate).T) if mixer else nothing,
+        gate=np.ascontiguousarray(_array(mixer.gate, mixer.rounding).T) if mixer else nothing,
         by_node=_array(mixer.by_node) if mixer else nothing,
+        tiles=(_tiles(matrices[0]), _tiles(matrices[1]), _tiles(matrices[2]), _tiles(matrices[3])),
+        table_codes=table_codes,
     )
     return plan, weights
 
 
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(tensor.detach().numpy())
+def _array(tensor: Tensor, rounding: Rounding | None = None) -> NDArray[np.float32]:
+    """Weights as the forward pass sees them."""
+    return np.ascontiguousarray(plain(tensor, rounding).numpy())
 
 
-def _stacked(matrices: list[Tensor]) -> NDArray[np.float32]:
-    """Weights of all layers, input-major: (L, I, O)."""
-    return _array(torch.stack([matrix.detach().T for matrix in matrices]))
+def _stacked(maps: list[Linear]) -> NDArray[np.float32]:
+    """Weights of all layers, input-major: (L, I, O); nothing if they are quantized."""
+    if isinstance(maps[0].weight, QuantizedTensor):
+        return np.zeros((1, 1, 1), dtype=np.float32)
+    return _array(torch.stack([plain(linear.weight, linear.rounding).T for linear in maps]))
+
+
+def _tiles(maps: list[Linear]) -> Tiles:
+    """Quantized weights of all layers."""
+    held = [linear.weight for linear in maps if isinstance(linear.weight, QuantizedTensor)]
+    if not held:
+        return no_tiles()
+    codes_LOI = torch.stack([weight.codes() for weight in held]).numpy()
+    scales_LOG = torch.stack([weight.scales for weight in held]).float().numpy()
+    rounding = maps[0].rounding
+    levels = INPUT_LEVELS if rounding is not None and rounding.activations else ALL_LEVELS
+    return tiles_of(codes_LOI, scales_LOG, held[0].bits, levels)
+
+
+def _table(embedding: Embedding) -> tuple[NDArray[np.float32], Tiles]:
+    """An n-gram table, as floats or as integers."""
+    weight = embedding.weight
+    if not isinstance(weight, QuantizedTensor):
+        return _array(weight, embedding.rounding), no_tiles()
+    codes = weight.stored.view(torch.uint8).numpy()[None, None]
+    scales = weight.scales.float().numpy()[None]
+    return np.zeros((1, 1), dtype=np.float32), Tiles(weight.bits, codes, scales, np.float32(0))
 
 
 def new_state(model: BitTransformerLM, batch: int) -> State:
@@ -182,6 +222,9 @@ def new_state(model: BitTransformerLM, batch: int) -> State:
         used=room(widest + 1, dtype=np.int64),
         sums=room(kernels.LANES),
         reach=room(1, dtype=np.float64),
+        rounded=room(batch * widest, dtype=np.int16),
+        corrections=room(batch * widest // TILE_INPUTS + 1, dtype=np.int32),
+        scales=room(batch),
     )
 
 

@@ -6,6 +6,7 @@ fused multiply-add, no reassociation (numba without `fastmath`), no functions of
     products of matrices    outputs are the vector's lanes; inputs are added one after the other, from 0
     dot products, norms     16 partial sums, of every 16th term, in order; then halves are added: 16, 8, 4, 2, 1
     attention               scores: channels one after the other. Values and weights: slots of the cache, one after the other
+    quantized matrices      integers, 32 inputs at a time; then sums of different scales in order (`integer_kernels.py`)
 
 No sum runs over streams, and none depends on the vector's width. So the result is the same for one stream or several, for any number of
 threads, with SSE2, AVX2, AVX512 or NEON. It equals the PyTorch path up to rounding.
@@ -23,6 +24,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from bit_transformer.compiled import compiled, inline
+from bit_transformer.decoding.integer_kernels import Tiles, add_row, product
 from bit_transformer.experts.kernels import fetch
 
 Array = NDArray[Any]
@@ -59,6 +61,8 @@ class Weights(NamedTuple):
         rotary: (positions, K / 2, 2).
         head: (V, D). `bias`: (V).
         gate: (D, P * features). `by_node`: (V, features). Of one element without experts.
+        tiles: the four matrices of the blocks, in the order above, if they are quantized; `table_codes`: the n-gram table, if it is. What
+            is quantized is not among the others.
     """
 
     embed: Array
@@ -73,6 +77,8 @@ class Weights(NamedTuple):
     bias: Array
     gate: Array
     by_node: Array
+    tiles: tuple[Tiles, Tiles, Tiles, Tiles]
+    table_codes: Tiles
 
 
 class Plan(NamedTuple):
@@ -108,6 +114,7 @@ class State(NamedTuple):
         normed: (B, D). `mixed`: (B, 3 D). `read`: (B, D). `inner`: (B, F). `update`: (B, D). `scores`: (S). `every`: (max(S, K)), the
             numbers 0, 1, 2 ...
         used: (I): indices of inputs that are not zero. `sums`: (LANES). `reach`: (1), the largest value of a reversible trunk.
+        rounded: int16, (B I): activations as integers, with `corrections` for each 32 of them, and the `scales` of each stream.
     """
 
     place: Array
@@ -129,6 +136,9 @@ class State(NamedTuple):
     used: Array
     sums: Array
     reach: Array
+    rounded: Array
+    corrections: Array
+    scales: Array
 
 
 @intrinsic
@@ -288,6 +298,15 @@ def _linear(x, weight, y, used):
 
 
 @inline
+def _map(x, weight, tiles, layer, y, state):
+    """y = x W, by a matrix of a layer, quantized or not."""
+    if tiles.bits:
+        product(x, tiles, layer, y, state.rounded, state.corrections, state.scales)
+    else:
+        _linear(x, weight[layer], y, state.used)
+
+
+@inline
 def _normalize(x, y, sums):
     """y = x / rms(x)."""
     scale = np.sqrt(np.float32(len(x)) / (dot(x, x, sums) + EPS))
@@ -348,6 +367,11 @@ def _find_row(plan, weights, state, b, context, value):
     row = context * plan.rows + (np.int64((value * _STEP) >> np.uint64(20)) & (plan.rows - 1))
     state.rows[b, context] = row
     width = weights.table.shape[1]
+    if weights.table_codes.bits:
+        codes, size = weights.table_codes.codes.reshape(-1), weights.table_codes.codes.shape[3]
+        for at in range(0, size, 64):
+            fetch(codes, row * size + at)
+        return
     flat = weights.table.reshape(-1)
     for d in range(0, width, LANES):  # a cache line
         fetch(flat, row * width + d)
@@ -393,7 +417,10 @@ def _embed(plan, weights, state, symbol, b):
     for d in range(len(total)):
         total[d] = _ZERO
     for k in range(contexts):
-        _add_row(total, weights.table, state.rows[b, k])
+        if weights.table_codes.bits:
+            add_row(total, weights.table_codes, state.rows[b, k])
+        else:
+            _add_row(total, weights.table, state.rows[b, k])
     for d in range(len(x)):
         x[d] += total[d]
 
@@ -467,7 +494,7 @@ def _attend(plan, weights, state, layer, x):
     used = min(state.place[SLOT_END] + 1, slots) if plan.window else length + 1
     for b in range(len(x)):
         _normalize(x[b], state.normed[b], state.sums)
-    _linear(state.normed, weights.query_key_value[layer], state.mixed, state.used)
+    _map(state.normed, weights.query_key_value, weights.tiles[0], layer, state.mixed, state)
     for b in range(len(x)):
         _attend_one(
             plan.heads,
@@ -482,7 +509,7 @@ def _attend(plan, weights, state, layer, x):
             state.sums,
             state.read[b],
         )
-    _linear(state.read, weights.attend_out[layer], state.update, state.used)
+    _map(state.read, weights.attend_out, weights.tiles[1], layer, state.update, state)
 
 
 @inline
@@ -490,13 +517,13 @@ def _feed_forward(weights, state, layer, x):
     """The update of the feed-forward branch for all streams, to `state.update`."""
     for b in range(len(x)):
         _normalize(x[b], state.normed[b], state.sums)
-    _linear(state.normed, weights.expand[layer], state.inner, state.used)
+    _map(state.normed, weights.expand, weights.tiles[2], layer, state.inner, state)
     for b in range(len(x)):
         inner = state.inner[b]
         for f in range(len(inner)):
             r = _ZERO if inner[f] < _ZERO else inner[f]
             inner[f] = r * r
-    _linear(state.inner, weights.feed_out[layer], state.update, state.used)
+    _map(state.inner, weights.feed_out, weights.tiles[3], layer, state.update, state)
 
 
 @inline

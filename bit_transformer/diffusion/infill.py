@@ -9,8 +9,8 @@ order); Austin et al. 2021, arXiv:2107.03006 (reverse steps for flips).
 # Shapes: B windows, T bits, N patches, P bits of a patch, V = 2^P symbols, K queried positions.
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,21 @@ Order = Literal["first-hitting", "ancestral", "confidence"]
 FLIP_STEPS = 64  # of a sample, by default
 
 
-@torch.inference_mode()
+class Filling(NamedTuple):
+    """Windows as they are after a network call.
+
+    Attributes:
+        bits_BT: uint8; with masked patches, those that are still masked have no meaning. With flips: what the model now takes for the whole.
+        masked_BT: which bits are still to be filled in; with flips none, because every call gives a whole window.
+        calls: made so far; `total`: in all.
+    """
+
+    bits_BT: Tensor
+    masked_BT: Tensor
+    calls: int
+    total: int
+
+
 def diffusion_inference(
     model: BitTransformerLM,
     known: Tensor | Bits,
@@ -62,30 +76,108 @@ def diffusion_inference(
         ConfigError: an autoregressive model, or invalid steps, order, temperature or seed.
         BitStreamError: windows that do not fit the model, or fixed bytes with odd parity.
     """
+    last = None
+    for last in fillings(
+        model,
+        known,
+        fixed,
+        steps=steps,
+        order=order,
+        temperature=temperature,
+        force_parity=force_parity,
+        seed=seed,
+    ):
+        if last.calls:
+            on_call(last.calls, last.total)
+    assert last is not None
+    return last.bits_BT
+
+
+def fillings(
+    model: BitTransformerLM,
+    known: Tensor | Bits,
+    fixed: Tensor | NDArray[np.bool_] | None = None,
+    *,
+    steps: int | None = None,
+    order: Order | None = None,
+    temperature: float = 1.0,
+    force_parity: bool = True,
+    seed: int | None = None,
+) -> Iterator[Filling]:
+    """`diffusion_inference` call by call: the windows before the first network call and after each. The last ones are its result.
+
+    Arguments and errors as there; errors are raised here, before the first windows.
+    """
     c = model.config
-    check_diffusion(model)
-    steps = c.diffusion_steps if steps is None else steps
-    if steps is not None and steps < 1:
-        raise ConfigError(f"got steps={steps}; at least 1 is needed. Try 64")
-    order = order or ("first-hitting" if steps is None and c.noise == "hidden" else "ancestral")
-    if order not in get_args(Order) or (c.noise == "flips" and order != "ancestral"):
-        possible = "ancestral" if c.noise == "flips" else ", ".join(get_args(Order))
-        raise ConfigError(f"got order={order!r}; with noise={c.noise!r} it must be {possible}. Try ancestral")
-    if not temperature >= 0:
-        raise ConfigError(f"got temperature={temperature}; it must be 0 or more. Try 1")
-    if seed is not None and seed < 0:
-        raise ConfigError(f"got seed={seed}; it must not be negative. Try 1")
+    how = check_filling(model, steps=steps, order=order, temperature=temperature, seed=seed)
     known_BT, fixed_BT = check_known(model, known, fixed)
     parity = force_parity and c.parity
     if parity:
         _check_parity(known_BT, fixed_BT)
-    filler = _Filler(model, known_BT, fixed_BT, temperature, parity, seed, on_call)
-    with in_use(model):
-        patch_BN = filler.reveal(order, steps) if c.noise == "hidden" else filler.unflip(steps or FLIP_STEPS)
-    bits_BT = unpack_patches(torch.from_numpy(patch_BN), c.patch_bits).flatten(1).to(torch.uint8)
-    if parity and c.patch_bits != 9:
-        _make_even(bits_BT, fixed_BT)
-    return bits_BT
+    return _fillings(_Filler(model, known_BT, fixed_BT, temperature, parity, seed), how, fixed_BT)
+
+
+class How(NamedTuple):
+    """An order, and the most network calls per window; None: as many as there are patches to fill in, or with flips `FLIP_STEPS`."""
+
+    order: Order
+    steps: int | None
+
+
+def check_filling(
+    model: BitTransformerLM,
+    *,
+    steps: int | None = None,
+    order: str | None = None,
+    temperature: float = 1.0,
+    seed: int | None = None,
+) -> How:
+    """Refuse invalid settings, and fill in those that are not given.
+
+    Raises:
+        ConfigError: an autoregressive model, or invalid steps, order, temperature or seed.
+    """
+    c = model.config
+    check_diffusion(model)
+    steps = c.diffusion_steps if steps is None else steps
+    if steps is not None and steps < 1:
+        raise ConfigError(f"got steps={steps}; at least 1 is needed. Try 64", field="steps")
+    order = order or ("first-hitting" if steps is None and c.noise == "hidden" else "ancestral")
+    if order not in get_args(Order) or (c.noise == "flips" and order != "ancestral"):
+        possible = "ancestral" if c.noise == "flips" else ", ".join(get_args(Order))
+        raise ConfigError(
+            f"got order={order!r}; with noise={c.noise!r} it must be {possible}. Try ancestral", field="order"
+        )
+    if not temperature >= 0:
+        raise ConfigError(f"got temperature={temperature}; it must be 0 or more. Try 1", field="temperature")
+    if seed is not None and seed < 0:
+        raise ConfigError(f"got seed={seed}; it must not be negative. Try 1", field="seed")
+    return How(order, steps)  # type: ignore[arg-type]
+
+
+def calls_needed(how: How, flips: bool, masked: int) -> int:
+    """Network calls for windows with at most so many patches to fill in."""
+    if flips:
+        return how.steps or FLIP_STEPS
+    return {
+        "first-hitting": masked,
+        "ancestral": how.steps or masked,
+        "confidence": min(how.steps or masked, masked),
+    }[how.order]
+
+
+@torch.inference_mode()
+def _fillings(filler: _Filler, how: How, fixed_BT: Tensor) -> Iterator[Filling]:
+    c, call = filler.model.config, 0
+    total = calls_needed(how, c.noise == "flips", filler.most)
+    with in_use(filler.model):
+        for masked_BN in filler.reveal(how.order, total) if c.noise == "hidden" else filler.unflip(total):
+            bits_BT = unpack_patches(torch.from_numpy(filler.patch_BN), c.patch_bits).flatten(1).to(torch.uint8)
+            if call == total and filler.parity and c.patch_bits != 9:
+                _make_even(bits_BT, fixed_BT)
+            masked_BT = torch.from_numpy(masked_BN).repeat_interleave(c.patch_bits, 1) & ~fixed_BT
+            yield Filling(bits_BT, masked_BT, call, total)
+            call += 1
 
 
 def _bytes_of(x_BT: Tensor) -> Tensor:
@@ -122,27 +214,22 @@ class _Filler:
         temperature: float,
         parity: bool,
         seed: int | None,
-        on_call: Callable[[int, int], None],
     ) -> None:
         P = model.config.patch_bits
-        self.model, self.temperature, self.random, self.on_call = (
-            model,
-            temperature,
-            np.random.default_rng(seed),
-            on_call,
-        )
+        self.model, self.temperature, self.random = model, temperature, np.random.default_rng(seed)
         self.patch_BN = (
             pack_patches(known_BT, P).numpy().copy()
         )  # a copy: with one-bit patches it would be the caller's array
         self.known_BNP = known_BT.view(len(known_BT), -1, P).numpy()
         self.fixed_BNP = fixed_BT.view(self.known_BNP.shape).numpy()
-        self.even = parity and P == 9
+        self.parity, self.even = parity, parity and P == 9
+        self.masked_BN = np.logical_not(self.fixed_BNP.all(-1))
+        self.most = int(self.masked_BN.sum(1).max(initial=0))
 
-    def reveal(self, order: Order, steps: int | None) -> NDArray[np.int64]:
-        """Fill in the masked patches. Returns the patches."""
-        masked_BN = np.logical_not(self.fixed_BNP.all(-1))
-        most = int(masked_BN.sum(1).max(initial=0))
-        calls = {"first-hitting": most, "ancestral": steps or most, "confidence": min(steps or most, most)}[order]
+    def reveal(self, order: Order, calls: int) -> Iterator[NDArray[np.bool_]]:
+        """Fill in the masked patches: `patch_BN` changes. Yields which are still masked, before the first call and after each."""
+        masked_BN = self.masked_BN
+        yield masked_BN
         for call in range(calls):
             left_B, later = masked_BN.sum(1), calls - call
             # With the linear schedule, equal steps of time reveal equal fractions.
@@ -159,18 +246,18 @@ class _Filler:
                     scores_KV = self._scores(masked_BN, chosen_BN)
                 self.patch_BN[chosen_BN] = draw_patches(scores_KV, self.temperature, self.random)
                 masked_BN = masked_BN & ~chosen_BN
-            self.on_call(call + 1, calls)
-        return self.patch_BN
+            yield masked_BN
 
-    def unflip(self, steps: int) -> NDArray[np.int64]:
-        """Undo flips, from fair coin flips to the window. Returns the patches."""
+    def unflip(self, steps: int) -> Iterator[NDArray[np.bool_]]:
+        """Undo flips, from fair coin flips to the window: `patch_BN` changes, and yields as `reveal`."""
         B, N, P = self.known_BNP.shape
+        yield self.masked_BN
         device = self.model.head.weight.device
         seen_BNP = self.random.integers(0, 2, (B, N, P))
         flip_probability = flip_chance(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
         back = steps_back(flip_probability[:-1].numpy(), flip_probability[1:].numpy())
-        everywhere_BN = np.ones((B, N), dtype=bool)
-        for call, step in enumerate(reversed(range(steps))):
+        everywhere_BN, nothing_BN = np.ones((B, N), dtype=bool), np.zeros((B, N), dtype=bool)
+        for step in reversed(range(steps)):
             seen_BN = pack_patches(torch.from_numpy(seen_BNP).flatten(1), P).to(device)
             probability_B = flip_probability[step + 1].float().expand(B).to(device)
             scores_BNV = leaf_scores(restored(self.model, seen_BN, probability_B))
@@ -179,8 +266,7 @@ class _Filler:
             true_BNP = unpack_patches(torch.from_numpy(self.patch_BN), P).numpy()
             one_BNP = back[step][true_BNP, seen_BNP, 1]
             seen_BNP = (self.random.random((B, N, P)) < one_BNP).astype(np.int64)
-            self.on_call(call + 1, steps)
-        return self.patch_BN  # before the first step nothing is flipped
+            yield nothing_BN  # before the first step nothing is flipped, so these are whole windows
 
     def _scores(self, masked_BN: NDArray[np.bool_], at_BN: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Log-probabilities of all patches at the chosen positions, -inf for those not allowed: (K, V)."""

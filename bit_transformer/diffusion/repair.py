@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,7 +38,21 @@ class Repaired:
     doubt_BN: NDArray[np.float64]
 
 
-@torch.inference_mode()
+class Repairing(NamedTuple):
+    """Windows that are being repaired, after a network call.
+
+    Attributes:
+        bits_BT: uint8, as corrected so far.
+        asked_BT: the bits that the call was about.
+        calls: made so far; `total`: in all.
+    """
+
+    bits_BT: Tensor
+    asked_BT: Tensor
+    calls: int
+    total: int
+
+
 def repair(model: BitTransformerLM, received: Tensor | Bits, *, rate: float | None = None) -> Repaired:
     """Correct flipped bits in windows: a patch becomes its most probable value given everything received, if that value has a
     probability above 1/2; else it stays.
@@ -53,16 +69,43 @@ def repair(model: BitTransformerLM, received: Tensor | Bits, *, rate: float | No
         ConfigError: an autoregressive model, or an invalid rate.
         BitStreamError: windows that do not fit the model.
     """
+    return finished(repairing(model, received, rate=rate))
+
+
+_Step = TypeVar("_Step")
+_Made = TypeVar("_Made")
+
+
+def finished(steps: Generator[_Step, None, _Made]) -> _Made:
+    """What a generator returns after its last step."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            made: _Made = end.value
+            return made
+
+
+@torch.inference_mode()
+def repairing(
+    model: BitTransformerLM, received: Tensor | Bits, *, rate: float | None = None
+) -> Generator[Repairing, None, Repaired]:
+    """`repair` call by call: the windows after each network call. Returns its result. Arguments and errors as there."""
     c = model.config
     check_diffusion(model)
     check_rate(rate)
     bits_BT, _ = check_known(model, received, None)
     patch_BN = pack_patches(bits_BT, c.patch_bits)
     distance_BNV = patch_distances(patch_BN, c.patch_bits)
-    found = rate or FIRST_RATE
+    found, rounds, calls = rate or FIRST_RATE, 1 if rate else RATE_ROUNDS, 0
+    total = rounds * (1 if c.noise == "flips" else SWEEPS * GROUPS)
     with in_use(model):
-        for _ in range(1 if rate else RATE_ROUNDS):
-            probability_BNV = _posterior(model, patch_BN, distance_BNV, found)
+        for _ in range(rounds):
+            for found_BNV, best_BN, asked_N in _posterior(model, patch_BN, distance_BNV, found):
+                probability_BNV, calls = found_BNV, calls + 1
+                bits = unpack_patches(best_BN, c.patch_bits).flatten(1).to(torch.uint8)
+                asked_BT = asked_N.repeat_interleave(c.patch_bits).expand(len(bits), -1)
+                yield Repairing(bits, asked_BT, calls, total)
             if rate is None:
                 flips = float((probability_BNV * distance_BNV).sum(-1).mean()) / c.patch_bits
                 found = min(max(flips, 1e-6), 0.49)
@@ -90,24 +133,29 @@ def _surest(probability_BNV: NDArray[np.float64], patch_BN: Tensor) -> Tensor:
 
 def _posterior(
     model: BitTransformerLM, patch_BN: Tensor, distance_BNV: NDArray[np.int64], rate: float
-) -> NDArray[np.float64]:
-    """Probabilities of all patches, given what was received: (B, N, V)."""
+) -> Iterator[tuple[NDArray[np.float64], Tensor, Tensor]]:
+    """Probabilities of all patches, given what was received, after each network call: (B, N, V), complete after the last one. Also the best
+    patches so far, and which the call was about, asked_N."""
     c, device = model.config, model.head.weight.device
+    N = patch_BN.shape[1]
     if c.noise == "flips":
         probability_B = torch.full((len(patch_BN),), rate, device=device)
-        return _normal(leaf_scores(restored(model, patch_BN.to(device), probability_B)), c.parity)
-    N = patch_BN.shape[1]
+        probability_BNV = _normal(leaf_scores(restored(model, patch_BN.to(device), probability_B)), c.parity)
+        yield probability_BNV, _surest(probability_BNV, patch_BN), torch.ones(N, dtype=torch.bool)
+        return
     scores_BNV = distance_BNV * math.log(rate / (1 - rate))
     probability_BNV, best_BN = np.empty(scores_BNV.shape), patch_BN
     for _ in range(SWEEPS):
+        now_BN = best_BN.clone()
         for group in range(GROUPS):
             masked_N = torch.arange(N) % GROUPS == group
             seen_BN = best_BN.masked_fill(masked_N, model.trunk.start).to(device)
             expected_BKV = leaf_scores(restored(model, seen_BN)[:, masked_N.to(device)])
             at_N = masked_N.numpy()
             probability_BNV[:, at_N] = _normal(expected_BKV + scores_BNV[:, at_N], c.parity)
-        best_BN = _surest(probability_BNV, patch_BN)
-    return probability_BNV
+            now_BN[:, masked_N] = _surest(probability_BNV[:, at_N], patch_BN[:, masked_N])
+            yield probability_BNV, now_BN, masked_N
+        best_BN = now_BN
 
 
 def _normal(scores_BNV: NDArray[np.float64], parity: bool) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ scored, as in any compressor, in a copy that is discarded at the end. `online+mi
 a gradient step after some windows (dynamic evaluation, Krause et al. 2018, arXiv:1709.07432).
 """
 
-# Shapes: B batch, T bits, L bytes of a window.
+# Shapes: B batch, T bits, L bytes of a window, U bits of a byte, as the model reads it.
 from __future__ import annotations
 
 import copy
@@ -119,6 +119,13 @@ def byte_costs(
     Raises:
         BitStreamError: an empty corpus.
     """
+    return (cost_LU.sum(-1) for cost_LU in bit_costs(model, corpus, protocol, batch=batch))
+
+
+def bit_costs(
+    model: BitTransformerLM, corpus: Corpus, protocol: Protocol, *, batch: int = 32
+) -> Iterator[NDArray[np.float64]]:
+    """`byte_costs`, bit by bit: pieces of (L, U), of which a row sums to the cost of its byte."""
     check_filled(corpus)
     given, was_training = model, model.training
     model.eval()
@@ -138,8 +145,8 @@ def byte_costs(
         for first in range(0, len(starts), batch):
             group = starts[first : first + batch]
             windows = [corpus.read(start, protocol.window) for start in group]
-            cost_BL = _window_costs(model, windows, group, reader, adapt)
-            for start, cost in zip(group, cost_BL, strict=True):
+            cost_BLU = _window_costs(model, windows, group, reader, adapt)
+            for start, cost in zip(group, cost_BLU, strict=True):
                 fresh = cost[done - start :]
                 done += len(fresh)
                 yield fresh
@@ -159,7 +166,7 @@ def _window_costs(
     reader: FeatureReader | None,
     adapt: torch.optim.Optimizer | None,
 ) -> list[NDArray[np.float64]]:
-    """The cost of each byte of each window in bits. The last window may be shorter; it is padded to whole patches."""
+    """The cost of each bit of each window in bits, by byte. The last window may be shorter; it is padded to whole patches."""
     c = model.config
     device = model.head.weight.device
     longest = max(len(w) for w in windows)
@@ -173,13 +180,13 @@ def _window_costs(
         features_BTF = torch.from_numpy(np.stack([reader.read(start, longest) for start in starts])).to(device)
     with torch.inference_mode(adapt is None), torch.set_grad_enabled(adapt is not None):
         nats_BT = model.nll(bits_BT, features_BTF)
-    cost_BL = nats_BT.detach().double().view(len(windows), longest, c.byte_bits).sum(-1) / math.log(2)
+    cost_BLU = nats_BT.detach().double().view(len(windows), longest, c.byte_bits) / math.log(2)
     if adapt is not None:
         model.zero_grad()
         scored = [row[: len(w) * c.byte_bits] for row, w in zip(nats_BT, windows, strict=True)]
         torch.cat(scored).mean().backward()  # type: ignore[no-untyped-call]
         adapt.step()
-    return [row[: len(window)] for row, window in zip(cost_BL.cpu().numpy(), windows, strict=True)]
+    return [row[: len(window)] for row, window in zip(cost_BLU.cpu().numpy(), windows, strict=True)]
 
 
 @dataclass(frozen=True)

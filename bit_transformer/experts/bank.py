@@ -23,9 +23,10 @@ from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.errors import CheckpointError, ConfigError
 from bit_transformer.experts import STATE_VERSION as STATE_VERSION
 from bit_transformer.experts import kernels
-from bit_transformer.experts.histories import histories, sums
+from bit_transformer.experts.histories import histories, sums, toward
 from bit_transformer.experts.kernels import Curves, Shape, Stream, Tables
-from bit_transformer.experts.sketch import empty, joined, sketched
+from bit_transformer.experts.packing import HEADER, packed, unpack
+from bit_transformer.experts.sketch import Sketch, empty, joined, sketched
 from bit_transformer.machine import free_memory
 
 Features = NDArray[np.int8]
@@ -38,6 +39,8 @@ _MAP_ROWS = 1 << 12
 _NO_CODE = np.empty(0, dtype=np.uint8)
 _NOT_WANTED: Features = np.empty((0, 0, 0), dtype=np.int8)
 _UNITS_PER_HEAD = 4  # units of history per hash head
+# Of the changes of two banks' maps, the sum is right where few bits made them, and half of it where many did: between the two.
+_OF_BOTH = 2**-0.25
 _LONGEST_RATE = 1023  # a probability moves by at least 1 / this
 
 
@@ -203,12 +206,25 @@ class ExpertBank:
         """All tables, by name; views, not copies."""
         return {**self.tables._asdict(), "sketch": self.sketch.view(np.int64)}
 
+    def packed(self) -> dict[str, NDArray[Any]]:
+        """The same in a fraction of the size, for files; `load_state_dict` takes either."""
+        return {**packed(self.tables, self._new_tables(), self.shape), "sketch": self.sketch.view(np.int64)}
+
+    def _new_tables(self) -> Tables:
+        return _new_tables(self.config, self.experts, self.unit_bits, len(self.tables.heads))
+
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Load the tables of another bank of the same configuration.
+        """Load the tables of another bank of the same configuration, packed or not.
 
         Raises:
-            CheckpointError: the other bank has another patch size, alignment or configuration.
+            CheckpointError: the other bank has another patch size, alignment or configuration, or what was packed is damaged. This bank is as
+                it was then.
         """
+        if HEADER in state:
+            tables = self._new_tables()
+            unpack(state, tables, self.shape)
+            self.tables, self.sketch = tables, _sketch_of(state)
+            return
         for name, table in self.tables._asdict().items():
             given = state.get(name)
             if given is None or given.shape != table.shape or given.dtype != table.dtype:
@@ -219,7 +235,7 @@ class ExpertBank:
                 )
         for name, table in self.tables._asdict().items():
             table[...] = state[name]
-        self.sketch = np.array(state.get("sketch", ()), dtype=np.int64).view(np.uint64)  # older files have none
+        self.sketch = _sketch_of(state)
 
     def digest(self) -> str:
         """SHA-256 of all tables."""
@@ -228,31 +244,56 @@ class ExpertBank:
             found.update(table.data)
         return found.hexdigest()
 
-    def merge(self, other: ExpertBank) -> None:
-        """Merge a bank of the same configuration that learned from other data, as if it had read that data after this bank's.
+    def merge(self, other: ExpertBank, since: ExpertBank | None = None) -> None:
+        """Learn what another bank of the same configuration has learned, about as if this one had read the other's data after its own.
 
-        Histories of the same context are added, tables of probabilities are averaged by their use, and mixers by units learned.
+        A history goes on with the fewest bits that lead to the other's. Of tables, what one bank has left as it was is the other's. Else
+        probabilities after a history are averaged by use and mixers by units learned, and the changes of the final maps are added and shrunk.
+
+        Args:
+            since: the bank of which both began as copies, if they did. What it knew is not learned again. Default: both began empty.
 
         Raises:
-            CheckpointError: the other bank has another configuration.
+            CheckpointError: banks of different configurations, or `since` has learned more than one of the two.
         """
-        if (self.config, self.unit_bits, self.text_bits) != (other.config, other.unit_bits, other.text_bits):
+        for bank in (other, since or other):
+            if (self.config, self.unit_bits, self.text_bits) != (bank.config, bank.unit_bits, bank.text_bits):
+                raise CheckpointError(
+                    "got banks of different configurations; merging needs the same one. Try one config for both"
+                )
+        before = 0 if since is None else since.count
+        if before > min(self.count, other.count):
             raise CheckpointError(
-                "got banks of different configurations; merging needs the same one. Try one config for both"
+                f"got banks that have learned {self.count:,} and {other.count:,} units since one with {before:,}; both must have learned "
+                f"more. Try since=None"
             )
-        mine, theirs = self.tables, other.tables
-        kernels.merge_slots(mine.slots, theirs.slots, sums())
-        mine.chance[...] = _merged_probabilities(mine.chance, theirs.chance)
-        total = self.count + other.count
-        if total:
-            fraction = other.count / total
-            for name in ("first", "match", "weights", "last", "maps"):
-                a, b = getattr(mine, name), getattr(theirs, name)
-                a[...] = np.rint(a + (b.astype(np.float64) - a) * fraction)
+        mine, theirs, begun = self.tables, other.tables, self._new_tables() if since is None else since.tables
+        known = histories()
+        kernels.merge_slots(
+            mine.slots,
+            theirs.slots,
+            begun.slots[: 0 if since is None else None],
+            known.after,
+            toward(),
+            sums(),
+            known.counts.sum(1),
+        )
+        fraction = (other.count - before) / max(1, self.count + other.count - 2 * before)
+        mine.chance[...] = _either(mine.chance, theirs.chance, begun.chance, _merged_probabilities)
+        for name in ("first", "match", "weights", "last"):
+            a, b, c = (getattr(tables, name) for tables in (mine, theirs, begun))
+            a[...] = _either(a, b, c, lambda a, b: np.rint(a + (b.astype(np.float64) - a) * fraction))
+        start = begun.maps.astype(np.float64)
+        mine.maps[...] = _either(
+            mine.maps,
+            theirs.maps,
+            begun.maps,
+            lambda a, b: np.clip(np.rint(start + (a + (b - 2 * start)) * _OF_BOTH), 0, 65535),
+        )
         self.sketch = joined(self.sketch, other.sketch)
         ring = len(theirs.history)
-        first = max(0, other.count - ring)
-        mine.learned[0] += first
+        first = max(before, other.count - ring)
+        mine.learned[0] += first - before
         units = theirs.history[np.arange(first, other.count) % ring]
         kernels.remember(self.shape, mine, units)
 
@@ -428,6 +469,10 @@ def _aligned_copy(table: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
+def _sketch_of(state: Mapping[str, NDArray[Any]]) -> Sketch:
+    return np.array(state.get("sketch", ()), dtype=np.int64).view(np.uint64)  # older files have none
+
+
 def _stacked(table: NDArray[Any], count: int) -> NDArray[Any]:
     """Copies of a table along a new leading axis, each at the start of a cache line: a flat table is padded with zeros for that."""
     padding = -table.nbytes % 64 // table.itemsize if table.ndim == 1 else 0
@@ -435,6 +480,16 @@ def _stacked(table: NDArray[Any], count: int) -> NDArray[Any]:
     stacked = _aligned_zeros(count * row).view(table.dtype).reshape(count, -1)
     stacked[:, : table.size] = table.reshape(-1)
     return stacked.reshape(count, *table.shape) if table.ndim > 1 else stacked
+
+
+def _either(
+    mine: NDArray[Any],
+    theirs: NDArray[Any],
+    since: NDArray[Any],
+    both: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]],
+) -> NDArray[Any]:
+    """What one bank has left as it was is the other's; what both have changed is merged."""
+    return np.where(theirs == since, mine, np.where(mine == since, theirs, both(mine, theirs)))
 
 
 def _merged_probabilities(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint32]:

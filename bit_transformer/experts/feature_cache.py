@@ -33,6 +33,7 @@ from bit_transformer.tensor_file import prefixed, read_tensors, under, write_ten
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
 MEMORY = 1 << 28  # features of at most this many bytes are not stored: they take only seconds to compute
 SAVE_SECONDS = 30.0
+PACKED = 4  # a bank in a file takes at most about 1 / this of its memory
 
 
 def cache_folder() -> Path:
@@ -68,6 +69,7 @@ def corpus_features(
     limit: int,
     folder: Path | None = None,
     memory: int | None = None,
+    whole: Corpus | None = None,
     say: Say = lambda _: None,
     passed: Passed = lambda done, total: None,
 ) -> CorpusFeatures:
@@ -78,7 +80,8 @@ def corpus_features(
         limit: most bytes of the cache folder; least recently used features are removed.
         folder: the cache. Default: the user's.
         memory: features of at most this many bytes are computed in memory, without the cache. Default: `MEMORY`.
-        say: called with a message if an existing cache cannot be used.
+        whole: the corpus of which this is a part, if it is one; for the message.
+        say: called with a message about what is stored, or if an existing cache cannot be used.
         passed: called with the bytes done so far, and their total.
 
     Raises:
@@ -101,7 +104,7 @@ def corpus_features(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(path, say):
-            made = _complete(corpus, model, bank, path, limit, say, passed)
+            made = _complete(corpus, whole or corpus, model, bank, path, limit, say, passed)
             os.utime(path)
             shape = (len(corpus) * model.byte_bits, bank.features)
             features_TF = np.memmap(path, dtype=np.int8, mode="r", shape=shape)
@@ -139,7 +142,14 @@ def _lock(file: IO[str], *, wait: bool) -> bool:
 
 
 def _complete(
-    corpus: Corpus, model: ModelConfig, bank: ExpertBank, path: Path, limit: int, say: Say, passed: Passed
+    corpus: Corpus,
+    whole: Corpus,
+    model: ModelConfig,
+    bank: ExpertBank,
+    path: Path,
+    limit: int,
+    say: Say,
+    passed: Passed,
 ) -> bool:
     """Compute what is missing of a cache; returns whether anything was."""
     state = path.with_suffix(".safetensors")
@@ -149,14 +159,16 @@ def _complete(
         stream, document = _found(state, path, bank, document, say)
     if document["done"] == len(corpus):
         return False
-    needed = feature_bytes(corpus, model) + memory_bytes(model)
-    _make_room(path.parent, limit - needed, keep=path)
+    needed = feature_bytes(corpus, model) + memory_bytes(model) // PACKED
+    _make_room(path.parent, limit - feature_bytes(corpus, model), keep=path)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
     if not document["done"]:
-        say(f"the experts' features of these {len(corpus) / 1e6:.1f} MB take {needed / 1e9:.1f} GB in {path.parent}")
+        size = feature_bytes(whole, model)
+        say(f"the experts' features of these {len(whole) / 1e6:.1f} MB take {size / 1e9:.1f} GB in {path.parent}")
     _pass(corpus, model, bank, stream or bank.stream(), document, path, state, passed)
+    _make_room(path.parent, limit, keep=path)
     return True
 
 
@@ -183,12 +195,14 @@ def _found(
                 if zlib.crc32(file.read(size)) != expected:
                     say("the cached features do not match their checksum; computing them again")
                     return None, fresh
-        bank.load_state_dict(tables("bank.", tensors))
-        parts = {name: part.copy() for name, part in tables("stream.", tensors).items()}
-    except (CheckpointError, OSError, KeyError) as damaged:
+        stream = bank.stream()
+        for name, part in stream._asdict().items():
+            part[...] = tensors[f"stream.{name}"].numpy()
+        bank.load_state_dict(tables("bank.", tensors))  # last: an error leaves the bank as it is
+    except (CheckpointError, OSError, KeyError, ValueError) as damaged:
         say(f"the cached features cannot be used ({damaged}); computing them again")
         return None, fresh
-    return Stream(**parts), document
+    return stream, document
 
 
 def tables(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
@@ -228,7 +242,7 @@ def _pass(
 
 
 def _save(state: Path, bank: ExpertBank, stream: Stream, document: dict[str, Any]) -> None:
-    tensors = prefixed("bank.", bank.state_dict()) | prefixed("stream.", stream._asdict())
+    tensors = prefixed("bank.", bank.packed()) | prefixed("stream.", stream._asdict())
     write_tensors(state, tensors, document)
 
 

@@ -75,13 +75,46 @@ def histories() -> Histories:
     return Histories(after, counts)
 
 
+NO_WAY = 2
+
+
+@lru_cache(maxsize=1)
+def toward() -> NDArray[np.uint8]:
+    """(256, 256): the first bit of the shortest way from one history to another, or NO_WAY. Of several ways, the one with a zero first."""
+    after, count = histories().after, len(_numbers())
+    table = np.full((256, 256), NO_WAY, dtype=np.uint8)
+    for begin in range(count):
+        first: dict[int, int] = {}
+        reached = [(int(after[begin, bit]), bit) for bit in (0, 1)]
+        while reached:
+            more = []
+            for history, bit in reached:
+                if history not in first:
+                    first[history] = bit
+                    more += [(int(following), bit) for following in after[history]]
+            reached = more
+        table[begin, list(first)] = list(first.values())
+    return table
+
+
 @lru_cache(maxsize=1)
 def sums() -> NDArray[np.uint8]:
-    """(256, 256): the history of two streams together, the second after the first; counts beyond the bounds are scaled down."""
-    number = _numbers()
+    """(256, 256): the history of two streams together: the first, and then the bits that lead to the second.
+
+    A few histories no bits lead to; older banks that were merged have them. Their counts are added, and scaled down to the bounds.
+    """
+    number, after, way = _numbers(), histories().after, toward()
     table = np.zeros((256, 256), dtype=np.uint8)
-    for (a0, a1, a_latest), i in number.items():
-        for (b0, b1, b_latest), j in number.items():
+    for (b0, b1, b_latest), j in number.items():
+        bits, history = [], 0
+        while history != j and way[history, j] != NO_WAY:
+            bits.append(way[history, j])
+            history = int(after[history, bits[-1]])
+        ended = np.arange(256)
+        for bit in bits:
+            ended = after[ended, bit].astype(np.int64)
+        table[:, j] = ended
+        for (a0, a1, a_latest), i in () if history == j else number.items():
             zeros, ones = a0 + b0, a1 + b1
             while not _fits(zeros, ones):
                 zeros, ones = (zeros - 1, ones) if zeros >= ones else (zeros, ones - 1)

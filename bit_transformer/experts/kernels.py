@@ -550,26 +550,68 @@ def end_unit(shape, tables, stream, state, learn):
 
 
 @compiled
-def merge_slots(mine, theirs, sums):
-    """Add another bank's histories; if there is no room, the more used bucket of the two stays."""
+def merge_slots(mine, theirs, since, after, toward, sums, lengths):
+    """Let a bank's histories go on as another's did.
+
+    Args:
+        since: what the other bank began with, or nothing.
+        after, lengths: of histories; `toward`, `sums`: how one becomes another, as in `histories`.
+    """
     for b in range(0, len(theirs) - BUCKET, BUCKET):
         if theirs[b + 1] == 0:
             continue
-        # A bucket is at its index, or at one that differs in one of the two lowest bits.
-        base = b // (4 * BUCKET) * (4 * BUCKET)
-        found = b
-        same = False
+        known = len(since) > 0 and since[b] == theirs[b] and since[b + 1] != 0
+        if known and _equal(theirs, since, b):
+            continue
+        for i in range(1, BUCKET if known else 1):  # without a way to it, the context was forgotten and came back
+            begun = since[b + i]
+            known = known and (begun == 0 or begun == theirs[b + i] or toward[begun, theirs[b + i]] < 2)
+        # A bucket is at its index, or at one that differs in one of the two lowest bits. Where the other bank has the same check once more,
+        # that is another context's.
+        found = np.int64(-1)
         for other in range(4):
-            at = base + other * BUCKET
-            if mine[at] == theirs[b] and mine[at + 1] != 0:
+            at = b ^ (other * BUCKET)
+            another = other != 0 and theirs[at] == theirs[b] and theirs[at + 1] != 0
+            if found < 0 and mine[at] == theirs[b] and mine[at + 1] != 0 and not another:
                 found = at
-                same = True
-        if same:
+        if found >= 0:
             for i in range(1, BUCKET):
-                mine[found + i] = sums[mine[found + i], theirs[b + i]]
-        elif mine[b + 1] < theirs[b + 1]:
+                if theirs[b + i]:
+                    begun = since[b + i] if known else np.uint8(0)
+                    mine[found + i] = _gone_on(mine[found + i], begun, theirs[b + i], after, toward, sums)
+            continue
+        # If its place is taken, it goes to a free one beside it. From there it is found if it belongs to either of them, which is likely: where
+        # it belongs is not stored. Else the longer history stays, of two as long the newer.
+        at = b
+        if mine[b + 1] and not mine[(b ^ BUCKET) + 1]:
+            at = b ^ BUCKET
+        elif mine[b + 1] and not mine[(b ^ (2 * BUCKET)) + 1]:
+            at = b ^ (2 * BUCKET)
+        free = len(since) > 0 and _equal(mine, since, at)  # the other bank has given up what is here
+        if free or lengths[mine[at + 1]] <= lengths[theirs[b + 1]]:
             for i in range(BUCKET):
-                mine[b + i] = theirs[b + i]
+                mine[at + i] = theirs[b + i]
+
+
+@inline
+def _equal(slots, others, b):
+    """Whether a bucket is the same in two banks."""
+    same = True
+    for i in range(BUCKET):
+        same = same and slots[b + i] == others[b + i]
+    return same
+
+
+@inline
+def _gone_on(history, begun, ended, after, toward, sums):
+    """A history after the bits that led from one to another."""
+    if begun == 0:
+        return sums[history, ended]
+    while begun != ended:
+        bit = toward[begun, ended]
+        begun = after[begun, bit]
+        history = after[history, bit]
+    return history
 
 
 @compiled
@@ -585,3 +627,121 @@ def remember(shape, tables, units):
             heads[np.int64(value >> np.uint64(shape.heads_shift))] = learned[0]
         history[learned[0] & ring] = units[i]
         learned[0] += 1
+
+
+# ---- the buckets in a file: every history, given the one above it ----
+
+# Rows of probabilities: of a node, by the history above it and its side. A node under an empty history is empty, so its rows serve others:
+ROOT_ROW, WHOLE_ROW, FLAG_ROW, ROWS = 0, 1, 512, 513
+USED_FLAG, LEVELS_FLAG = 16, 32  # places in the row of flags; nodes that one bit describes have places 2 to 15
+
+
+@inline
+def _coded_bit(coder, code, probabilities, row, place, bit, decoding):
+    """Encode or decode a bit with a probability, which learns it. Returns the bit."""
+    one = np.int64(probabilities[row, place])
+    if decoding:
+        bit = decode_bit(coder, code, one)
+    else:
+        encode_bit(coder, code, one, bit)
+    probabilities[row, place] = one + ((65536 - one) >> 5) if bit else one - (one >> 5)
+    return bit
+
+
+@inline
+def _coded_byte(coder, code, probabilities, row, value, decoding):
+    """The same for a byte, highest bit first."""
+    node = np.int64(1)
+    for depth in range(8):
+        node = node << 1 | _coded_bit(coder, code, probabilities, row, node, (value >> (7 - depth)) & 1, decoding)
+    return node & 255
+
+
+@inline
+def _levels(slots, b, counts, single):
+    """How many levels of a bucket's tree are as the histories above say: a node that was never reached is empty, and one that was reached
+    once holds one bit. Those below must be empty; else 0."""
+    levels = 1
+    for i in range(2, BUCKET):
+        if slots[b + i]:
+            levels = 2 if i < 4 else 3 if i < 8 else 4
+    for i in range(2, 1 << levels):
+        reached, history = counts[slots[b + (i >> 1)], i & 1], slots[b + i]
+        if (reached == 0) != (history == 0) or (reached == 1 and history != single[0] and history != single[1]):
+            return 0
+    return levels
+
+
+@compiled
+def used_buckets(slots):
+    """Number of buckets that are not all zero."""
+    count = 0
+    for b in range(0, len(slots), BUCKET):
+        used = np.uint8(0)
+        for i in range(BUCKET):
+            used |= slots[b + i]
+        count += used != 0
+    return count
+
+
+@compiled
+def code_slots(slots, checks, code, coder, probabilities, counts, single, decoding):
+    """Encode buckets, or decode them into slots that are zero.
+
+    Args:
+        checks: of the used buckets, one after the other.
+        code, coder: as in `coding.arithmetic`.
+        probabilities: uint16, (ROWS, 256): of ones, in 1 / 65536.
+        counts: zeros and ones of each history; `single`: the histories of one bit.
+
+    Returns:
+        The number of used buckets. More than there are checks: the code is damaged.
+    """
+    if decoding:
+        begin_code(coder, code)
+    count, before = 0, 0
+    for b in range(0, len(slots), BUCKET):
+        place = (b // BUCKET) & 3
+        if place == 0:
+            before = 0
+        used = np.int64(0)
+        if not decoding:
+            for i in range(BUCKET):
+                used |= np.int64(slots[b + i])
+            used = np.int64(used != 0)
+        if not _coded_bit(coder, code, probabilities, FLAG_ROW, USED_FLAG + 4 * place + before, used, decoding):
+            continue
+        before += 1
+        count += 1
+        if count > len(checks):
+            return count
+        levels = np.int64(0)
+        if decoding:
+            slots[b] = checks[count - 1]
+        else:
+            checks[count - 1] = slots[b]
+            levels = np.int64(_levels(slots, b, counts, single))
+        whole = _coded_bit(coder, code, probabilities, FLAG_ROW, LEVELS_FLAG, np.int64(levels == 4), decoding)
+        if whole:
+            levels = np.int64(4)
+        else:
+            high = _coded_bit(coder, code, probabilities, FLAG_ROW, LEVELS_FLAG + 1, levels >> 1, decoding)
+            low = _coded_bit(coder, code, probabilities, FLAG_ROW, LEVELS_FLAG + 2 + high, levels & 1, decoding)
+            levels = high << 1 | low
+        if levels == 0:
+            for i in range(1, BUCKET):
+                slots[b + i] = _coded_byte(coder, code, probabilities, WHOLE_ROW, np.int64(slots[b + i]), decoding)
+            continue
+        slots[b + 1] = _coded_byte(coder, code, probabilities, ROOT_ROW, np.int64(slots[b + 1]), decoding)
+        for i in range(2, 1 << levels):
+            above = np.int64(slots[b + (i >> 1)])
+            reached = counts[above, i & 1]
+            if reached == 1:
+                bit = np.int64(slots[b + i] == single[1])
+                slots[b + i] = single[_coded_bit(coder, code, probabilities, FLAG_ROW, i, bit, decoding)]
+            elif reached > 1:
+                row = 2 * above + (i & 1)
+                slots[b + i] = _coded_byte(coder, code, probabilities, row, np.int64(slots[b + i]), decoding)
+    if not decoding:
+        end_code(coder, code)
+    return count

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from bit_transformer.nn.cache import LayerCache
 from bit_transformer.nn.norm import RMSNorm
 from bit_transformer.nn.position import rotate
+from bit_transformer.nn.quantized import Linear
 
 
 class SelfAttention(nn.Module):
@@ -30,8 +31,8 @@ class SelfAttention(nn.Module):
         assert causal or window is None
         self.nhead, self.causal, self.window = nhead, causal, window
         self.norm = RMSNorm()
-        self.query_key_value = nn.Linear(d_model, 3 * d_model, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.query_key_value = Linear(d_model, 3 * d_model)
+        self.out = Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(

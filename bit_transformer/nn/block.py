@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from bit_transformer.nn.attention import SelfAttention
 from bit_transformer.nn.cache import LayerCache
 from bit_transformer.nn.norm import RMSNorm
+from bit_transformer.nn.quantized import Linear
 
 
 class SquaredReLU(torch.autograd.Function):
@@ -49,8 +50,8 @@ class FeedForward(nn.Module):
     def __init__(self, d_model: int, dim_feedforward: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = RMSNorm()
-        self.expand = nn.Linear(d_model, dim_feedforward, bias=False)
-        self.out = nn.Linear(dim_feedforward, d_model, bias=False)
+        self.expand = Linear(d_model, dim_feedforward)
+        self.out = Linear(dim_feedforward, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BND: Tensor) -> Tensor:

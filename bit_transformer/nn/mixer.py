@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bit_transformer.nn.patching import node_depths
+from bit_transformer.nn.quantized import Rounding, plain, rounded
 
 
 class ExpertMixer(nn.Module):
@@ -28,7 +29,12 @@ class ExpertMixer(nn.Module):
     Args:
         features: F.
         scale: the logit that a feature of 1 stands for.
+
+    Attributes:
+        rounding: how the gate's weights are rounded in the forward pass; None: not at all.
     """
+
+    rounding: Rounding | None = None
 
     def __init__(self, d_model: int, patch_bits: int, features: int, scale: float) -> None:
         super().__init__()
@@ -41,12 +47,16 @@ class ExpertMixer(nn.Module):
     def forward(self, h_BND: Tensor, features_BNPF: Tensor, node_BNP: Tensor) -> Tensor:
         """The experts' part of the logits along the paths to the given patches: z_BNP."""
         feature_BNPF = features_BNPF.to(self.by_node.dtype) * self.scale
-        weight_BNPF = F.linear(h_BND, self.gate).view(feature_BNPF.shape) + F.embedding(node_BNP, self.by_node)
+        weight_BNPF = F.linear(h_BND, rounded(self.gate, self.rounding)).view(feature_BNPF.shape) + F.embedding(
+            node_BNP, self.by_node
+        )
         return (weight_BNPF * feature_BNPF).sum(-1)
 
     def node_logits(self, h_BD: NDArray[np.float32], features_BVF: NDArray[np.int8]) -> NDArray[np.float32]:
         """The same at every node of one patch, in NumPy: z_BV."""
-        gate_BPF = (h_BD @ self.gate.detach().cpu().numpy().T).reshape(len(h_BD), self.patch_bits, self.features)
+        gate_BPF = (h_BD @ plain(self.gate, self.rounding).cpu().numpy().T).reshape(
+            len(h_BD), self.patch_bits, self.features
+        )
         weight_BVF = gate_BPF[:, node_depths(self.patch_bits).numpy()] + self.by_node.detach().cpu().numpy()
         mixed_BV: NDArray[np.float32] = np.einsum("bvf,bvf->bv", weight_BVF, features_BVF.astype(np.float32))
         return mixed_BV * np.float32(self.scale)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bit_transformer.nn.quantized import Embedding
+
 # Odd 64-bit constants as signed integers; tensor arithmetic wraps around, as a multiplicative hash needs.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio (Knuth, TAOCP 3, 6.4)
 _FINISH = 0xBF58476D1CE4E5B9 - (1 << 64)  # the first multiplier of SplitMix64 (Steele et al. 2014)
@@ -112,7 +114,7 @@ class NgramEmbedding(nn.Module):
         self.orders, self.rows, self.dropout, self.word_shift = orders, rows, dropout, word_shift
         self.both_sides = both_sides
         self.contexts = len(orders) * (3 if both_sides else 1) + (2 if word_shift is not None else 0)
-        self.table = nn.Embedding(self.contexts * rows, d_model, sparse=True)
+        self.table = Embedding(self.contexts * rows, d_model, sparse=True)
         nn.init.zeros_(self.table.weight)
 
     @property

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bit_transformer.nn.quantized import Rounding, rounded
+
 
 def pack_patches(bits_BT: Tensor, patch_bits: int) -> Tensor:
     """Pack complete patches, most significant bit first.
@@ -59,7 +61,12 @@ class PrefixTreeHead(nn.Module):
 
     All V node logits come from one matrix product, also in training, where only P of them are used. Up to P = 9 that costs a few per cent
     of the trunk, and a dense product is faster than gathering P rows of E for every patch and scattering their gradients.
+
+    Attributes:
+        rounding: how its weights are rounded in the forward pass; None: not at all.
     """
+
+    rounding: Rounding | None = None
 
     def __init__(self, d_model: int, patch_bits: int) -> None:
         super().__init__()
@@ -70,7 +77,7 @@ class PrefixTreeHead(nn.Module):
 
     def forward(self, h_BND: Tensor) -> Tensor:
         """Logits of P(bit = 1) at every node: node_logit_BNV; column 0 has no meaning."""
-        return F.linear(h_BND, self.weight, self.bias)
+        return F.linear(h_BND, rounded(self.weight, self.rounding), self.bias)
 
     def bit_logits(self, h_BND: Tensor, patch_BN: Tensor) -> Tensor:
         """Logits along the paths to the given patches: z_BNP, the j-th given the true bits before j."""

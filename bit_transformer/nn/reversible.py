@@ -44,6 +44,7 @@ class Coupling:
     Attributes:
         reach: the largest value of the streams and of updates so far, in size; NaN if one of them was.
         limit: below it no sum leaves the integers.
+        lost: the integer that `pack` gives instead of values that are lost.
         waits: whether what went wrong is raised at once. In a training on an accelerator that would wait for the device at every pass: there
             the result is NaN instead, which the training notices.
     """
@@ -56,6 +57,7 @@ class Coupling:
         self.reach = torch.zeros((), dtype=self.wide, device=like.device)
         self.waits = like.device.type == "cpu" if waits is None else waits
         self.limit = (torch.iinfo(self.integer).max + 1) / self.unit / 2
+        self.lost = torch.iinfo(self.integer).min
 
     def enter(self, x_BND: Tensor) -> Tensor:
         """Convert numbers to a stream."""
@@ -85,28 +87,46 @@ class Coupling:
         Raises:
             StreamOverflow: a value may have overflowed the integers, so that it could not be recomputed.
         """
-        y_BND = self.read(stream_1).add_(self.read(stream_2))
-        if not self.waits:
-            return y_BND.masked_fill_(~(self.reach < self.limit), math.nan)
-        reach = self.reach.item()
-        if math.isfinite(reach) and reach >= self.limit:
-            raise overflow(reach, self.limit)
-        return y_BND if math.isfinite(reach) else y_BND.fill_(math.nan)
+        return self.read(stream_1).add_(self.read(stream_2)).masked_fill_(self._is_lost(), math.nan)
 
-    def check_begin(self, stream_1: Tensor, stream_2: Tensor, grad_BND: Tensor) -> Tensor:
-        """Check, at the end of the backward pass, that both streams are equal again, as they were at the start. Returns the gradient.
+    def pack(self, stream_1: Tensor, stream_2: Tensor) -> Tensor:
+        """Both streams in one tensor, for a segment elsewhere: their bits as floating-point numbers, which can have a gradient. If an update
+        was not finite, all bits say so.
 
         Raises:
-            NotRebuilt: they are not equal.
+            StreamOverflow: as in `leave`.
+        """
+        packed_2BND = torch.empty((2, *stream_1.shape), dtype=self.wide, device=stream_1.device)
+        bits_2BND = packed_2BND.view(self.integer)
+        torch.stack((stream_1, stream_2), out=bits_2BND).masked_fill_(self._is_lost(), self.lost)
+        return packed_2BND
+
+    def unpack(self, packed_2BND: Tensor) -> Tensor:
+        """The streams of `pack`, exactly."""
+        streams_2BND = packed_2BND.view(self.integer)
+        self.reach = self.reach.masked_fill(streams_2BND.flatten()[0] == self.lost, math.nan)
+        return streams_2BND
+
+    def _is_lost(self) -> Tensor:
+        """Whether a value was not finite; on an accelerator also whether one may have overflowed, which is an error elsewhere."""
+        if self.waits and math.isfinite(reach := self.reach.item()) and reach >= self.limit:
+            raise overflow(reach, self.limit)
+        return ~(self.reach < self.limit)
+
+    def check_begin(self, rebuilt: Tensor, begin: Tensor, grad: Tensor) -> Tensor:
+        """Check, at the end of the backward pass, that streams are again what they were at the start. Returns the gradient.
+
+        Raises:
+            NotRebuilt: they are not.
         """
         if not self.waits:
-            return grad_BND.masked_fill((stream_1 != stream_2).any(), math.nan)
-        if math.isfinite(self.reach.item()) and not torch.equal(stream_1, stream_2):
+            return grad.masked_fill((rebuilt != begin).any(), math.nan)
+        if math.isfinite(self.reach.item()) and not torch.equal(rebuilt, begin):
             raise NotRebuilt(
                 "got other activations in the backward pass than in the forward; weights, dropout and training mode must be the "
                 "same in both. Try backward() before optimizer.step(), eval() and set_dropout"
             )
-        return grad_BND
+        return grad
 
 
 def overflow(reach: float, limit: float) -> StreamOverflow:
@@ -140,10 +160,7 @@ def run(
         NotRebuilt: in the backward pass, if weights, dropout or training mode changed.
     """
     if layers is None and torch.is_grad_enabled():
-        # If no input needs a gradient, autograd records nothing, and parameters silently get no gradients.
-        x_BND = x_BND if x_BND.requires_grad else x_BND.detach().requires_grad_()
-        y_BND: Tensor = _Stack.apply(x_BND, rotary_NK2, branches, maps)  # type: ignore[no-untyped-call]
-        return y_BND
+        return run_segment(branches, x_BND, rotary_NK2, x_BND.dtype, maps)
     coupling = Coupling(x_BND, waits=True)
     stream_1 = stream_2 = coupling.enter(x_BND)
     for index, (attend, feed_forward) in enumerate(branches):
@@ -153,8 +170,32 @@ def run(
     return coupling.leave(stream_1, stream_2)
 
 
-class _Stack(torch.autograd.Function):
-    """All blocks as one function: stores both streams after the last block, and with dropout the random state before each branch.
+def run_segment(
+    branches: Sequence[Branches],
+    x: Tensor,
+    rotary_NK2: Tensor,
+    dtype: torch.dtype,
+    maps: list[Tensor] | None = None,
+    *,
+    begins: bool = True,
+    ends: bool = True,
+) -> Tensor:
+    """Some blocks of a trunk, as `run` computes them: a segment after another has exactly the output and gradients of both in one.
+
+    Args:
+        x: x_BND, or unless `begins` the streams that the segment before gave, (2, B, N, D).
+        dtype: in which branches read the streams.
+        begins: whether the trunk's first block is in it.
+        ends: whether its last block is; else it returns streams, to be given to the next segment.
+        rotary_NK2, maps: as in `run`; errors too.
+    """
+    # If no input needs a gradient, autograd records nothing, and parameters silently get no gradients.
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    return _Segment.apply(x, rotary_NK2, branches, maps, dtype, begins, ends)  # type: ignore[no-untyped-call]
+
+
+class _Segment(torch.autograd.Function):
+    """Blocks as one function: stores both streams after the last block, and with dropout the random state before each branch.
 
     Branches are called as modules, so that their hooks (sharding, compilation) run both times. Gradients are enabled both times,
     because kernels are chosen by that.
@@ -162,12 +203,19 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BND: Tensor, rotary_NK2: Tensor, branches: Sequence[Branches], maps: list[Tensor] | None
+        ctx: Any,
+        x: Tensor,
+        rotary_NK2: Tensor,
+        branches: Sequence[Branches],
+        maps: list[Tensor] | None,
+        dtype: torch.dtype,
+        begins: bool,
+        ends: bool,
     ) -> Tensor:
-        random = _RandomStates(branches, x_BND.device)
-        ctx.autocast = _same_autocast(x_BND.device.type)
-        ctx.coupling = coupling = Coupling(x_BND)
-        stream_1 = stream_2 = coupling.enter(x_BND)
+        random = _RandomStates(branches, x.device)
+        ctx.autocast = _same_autocast(x.device.type)
+        ctx.coupling = coupling = Coupling(x.new_empty((), dtype=dtype))
+        stream_1, stream_2 = (coupling.enter(x),) * 2 if begins else coupling.unpack(x)
         with ctx.autocast(), torch.enable_grad():
             for attend, feed_forward in branches:
                 random.keep()
@@ -176,16 +224,16 @@ class _Stack(torch.autograd.Function):
                 random.keep()
                 update_BND = feed_forward(coupling.read(stream_1).requires_grad_())
                 stream_2 = coupling.add(stream_2, update_BND)
-        ctx.branches, ctx.rotary_NK2, ctx.random = branches, rotary_NK2, random
-        ctx.save_for_backward(stream_1, stream_2)
-        return coupling.leave(stream_1, stream_2)
+        ctx.branches, ctx.rotary_NK2, ctx.random, ctx.begins, ctx.ends = branches, rotary_NK2, random, begins, ends
+        ctx.save_for_backward(stream_1, stream_2, *(() if begins else (x,)))
+        return coupling.leave(stream_1, stream_2) if ends else coupling.pack(stream_1, stream_2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BND: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         coupling, random = ctx.coupling, ctx.random
-        stream_1, stream_2 = ctx.saved_tensors
-        grad_1 = grad_2 = grad_BND
+        stream_1, stream_2, *begin = ctx.saved_tensors
+        grad_1, grad_2 = (grad, grad) if ctx.ends else grad.to(coupling.dtype)
         with random.replayed(), ctx.autocast(), torch.enable_grad():
             for index in reversed(range(len(ctx.branches))):
                 attend, feed_forward = ctx.branches[index]
@@ -201,7 +249,12 @@ class _Stack(torch.autograd.Function):
                 stream_1 = coupling.take_off(stream_1, update_BND)
                 torch.autograd.backward(update_BND, grad_1.to(update_BND.dtype))
                 grad_2 = grad_2 + read_BND.grad
-        return coupling.check_begin(stream_1, stream_2, grad_1 + grad_2), None, None, None
+        if ctx.begins:
+            grad = coupling.check_begin(stream_1, stream_2, grad_1 + grad_2)
+        else:
+            streams_2BND = torch.stack((stream_1, stream_2))
+            grad = coupling.check_begin(streams_2BND, coupling.unpack(*begin), torch.stack((grad_1, grad_2)))
+        return grad, None, None, None, None, None, None
 
 
 class _RandomStates:

@@ -22,6 +22,7 @@ from bit_transformer.nn.cache import LayerCache, RollingCache, TrunkCache
 from bit_transformer.nn.ngram import NgramEmbedding
 from bit_transformer.nn.norm import RMSNorm
 from bit_transformer.nn.position import rotary_table
+from bit_transformer.nn.quantized import Embedding
 
 
 class Trunk(nn.Module):
@@ -39,9 +40,9 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = c = config
         self.start = 1 << c.patch_bits
-        self.embed = nn.Embedding((1 << c.patch_bits) + 1, c.d_model)
-        self.phase = nn.Embedding(c.phases, c.d_model) if c.phases > 1 else None
-        self.level = nn.Embedding(FLIP_LEVELS, c.d_model) if c.noise == "flips" else None
+        self.embed = Embedding((1 << c.patch_bits) + 1, c.d_model)
+        self.phase = Embedding(c.phases, c.d_model) if c.phases > 1 else None
+        self.level = Embedding(FLIP_LEVELS, c.d_model) if c.noise == "flips" else None
         word_shift = c.patch_bits - 8 if c.ngram_words else None
         self.ngrams = (
             NgramEmbedding(
@@ -55,21 +56,25 @@ class Trunk(nn.Module):
             for _ in range(c.num_layers)
         )
         self.final_norm = RMSNorm()
-        # One position more than a window has patches: the start symbol stands before the first.
-        table_NK2 = rotary_table(c.max_patches + 1, c.d_model // c.nhead).to(
-            torch.promote_types(torch.get_default_dtype(), torch.float32)
-        )
-        self.register_buffer("rotary_NK2", table_NK2, persistent=False)
+        self.register_buffer("rotary_NK2", self._rotary(), persistent=False)
         self.rotary_NK2: Tensor
         self._compiled: _Compiled | None = None
+
+    def _rotary(self) -> Tensor:
+        # One position more than a window has patches: the start symbol stands before the first.
+        table_NK2 = rotary_table(self.config.max_patches + 1, self.config.d_model // self.config.nhead)
+        return table_NK2.to(torch.promote_types(torch.get_default_dtype(), torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trunk:
         """Move or cast everything. Rotary positions stay at least float32: in bfloat16 distant positions would be equal."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.rotary_NK2.dtype.itemsize < 4:
-            exact_NK2 = rotary_table(len(self.rotary_NK2), 2 * self.rotary_NK2.shape[1])
-            self.rotary_NK2 = exact_NK2.to(self.rotary_NK2.device, torch.float32)
+            self.rotary_NK2 = self._rotary().to(self.rotary_NK2.device, torch.float32)
         return self
+
+    def materialize(self) -> None:
+        """After building on the meta device: compute what no file holds."""
+        self.rotary_NK2 = self._rotary()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: what is compiled belongs to this trunk alone."""
@@ -161,17 +166,49 @@ class Trunk(nn.Module):
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """The trunk after its embeddings, whose sparse gradients torch.compile does not support."""
-        c = self.config
-        if c.reversible:
+        if self.config.reversible:
             branches = self._compiled.branches if self._compiled else self.branches()
             return self.final_norm(reversible.run(branches, x_BND, rotary_NK2, layers, maps))
+        return self.final_norm(self._plain_blocks(x_BND, rotary_NK2, range(len(self.blocks)), layers, maps))
+
+    def _plain_blocks(
+        self,
+        x_BND: Tensor,
+        rotary_NK2: Tensor,
+        which: range,
+        layers: list[LayerCache] | None = None,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        c = self.config
         again = c.use_checkpoint and torch.is_grad_enabled() and layers is None and maps is None
-        for i, block in enumerate(self.blocks):
+        for i in which:
             if again and i % c.checkpoint_every == 0:
-                x_BND = checkpoint(block, x_BND, rotary_NK2, use_reentrant=False)
+                x_BND = checkpoint(self.blocks[i], x_BND, rotary_NK2, use_reentrant=False)
             else:
-                x_BND = block(x_BND, rotary_NK2, layers[i] if layers else None, maps)
-        return self.final_norm(x_BND)
+                x_BND = self.blocks[i](x_BND, rotary_NK2, layers[i] if layers else None, maps)
+        return x_BND
+
+    def segment(self, x: Tensor, which: range) -> Tensor:
+        """Some blocks of whole windows, and after the last block the last norm. Segments one after another are exactly the trunk, not compiled.
+
+        Args:
+            x: x_BND from `embedded`, or what the segment before gave, which looks like `between`.
+        """
+        begins, ends = which.start == 0, which.stop == len(self.blocks)
+        rotary_NK2 = self.rotary_NK2[: x.shape[-2]].to(x.device)
+        if self.config.reversible:
+            branches, dtype = self.branches()[which.start : which.stop], self.embed.weight.dtype
+            x = reversible.run_segment(branches, x, rotary_NK2, dtype, begins=begins, ends=ends)
+        else:
+            x = self._plain_blocks(x, rotary_NK2, which)
+        return self.final_norm(x) if ends else x
+
+    def between(self, batch: int, positions: int) -> Tensor:
+        """What one segment gives to the next, without values: of shape (B, N, D), in a reversible trunk (2, B, N, D)."""
+        shape, like = (batch, positions, self.config.d_model), self.embed.weight
+        if not self.config.reversible:
+            return torch.empty(shape, dtype=like.dtype, device="meta")
+        return torch.empty((2, *shape), dtype=reversible.Coupling(like).wide, device="meta")
 
     def branches(self) -> list[reversible.Branches]:
         """The two branches of every block: attention, then feed-forward."""

@@ -3,7 +3,7 @@
 # Shapes: B windows, T bits of a stream or a window, N patches.
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from bit_transformer.bit_io import Bits, bits_to_bytes, bytes_to_bits
 from bit_transformer.config import Sampling
-from bit_transformer.diffusion.infill import diffusion_inference
-from bit_transformer.diffusion.repair import FIRST_RATE, RATE_ROUNDS, check_rate, repair
+from bit_transformer.diffusion.infill import calls_needed, check_filling, diffusion_inference, fillings
+from bit_transformer.diffusion.repair import FIRST_RATE, RATE_ROUNDS, check_rate, finished, repair, repairing
 from bit_transformer.errors import BitStreamError, ConfigError, Give
 from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.model import BitTransformerLM
@@ -54,6 +54,23 @@ def hidden_bits(
     return hidden_T
 
 
+class Step(NamedTuple):
+    """A stream that is being filled in or repaired, after a network call. Its arrays are changed by the next one.
+
+    Attributes:
+        bits: (T,), as far as they are known now; masked bits have no meaning.
+        masked: (T,), which bits are still to be filled in; in a repair: which the call was about.
+        calls: made so far; `total`: in all.
+        window_done: whether the call was the last one for its windows.
+    """
+
+    bits: Bits
+    masked: NDArray[np.bool_]
+    calls: int
+    total: int
+    window_done: bool
+
+
 def fill_bits(
     model: BitTransformerLM,
     known: Bits,
@@ -74,27 +91,61 @@ def fill_bits(
         BitStreamError: different lengths, or fixed bytes with odd parity.
         ConfigError: as in `diffusion_inference`.
     """
+    bits, total = known.copy(), int(hidden_T.sum())
+    for step in filling_bits(model, known, hidden_T, **how):
+        bits = step.bits
+        if step.window_done:
+            on_window(total - int(step.masked.sum()), total)
+    return bits
+
+
+def filling_bits(model: BitTransformerLM, known: Bits, hidden_T: NDArray[np.bool_], **how: Any) -> Iterator[Step]:
+    """`fill_bits` call by call: the stream after each network call. The last one is its result.
+
+    Arguments and errors as there; errors of settings are raised here, before the first step.
+    """
     if known.shape != hidden_T.shape or known.ndim != 1:
         raise BitStreamError(
             f"got bits of shape {known.shape} and hidden_T of shape {hidden_T.shape}; both must be (bits,)"
         )
-    c = model.config
+    check_filling(model, **{name: value for name, value in how.items() if name != "force_parity"})
+    return _filling_bits(model, known, hidden_T, how)
+
+
+def _filling_bits(
+    model: BitTransformerLM, known: Bits, hidden_T: NDArray[np.bool_], how: dict[str, Any]
+) -> Iterator[Step]:
+    c, T = model.config, len(known)
     unit = c.align_bytes * c.byte_bits
-    window = window_bytes(model) * c.byte_bits
-    room = -len(known) % unit  # the last unit may be partial: the rest of it is sampled and dropped
+    room = -T % unit  # the last unit may be partial: the rest of it is sampled and dropped
     made_T, fixed_T = np.pad(known, (0, room)), np.pad(~hidden_T, (0, room))
-    size = min(window, len(made_T))
-    total, seed = int(hidden_T.sum()), how.pop("seed", None)
-    while (left := np.flatnonzero(~fixed_T[: len(known)])).size:
-        first, units = int(left[0]) // unit, size // unit
-        begin = max(0, min(first - units // 2, len(made_T) // unit - units)) * unit
-        here = slice(begin, begin + size)
-        drawn = diffusion_inference(model, made_T[None, here], fixed_T[None, here], seed=seed, **how)
-        made_T[here] = drawn[0].numpy()
-        fixed_T[here] = True
+    windows = _windows_of_holes(fixed_T, T, unit, min(window_bytes(model) * c.byte_bits, len(made_T)))
+    settings = check_filling(model, steps=how.get("steps"), order=how.get("order"))
+    open_patches = [int((~fixed_W.reshape(-1, c.patch_bits).all(-1)).sum()) for _, fixed_W in windows]
+    total = sum(calls_needed(settings, c.noise == "flips", count) for count in open_patches)
+    seed, before, left_T = how.get("seed"), 0, ~fixed_T
+    for here, fixed_W in windows:
+        for filling in fillings(model, made_T[None, here], fixed_W[None], **{**how, "seed": seed}):
+            if not filling.calls:
+                continue
+            made_T[here], left_T[here] = filling.bits_BT[0].numpy(), filling.masked_BT[0].numpy()
+            window_done = filling.calls == filling.total
+            yield Step(made_T[:T], left_T[:T], before + filling.calls, total, window_done)
+        before += filling.total
         seed = None if seed is None else seed + 1
-        on_window(total - int((~fixed_T[: len(known)]).sum()), total)
-    return made_T[: len(known)]
+
+
+def _windows_of_holes(
+    fixed_T: NDArray[np.bool_], length: int, unit: int, size: int
+) -> list[tuple[slice, NDArray[np.bool_]]]:
+    """Windows of `size` bits around the masked bits of a stream, in order, and which of their bits are fixed when it comes to them."""
+    fixed_T, windows, units = fixed_T.copy(), list[tuple[slice, NDArray[np.bool_]]](), size // unit
+    while (left := np.flatnonzero(~fixed_T[:length])).size:
+        begin = max(0, min(int(left[0]) // unit - units // 2, len(fixed_T) // unit - units)) * unit
+        here = slice(begin, begin + size)
+        windows.append((here, fixed_T[here].copy()))
+        fixed_T[here] = True
+    return windows
 
 
 def continued(model: BitTransformerLM, prompt: bytes, sampling: Sampling) -> Iterator[bytes]:
@@ -170,6 +221,19 @@ def repair_bits(
         BitStreamError: less than one unit.
         ConfigError: an invalid rate.
     """
+    return finished(repairing_bits(model, received, rate=rate, on_progress=on_progress))
+
+
+def repairing_bits(
+    model: BitTransformerLM,
+    received: Bits,
+    *,
+    rate: float | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Generator[Step, None, Mended]:
+    """`repair_bits` call by call: the stream after each network call of a diffusion model, without those that estimate the rate. An
+    autoregressive model gives no steps. Returns the result. Arguments and errors as there.
+    """
     c = model.config
     check_rate(rate)
     unit = c.align_bytes * c.byte_bits
@@ -182,7 +246,7 @@ def repair_bits(
     if c.causal:
         mended[: len(whole)], doubt = search(model, whole, rate, on_patch=on_progress)
     else:
-        mended[: len(whole)], doubt = _repaired(model, whole, rate, on_progress)
+        doubt = yield from _repairing(model, mended, len(whole), rate, on_progress)
     return Mended(mended, np.flatnonzero(mended != received), doubt, rate)
 
 
@@ -192,6 +256,21 @@ class MendedPiece(NamedTuple):
     begin: int
     bits: Bits
     doubt: NDArray[np.float64]
+
+
+class MendingPiece(NamedTuple):
+    """A piece of a stream that is being repaired, after a network call: `bits` as far as they are repaired, starting at byte `begin`.
+
+    Attributes:
+        asked: which of the bits the call was about.
+        calls: made so far for this piece; `total`: in all.
+    """
+
+    begin: int
+    bits: Bits
+    asked: NDArray[np.bool_]
+    calls: int
+    total: int
 
 
 def repair_pieces(
@@ -220,6 +299,22 @@ def repair_pieces(
         BitStreamError: less than one unit.
         ConfigError: an invalid rate.
     """
+    for made in repairing_pieces(model, received, size, span, rate, piece=piece, on_progress=on_progress):
+        if not isinstance(made, MendingPiece):
+            yield made
+
+
+def repairing_pieces(
+    model: BitTransformerLM,
+    received: Callable[[int, int], Bits],
+    size: int,
+    span: tuple[int, int],
+    rate: float | None = None,
+    *,
+    piece: int = PIECE,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[MendingPiece | tuple[MendedPiece, float]]:
+    """`repair_pieces` with, for a diffusion model, the state of each piece after each network call before it. Arguments and errors as there."""
     c = model.config
     check_rate(rate)
     align, width = c.align_bytes, c.byte_bits
@@ -238,9 +333,16 @@ def repair_pieces(
         def tell(done: int, total: int, begin: int = begin, end: int = end) -> None:
             on_progress(begin - first + (end - begin) * done // total, last - first)
 
-        found = repair_bits(model, received(left, right), rate=rate, on_progress=tell)
-        rate = found.rate
         bits, patches = slice((begin - left) * width, (end - left) * width), c.patch_bits
+        steps = repairing_bits(model, received(left, right), rate=rate, on_progress=tell)
+        while True:
+            try:
+                now = next(steps)
+            except StopIteration as ended:
+                found: Mended = ended.value
+                break
+            yield MendingPiece(begin, now.bits[bits], now.masked[bits], now.calls, now.total)
+        rate = found.rate
         doubt = found.doubt[bits.start // patches : bits.stop // patches]
         yield MendedPiece(begin, found.bits[bits], doubt), rate
 
@@ -290,25 +392,37 @@ def _windows(model: BitTransformerLM, whole: int) -> tuple[int, NDArray[np.int64
     return size, np.append(np.arange(0, whole - size, step), whole - size)
 
 
-def _repaired(
-    model: BitTransformerLM, received: Bits, rate: float, on_progress: Callable[[int, int], None]
-) -> tuple[Bits, NDArray[np.float64]]:
+def _repairing(
+    model: BitTransformerLM, mended_T: Bits, whole: int, rate: float, on_progress: Callable[[int, int], None]
+) -> Generator[Step, None, NDArray[np.float64]]:
+    """Repair the first `whole` bits of a stream in place. Returns the doubt of each patch."""
     c = model.config
-    unit, whole = c.align_bytes * c.byte_bits, len(received)
+    unit = c.align_bytes * c.byte_bits
+    received = mended_T[:whole].copy()
     size, starts = _windows(model, whole)
     step = max(unit, size // 2 // unit * unit)
-    mended, doubt = received.copy(), np.zeros(whole // c.patch_bits)
-    done = 0
-    for first in range(0, len(starts), BATCH):
-        group = starts[first : first + BATCH]
-        found = repair(model, np.stack([received[at : at + size] for at in group]), rate=rate)
-        for at, bits_T, doubt_N in zip(group, found.bits_BT.numpy(), found.doubt_BN, strict=True):
-            last = at + size == whole
-            end = at + size if last else at + size - (size - step) // 2 // unit * unit
-            mended[done:end] = bits_T[done - at : end - at]
-            doubt[done // c.patch_bits : end // c.patch_bits] = doubt_N[
-                (done - at) // c.patch_bits : (end - at) // c.patch_bits
-            ]
-            done = end
-        on_progress(min(len(starts), first + BATCH), len(starts))
-    return mended, doubt
+    doubt, done, calls = np.zeros(whole // c.patch_bits), 0, 0
+    groups = [starts[first : first + BATCH] for first in range(0, len(starts), BATCH)]
+    for number, group in enumerate(groups):
+        # Windows overlap: each gives its middle, the first and the last their outer parts too.
+        ends = [at + size if at + size == whole else at + size - (size - step) // 2 // unit * unit for at in group]
+        kept = [slice(begin, end) for begin, end in zip([done, *ends], ends, strict=False)]
+        windows = repairing(model, np.stack([received[at : at + size] for at in group]), rate=rate)
+        while True:
+            try:
+                now = next(windows)
+            except StopIteration as end:
+                found = end.value
+                break
+            asked_T = np.zeros(len(mended_T), dtype=bool)
+            for at, part, bits_T, asked_W in zip(group, kept, now.bits_BT.numpy(), now.asked_BT.numpy(), strict=True):
+                inside = slice(part.start - at, part.stop - at)
+                mended_T[part], asked_T[part] = bits_T[inside], asked_W[inside]
+            calls += 1
+            yield Step(mended_T, asked_T, calls, now.total * len(groups), now.calls == now.total)
+        for at, part, doubt_N in zip(group, kept, found.doubt_BN, strict=True):
+            of = slice(part.start // c.patch_bits, part.stop // c.patch_bits)
+            doubt[of] = doubt_N[of.start - at // c.patch_bits : of.stop - at // c.patch_bits]
+        done = ends[-1]
+        on_progress(min(len(starts), (number + 1) * BATCH), len(starts))
+    return doubt

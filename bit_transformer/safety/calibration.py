@@ -339,7 +339,7 @@ def save_calibration(path: str | Path, calibration: Calibration, reference: Refe
     """
     tensors = {name: torch.from_numpy(np.array(getattr(calibration, name))) for name in _ARRAYS}
     if not of_model:
-        tensors |= prefixed("bank.", reference.bank.state_dict())
+        tensors |= prefixed("bank.", reference.bank.packed())
     document = {
         **{name: getattr(calibration, name) for name in _FACTS},
         "reference": reference.bank.digest(),

@@ -101,7 +101,7 @@ def evaluate(request: EvaluateRequest, workspace: Workspace, job: Job) -> Evalua
         ConfigError: an invalid overlap or protocol, or a run and files that are swapped.
     """
     run, names = request.run, list(request.names)
-    _check_overlap(request.overlap)
+    check_overlap(request.overlap)
     workspace.check_order("evaluate", run, names)
     files = find_files(names)
     model = workspace.model(run)
@@ -132,7 +132,7 @@ def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:
         ConfigError: an invalid window or overlap, or a run and a file that are swapped.
     """
     run, window, plot = request.run, request.window, request.plot
-    _check_overlap(request.overlap)
+    check_overlap(request.overlap)
     if window < 1:
         raise ConfigError(f"got window={window}; at least 1 byte is needed. Try 256", field="window")
     if plot:
@@ -162,6 +162,11 @@ def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:
     return Scoring(run, str(path), total / (offset + inside), str(protocol), windows, len(corpus), stopped)
 
 
-def _check_overlap(overlap: float) -> None:
+def check_overlap(overlap: float) -> None:
+    """Refuse an invalid overlap of windows.
+
+    Raises:
+        ConfigError: it is not in [0, 1).
+    """
     if not 0 <= overlap < 1:
         raise ConfigError(f"got overlap={overlap}; it must be in [0, 1). Try 0.5", field="overlap")

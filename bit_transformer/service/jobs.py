@@ -11,6 +11,9 @@ from pathlib import Path
 from types import FrameType
 
 from bit_transformer.errors import Cancelled
+from bit_transformer.runs.jobs import OPEN as OPEN
+from bit_transformer.runs.jobs import TRAININGS as TRAININGS
+from bit_transformer.runs.jobs import State as State  # of jobs in a queue, for doors
 
 STOP_FILE = "stop"  # in a run folder: another process asks its training to stop
 
@@ -67,10 +70,17 @@ class Job:
 
     Args:
         report: called with progress and messages.
+        listens: whether Ctrl-C and SIGTERM ask it to stop; else they end the process.
+        number: of a job in a queue; recorded with a training, so that it is known again.
+        again: whether this training was begun before, and its process was killed.
     """
 
-    def __init__(self, report: Report | None = None) -> None:
+    def __init__(
+        self, report: Report | None = None, *, listens: bool = True, number: int | None = None, again: bool = False
+    ) -> None:
         self._report = report
+        self.number, self.again = number, again
+        self._listens = listens
         self._cancelled = threading.Event()
         self._check: Callable[[], bool] = lambda: False
 
@@ -119,7 +129,7 @@ class Job:
         stop = None if folder is None else folder / STOP_FILE
         if stop is not None:
             stop.unlink(missing_ok=True)
-        with _signals() as signalled:
+        with _signals() if self._listens else nullcontext(lambda: False) as signalled:
 
             def asked() -> bool:
                 return self._cancelled.is_set() or signalled() or (stop is not None and stop.exists())

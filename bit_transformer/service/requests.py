@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from bit_transformer.config import Config, DataConfig, ModelConfig, Sampling, TrainConfig
+from bit_transformer.config import Config, DataConfig, DistributedConfig, ModelConfig, Sampling, TrainConfig
+from bit_transformer.runs.jobs import State
 
 EVAL_BYTES = 1 << 18
+
+
+class Place(Enum):
+    """What a field names. Doors that are open to others take ids for it, never paths: see `home.py`."""
+
+    NEW_RUN = "the name of a new run"
+    OWN_RUN = "a run, by name"
+    CHECKPOINT = "a run, or RUN@STEP for a checkpoint of it that was kept"
+    SOURCE = "data: the name of a corpus, an upload or a declared folder"
+    NEW_FILE = "the name of a new file"
+    HERE = "a file on this machine, which only the command line can name"
+
+
+NewRun = Annotated[Path, Place.NEW_RUN]
+OldRun = Annotated[Path, Place.OWN_RUN]
+RunName = Annotated[str, Place.OWN_RUN]
+Checkpoint = Annotated[str, Place.CHECKPOINT]
+CheckpointFile = Annotated[Path, Place.CHECKPOINT]
+Source = Annotated[str, Place.SOURCE]
+SourceFile = Annotated[Path, Place.SOURCE]
+NewFile = Annotated[Path, Place.NEW_FILE]
+LocalFile = Annotated[Path, Place.HERE]
 
 
 BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")  # bytes in JSON, of requests and of results
@@ -24,43 +48,61 @@ class Request(Config):
 class TrainRequest(Request):
     """Train a new model."""
 
-    out: Path = Field(description="The run folder; its name is the run's.")
+    out: NewRun = Field(description="The run folder; its name is the run's.")
     model: ModelConfig
     train: TrainConfig
     data: DataConfig
     eval_bytes: int = Field(EVAL_BYTES, description="Held-out bytes to score in the last evaluation, at most.")
-    teacher: Path | None = Field(None, description="Checkpoint of a model to distill from.")
-    init: Path | None = Field(None, description="Checkpoint to start from, including its experts and optimizers.")
+    teacher: CheckpointFile | None = Field(None, description="Checkpoint of a model to distill from.")
+    init: CheckpointFile | None = Field(
+        None, description="Checkpoint to start from, including its experts and optimizers."
+    )
     overwrite: bool = Field(False, description="Replace a run in this folder.")
+    distributed: DistributedConfig | None = Field(None, description="Train on several processes.")
 
 
 class FurtherRequest(Request):
     """Train the model of a run further, as a new run."""
 
-    run: str = Field(description="The run or checkpoint file to start from; it is not changed.")
-    out: Path = Field(description="Run folder of the new run.")
+    run: Checkpoint = Field(description="The run or checkpoint file to start from; it is not changed.")
+    out: NewRun = Field(description="Run folder of the new run.")
     train: dict[str, Any] = Field(default_factory=dict, description="Fields of the training.")
     data: dict[str, Any] = Field(default_factory=dict, description="Fields of the data; default: as in the run.")
     eval_bytes: int = EVAL_BYTES
     overwrite: bool = False
+    distributed: DistributedConfig | None = None
 
 
 class ResumeRequest(Request):
     """Resume a training that was stopped, interrupted or killed."""
 
-    out: Path = Field(description="The run folder.")
+    out: OldRun = Field(description="The run folder.")
     budget: dict[str, Any] = Field(
         default_factory=dict,
         description="One field such as steps, counted from the start of the training, in place of the run's own.",
     )
     auto_batch: bool = Field(False, description="Use smaller micro-batches from now on if memory is too small.")
+    distributed: DistributedConfig | None = Field(
+        None, description="Continue on several processes; their number may be another than before."
+    )
+
+
+class GrowRequest(Request):
+    """Write a larger copy of a run's model, which computes the same until it is trained further."""
+
+    run: Checkpoint
+    out: NewRun = Field(description="Folder of the copy.")
+    model: dict[str, int] = Field(
+        description="Sizes that grow: num_layers, d_model, nhead, dim_feedforward, max_seq_len."
+    )
+    overwrite: bool = Field(False, description="Replace a model that is there.")
 
 
 class DistillRequest(Request):
     """Train a smaller model to predict what a run's model predicts, and the data."""
 
-    run: str = Field(description="The teacher.")
-    out: Path = Field(description="Run folder of the student.")
+    run: Checkpoint = Field(description="The teacher.")
+    out: NewRun = Field(description="Run folder of the student.")
     model: dict[str, Any] = Field(
         default_factory=dict, description="Fields in which the student differs; default: half as deep and wide."
     )
@@ -68,6 +110,26 @@ class DistillRequest(Request):
     data: dict[str, Any] = Field(default_factory=dict, description="Default: as in the teacher's run.")
     eval_bytes: int = EVAL_BYTES
     overwrite: bool = False
+
+
+class QuantizeRequest(Request):
+    """Write a copy of a run's model with weights of 8 or 4 bits, and compare both."""
+
+    run: Checkpoint
+    out: NewRun | None = Field(
+        None, description="Folder or .safetensors file of the copy. Default: beside the run, RUN-int8 or RUN-int4."
+    )
+    bits: int | None = Field(None, description="8 or 4. Default: what the run was trained for (qat), else 8.")
+    group: int | None = Field(
+        None, description="Weights of a row that share a scale, a multiple of 32. Default: 64 with 8 bits, 32 with 4."
+    )
+    activations: bool = Field(False, description="Also round the inputs of all matrices to 8 bits.")
+    names: tuple[Source, ...] = Field(
+        (), description="Files to score both models on. Default: the run's held-out data."
+    )
+    eval_bytes: int = Field(1 << 17, ge=1, description="Bytes to score, at most.")
+    measure: bool = Field(True, description="Also measure memory and speed of both, each in a process of its own.")
+    overwrite: bool = Field(False, description="Replace a model that is there.")
 
 
 class EstimateRequest(Request):
@@ -81,10 +143,21 @@ class EstimateRequest(Request):
     budget: int | None = Field(None, description="Bytes of a device; default: what is free here.")
 
 
+class TimeRequest(Request):
+    """Estimate how long a training takes here, by measuring some of its updates."""
+
+    model: ModelConfig
+    train: TrainConfig
+    data_bytes: int | None = Field(
+        None, description="Bytes of the training part. Default: unknown; then a first pass by experts is not counted."
+    )
+    seconds: float = Field(5.0, description="How long to measure updates, in (0, 600].")
+
+
 class GenerateRequest(Request):
     """Continue prompts."""
 
-    run: str
+    run: Checkpoint
     prompts: tuple[bytes, ...] = (b"",)
     max_bytes: int = 256
     sampling: Sampling = Sampling()
@@ -97,7 +170,7 @@ class GenerateRequest(Request):
 class GateRequest(Request):
     """Continue a prompt behind the run's calibrated gate, window by window."""
 
-    run: str
+    run: Checkpoint
     prompt: bytes = b""
     max_bytes: int = 256
     sampling: Sampling = Sampling()
@@ -108,7 +181,7 @@ class GateRequest(Request):
 class InfillRequest(Request):
     """Fill in missing bytes from what is before and after them."""
 
-    run: str
+    run: Checkpoint
     data: bytes
     gap: bytes = Field(b"", description="A mark in the text; each occurrence is filled in.")
     holes: tuple[tuple[int, int], ...] = Field((), description="First byte of each hole, and the byte after its last.")
@@ -125,11 +198,24 @@ class InfillRequest(Request):
 class RepairRequest(Request):
     """Correct flipped bits of a file, as far as the model can tell."""
 
-    run: str
-    path: Path = Field(description="The file; for a model with parity, one that `protect` wrote.")
-    out: Path = Field(description="The repaired file, without parity.")
+    run: Checkpoint
+    path: SourceFile = Field(description="The file; for a model with parity, one that `protect` wrote.")
+    out: NewFile = Field(description="The repaired file, without parity.")
     rate: float | None = Field(
         None, description="Probability of a flip, in (0, 0.5); default: estimated from the file."
+    )
+    span: tuple[int, int] | None = Field(None, description="First byte to repair, and the byte after the last.")
+
+
+class RepairBytesRequest(Request):
+    """Correct flipped bits of bytes in memory, as far as the model can tell."""
+
+    run: Checkpoint
+    data: bytes = Field(
+        description="At most 65,536 data bytes; for a model with parity, packed with a ninth bit each, as `protect` writes them."
+    )
+    rate: float | None = Field(
+        None, description="Probability of a flip, in (0, 0.5); default: estimated from the data."
     )
     span: tuple[int, int] | None = Field(None, description="First byte to repair, and the byte after the last.")
 
@@ -137,17 +223,17 @@ class RepairRequest(Request):
 class ProtectRequest(Request):
     """Write a file with a parity bit for each byte, or read such a file back."""
 
-    path: Path
-    out: Path
+    path: SourceFile
+    out: NewFile
     undo: bool = False
 
 
 class CompressRequest(Request):
     """Compress a file, with a model or with adaptive predictors alone."""
 
-    path: Path
-    out: Path | None = Field(None, description="Default: the file's name with .btlm at its end.")
-    run: str | None = Field(
+    path: SourceFile
+    out: NewFile | None = Field(None, description="Default: the file's name with .btlm at its end.")
+    run: Checkpoint | None = Field(
         None, description="The model that predicts the data; the same one is needed to decompress. Default: none."
     )
     adapt: float = Field(
@@ -164,9 +250,9 @@ class CompressRequest(Request):
 class DecompressRequest(Request):
     """Read a compressed file back."""
 
-    path: Path
-    out: Path | None = Field(None, description="Default: the file's name without .btlm.")
-    run: str | None = Field(None, description="The model that the file was compressed with, if it was.")
+    path: SourceFile
+    out: NewFile | None = Field(None, description="Default: the file's name without .btlm.")
+    run: Checkpoint | None = Field(None, description="The model that the file was compressed with, if it was.")
     jobs: int | None = Field(None, description="Threads; default: one per core.")
     keep_going: bool = Field(False, description="Write zeros where the file is damaged, and list these ranges.")
     overwrite: bool = Field(False, description="Replace a file of that name.")
@@ -175,8 +261,8 @@ class DecompressRequest(Request):
 class EvaluateRequest(Request):
     """Bits per byte of files, folders or named corpora."""
 
-    run: str
-    names: tuple[str, ...]
+    run: Checkpoint
+    names: tuple[Source, ...]
     overlap: float = Field(0.5, description="Fraction of a window that is only context, in [0, 1).")
     learning: str | None = Field(
         None, description="What learns from a file while it is scored: static, online, online+mixer."
@@ -186,36 +272,55 @@ class EvaluateRequest(Request):
 class ScoreRequest(Request):
     """Bits per byte of a file, window by window."""
 
-    run: str
-    name: str
+    run: Checkpoint
+    name: Source
     window: int = Field(256, description="Bytes per reported window.")
     overlap: float = 0.5
     learning: str | None = None
-    plot: Path | None = Field(None, description="Also plot them, to a PNG file.")
+    plot: LocalFile | None = Field(None, description="Also plot them, to a PNG file.")
+
+
+class PredictionsRequest(Request):
+    """What a model expects of each bit of some bytes, and what each costs."""
+
+    run: Checkpoint
+    data: bytes = Field(description="1 to 65,536 bytes.")
+    overlap: float = Field(0.5, description="Fraction of a window that is only context, in [0, 1).")
+    learning: str | None = Field(
+        None, description="What learns from the data while it is scored: static, online, online+mixer."
+    )
+
+
+class HistogramRequest(Request):
+    """How often each byte value occurs in a file, a folder or a named corpus."""
+
+    name: Source
 
 
 class FileTelemetryRequest(Request):
     """K and C of a file by window, and S against a run's reference."""
 
-    name: str
-    run: str | None = None
+    name: Source
+    run: Checkpoint | None = None
     window: int = Field(512, description="Bytes; a shorter last window counts if it is at least half as long.")
     informative: int = Field(5, description="Number of windows to pick that are worth reading.")
-    plot: Path | None = None
+    plot: LocalFile | None = None
 
 
 class RunTelemetryRequest(Request):
     """K, C, S and loss of a training by step, and where they drifted."""
 
-    run: str = Field(description="A run folder, or a run's name in the store.")
-    plot: Path | None = None
+    run: RunName = Field(description="A run folder, or a run's name in the store.")
+    plot: LocalFile | None = None
 
 
 class CalibrateRequest(Request):
     """Set the limits of a run's gate."""
 
-    run: str
-    names: tuple[str, ...] = Field((), description="Files that the run was not trained on; default: its held-out data.")
+    run: Checkpoint
+    names: tuple[Source, ...] = Field(
+        (), description="Files that the run was not trained on; default: its held-out data."
+    )
     alpha: float = Field(0.01, description="False-alarm rate, in (0, 0.5).")
     seed: int = 0
 
@@ -223,7 +328,7 @@ class CalibrateRequest(Request):
 class ExplainRequest(Request):
     """Explain what K, C and S mean for a run."""
 
-    run: str
+    run: Checkpoint
     K: float
     C: float
     S: float
@@ -237,17 +342,97 @@ class ListRunsRequest(Request):
 class RunRequest(Request):
     """Show one run of the store."""
 
-    run: str
+    run: RunName
+
+
+class CompareRunsRequest(Request):
+    """Compare runs of the store: settings that differ, and figures."""
+
+    names: tuple[RunName, ...] = Field(description="Two or more runs.")
 
 
 class RemoveRunsRequest(Request):
     """Remove runs from the store."""
 
-    names: tuple[str, ...]
+    names: tuple[RunName, ...]
     files: bool = Field(False, description="Also remove the files that training wrote into their folders.")
+
+
+class StepRequest(Request):
+    """Let a paused training make some updates, and pause again."""
+
+    run: RunName
+    updates: int = 1
+
+
+class ChangeRequest(Request):
+    """Change learning rates or penalties of a running training."""
+
+    run: RunName
+    settings: dict[str, float] = Field(
+        description="lr, matrix_lr, table_lr (peaks; the schedule goes on), lambda_K, lambda_C, lambda_S."
+    )
+
+
+class TriggerRequest(Request):
+    """Do something once a metric of a run crosses a line."""
+
+    run: RunName
+    metric: str = Field(description="Such as val_bpb, train_bpb, grad_norm, K, C or S.")
+    above: float | None = None
+    below: float | None = None
+    action: str = Field("notify", description="pause, checkpoint (keep one) or notify.")
+
+
+class RemoveTriggerRequest(Request):
+    """Remove a trigger of a run."""
+
+    run: RunName
+    trigger: int
+
+
+class BranchRequest(Request):
+    """Make a new run that goes on from a checkpoint of another, with changed settings."""
+
+    run: RunName
+    out: NewRun = Field(description="Run folder of the new run.")
+    step: int | None = Field(None, description="Update of a kept checkpoint. Default: the last checkpoint.")
+    train: dict[str, Any] = Field(default_factory=dict, description="Fields of the training that differ.")
 
 
 class StopRunRequest(Request):
     """Ask a training on this machine to stop normally."""
 
-    run: str
+    run: RunName
+
+
+class ListJobsRequest(Request):
+    """List the jobs of the store, newest first."""
+
+    state: State | None = Field(None, description="Only jobs in this state.")
+
+
+class ExportRequest(Request):
+    """Pack a run's model, its settings, its gate, its metrics and a model card into one file."""
+
+    run: Checkpoint
+    out: NewFile = Field(description="The file, a .zip.")
+    overwrite: bool = Field(False, description="Replace a file of that name.")
+
+
+class PushRequest(Request):
+    """Push a run's model to the Hugging Face hub, with a model card."""
+
+    run: Checkpoint
+    repo: str = Field(description="OWNER/NAME on the hub; it is made if it is not there.")
+    private: bool = Field(True, description="Only its owner can see it.")
+    message: str = Field("", description="Of the commit. Default: which update of which run it is.")
+    overwrite: bool = Field(False, description="Add a new version to a repository that holds files already.")
+
+
+class PullRequest(Request):
+    """Pull a model from the Hugging Face hub into a new run folder. Nothing in it is ever run or unpickled."""
+
+    repo: str = Field(description="OWNER/NAME on the hub.")
+    out: NewRun = Field(description="The new run folder.")
+    revision: str | None = Field(None, description="A branch, a tag or a commit. Default: the latest.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
 import math
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +19,12 @@ from typing import Any, NamedTuple
 import torch
 
 from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint, read_config
-from bit_transformer.config import BUDGETS, DataConfig, ModelConfig, TrainConfig
+from bit_transformer.config import BUDGETS, DataConfig, DistributedConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, split
 from bit_transformer.data.windows import Windows
+from bit_transformer.distributed.checkpoints import DOCUMENT, complete, part_folders
+from bit_transformer.distributed.data_parallel import DataParallel
+from bit_transformer.distributed.world import World, join
 from bit_transformer.errors import (
     Ask,
     BitStreamError,
@@ -29,28 +34,52 @@ from bit_transformer.errors import (
     ConfigError,
     Give,
     MissingExtra,
+    NonFiniteLoss,
     RunNotFound,
 )
 from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.growth import smaller_config, stages
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.quantization import is_quantized, set_rounding
 from bit_transformer.runs.lock import held
 from bit_transformer.runs.store import RunStore, Status
 from bit_transformer.safety.calibration import GATE_FILE
+from bit_transformer.service import launch
 from bit_transformer.service.evaluation import Comparison, compare_on
 from bit_transformer.service.files import check_run_folder, write_file
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.memory import fits, micro_batches_that_fit
-from bit_transformer.service.observers import TRAINING_FILE, WATCHED, Checkpoints, Probe, Recorder, Reporter, stop_when
+from bit_transformer.service.observers import (
+    KEPT,
+    PARTS,
+    TRAINING_FILE,
+    WATCHED,
+    Checkpoints,
+    Probe,
+    Recorder,
+    Reporter,
+    Samples,
+    stop_when,
+)
 from bit_transformer.service.plots import plot_loss
 from bit_transformer.service.provenance import provenance
 from bit_transformer.service.requests import DistillRequest, FurtherRequest, ResumeRequest, TrainRequest
 from bit_transformer.service.runs import growths
 from bit_transformer.service.settings import train_config
+from bit_transformer.service.steering import INTERRUPTED, PAUSED, Clock, Steering
 from bit_transformer.service.threads import threads_that_pay
 from bit_transformer.service.workspace import Workspace
 from bit_transformer.telemetry import Alert
-from bit_transformer.training import Observer, Trainer, build_windows, check_teacher, check_training, grows_context
+from bit_transformer.training import (
+    Observer,
+    Trainer,
+    autocast_wanted,
+    build_windows,
+    check_ranks,
+    check_teacher,
+    check_training,
+    grows_context,
+)
 
 CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
 START_FILE = "start.safetensors"  # the model that a training with `init` started from
@@ -92,6 +121,12 @@ def train(request: TrainRequest, workspace: Workspace, job: Job) -> TrainResult:
     Raises:
         BitTransformerError: invalid settings or data; then nothing is written.
     """
+    if launch.wanted(request.distributed):
+        spread = request.distributed
+        assert spread is not None
+        launch.check_count(spread.nproc or 1, workspace)
+        check_ranks(request.train, DataParallel(World(0, spread.nproc or 1), shard=spread.shard))
+        return launch.launched("train", request, request.out, workspace, job)
     return _train(request, _teacher(request, workspace), workspace, job)
 
 
@@ -102,6 +137,8 @@ def train_further(request: FurtherRequest, workspace: Workspace, job: Job) -> Tr
         BitTransformerError: no such run, or invalid settings or data.
     """
     path, out = workspace.model_path(request.run), request.out
+    if launch.wanted(request.distributed):
+        return launch.launched("train_further", request, out, workspace, job)
     if path.resolve().parent == out.resolve():
         raise ConfigError(
             f"got out={str(out)!r}, the folder of the run to start from; the new run needs another",
@@ -120,8 +157,25 @@ def train_further(request: FurtherRequest, workspace: Workspace, job: Job) -> Tr
 def _train(request: TrainRequest, teacher: BitTransformerLM | None, workspace: Workspace, job: Job) -> TrainResult:
     check_training(request.model, request.train)
     check_run_folder(request.out)
-    with held(request.out), job.stoppable(request.out) as asked:
-        return _train_held(request, teacher, workspace, job, asked)
+    with _ranks(request.out, request.distributed, request.train, workspace, job) as (parallel, asked):
+        return _train_held(request, teacher, workspace, job, asked, parallel)
+
+
+@contextmanager
+def _ranks(
+    out: Path, distributed: DistributedConfig | None, train: TrainConfig, workspace: Workspace, job: Job
+) -> Iterator[tuple[DataParallel, Callable[[], bool]]]:
+    """Within: this process trains into a run folder, alone or as one of several; and a function that says whether it was asked to stop.
+    Only rank 0 holds the folder, writes to it and listens."""
+    if distributed is None:
+        with held(out), job.stoppable(out) as asked:
+            yield DataParallel(), asked
+        return
+    with join(workspace.device, timeout=distributed.timeout) as world, world.watched():
+        parallel = DataParallel(world, shard=distributed.shard, bfloat16=autocast_wanted(world.device, train.amp))
+        check_ranks(train, parallel)
+        with held(out) if world.is_main else nullcontext(), job.stoppable(out if world.is_main else None) as asked:
+            yield parallel, asked
 
 
 def _train_held(
@@ -130,6 +184,7 @@ def _train_held(
     workspace: Workspace,
     job: Job,
     asked: Callable[[], bool],
+    parallel: DataParallel,
 ) -> TrainResult:
     there = [name for name in RUN_FILES if (request.out / name).exists()]
     if there and not request.overwrite:
@@ -145,24 +200,29 @@ def _train_held(
             tries=("data.holdout=0 to hold nothing out",),
         )
     store = workspace.store
-    store.check_name(_name(request.out), request.out)  # before the experts read the data
+    if parallel.world.is_main:
+        store.check_name(_name(request.out), request.out)  # before the experts read the data
     data = _load_data(request, workspace)
     began = time.monotonic()
     with job.cancellable(asked):
-        trainer = _trainer(request, data, workspace, job, teacher)
+        trainer = _trainer(request, data, workspace, job, teacher, parallel)
     trainer.progress.seconds = time.monotonic() - began  # the experts' pass over the data is part of the budget
     if request.init is not None:
         _begin_like(trainer, request.init.with_name(TRAINING_FILE), job)
     _foresee(trainer, job)
-    document = _document(request, data, workspace)
-    store.begin(_name(request.out), request.out, document)
-    for name in there:
-        (request.out / name).unlink()
-    if request.init is not None:
-        write_file(
-            request.out / START_FILE, request.init.read_bytes()
-        )  # to resume from, even if that run is changed or removed
-    write_file(request.out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
+    parallel.world.meet()  # all have looked before one writes
+    if parallel.world.is_main:
+        document = {**_document(request, data, workspace), "job": job.number}
+        store.begin(_name(request.out), request.out, document, again=job.again)
+        for name in there:
+            (request.out / name).unlink()
+        for parts in (*part_folders(request.out, PARTS), request.out / KEPT):
+            shutil.rmtree(parts, ignore_errors=True)
+        if request.init is not None:
+            write_file(
+                request.out / START_FILE, request.init.read_bytes()
+            )  # to resume from, even if that run is changed or removed
+        write_file(request.out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
     return _run(trainer, request, data.held_out, store, job, asked)
 
 
@@ -174,13 +234,20 @@ def resume(request: ResumeRequest, workspace: Workspace, job: Job) -> TrainResul
         ConfigError: the budget is already spent.
         RunBusy: another process trains it.
     """
+    if launch.wanted(request.distributed):
+        return launch.launched("resume", request, request.out, workspace, job)
     check_run_folder(request.out)
-    with held(request.out), job.stoppable(request.out) as asked:
-        return _resume_held(request, workspace, job, asked)
+    train = _read_request(request.out, workspace)[0].train
+    with _ranks(request.out, request.distributed, train, workspace, job) as (parallel, asked):
+        return _resume_held(request, workspace, job, asked, parallel)
 
 
 def _resume_held(
-    asked: ResumeRequest, workspace: Workspace, job: Job, asked_to_stop: Callable[[], bool]
+    asked: ResumeRequest,
+    workspace: Workspace,
+    job: Job,
+    asked_to_stop: Callable[[], bool],
+    parallel: DataParallel,
 ) -> TrainResult:
     out, budget = asked.out, asked.budget
     request, digest, workspace = _read_request(out, workspace)
@@ -190,12 +257,17 @@ def _resume_held(
     if asked.auto_batch:
         request = request.model_copy(update={"train": request.train.model_copy(update={"auto_batch": True})})
     store = workspace.store
-    try:
-        recorded = store.get(_name(out))
-    except RunNotFound:  # the folder was moved, or the run removed from the store: the folder has all that is needed
-        store.begin(_name(out), out, json.loads((out / CONFIG_FILE).read_text()))
-        recorded = store.get(_name(out))
-    if recorded.status == "finished" and not budget:
+    if parallel.world.is_main:
+        try:
+            store.get(_name(out))
+        except (
+            RunNotFound
+        ):  # the folder was moved, or the run removed from the store: the folder has all that is needed
+            store.begin(_name(out), out, json.loads((out / CONFIG_FILE).read_text()))
+    parallel.world.meet()
+    recorded = store.get(_name(out))
+    # Processes that were started again after the end of the training only repeat the last evaluation.
+    if recorded.status == "finished" and not budget and not launch.restarted():
         name, amount = request.train.budget
         larger = Give("budget", {name: 2 * amount})
         raise CheckpointError(
@@ -209,8 +281,10 @@ def _resume_held(
             f"{out}: its training files have changed; a resumed run needs the same ones. Try a new run"
         )
     with job.cancellable(asked_to_stop):
-        trainer = _trainer(request, data, workspace, job, _teacher(request, workspace))
-    trainer.load(out / TRAINING_FILE)
+        trainer = _trainer(request, data, workspace, job, _teacher(request, workspace), parallel)
+    state = training_state(out)
+    assert state is not None  # `_read_request` has found it
+    trainer.load(state)
     p, (name, amount) = trainer.progress, request.train.budget
     if budget and p.share >= 1:
         spent = {"steps": p.step, "bytes": math.ceil(p.bytes_seen), "seconds": math.ceil(p.seconds)}.get(name, amount)
@@ -220,10 +294,12 @@ def _resume_held(
             field=name,
         )
     _foresee(trainer, job)
-    if budget:
+    parallel.world.meet()
+    if budget and parallel.world.is_main:
         document = json.loads((out / CONFIG_FILE).read_text()) | {"train": request.train.model_dump(mode="json")}
         write_file(out / CONFIG_FILE, f"{json.dumps(document, indent=2)}\n".encode())
-    store.go_on(_name(out), trainer.progress.step)
+    if parallel.world.is_main:
+        store.go_on(_name(out), trainer.progress.step, trainer.progress.commands)
     return _run(trainer, request, data.held_out, store, job, asked_to_stop)
 
 
@@ -293,7 +369,7 @@ def _request_from(
         role: what that model is to the training: `init` or `teacher`.
     """
     folder, train_fields = path.parent, dict(request.train)
-    if (folder / CONFIG_FILE).is_file():
+    if (folder / CONFIG_FILE).is_file() and training_state(folder) is not None:
         earlier, digest, own = _read_request(folder, workspace)
         data = DataConfig.of({**earlier.data.model_dump(), **request.data})
         if data == earlier.data and _load_data(earlier, own).train.digest() != digest:
@@ -311,6 +387,7 @@ def _request_from(
         data=data,
         eval_bytes=request.eval_bytes,
         overwrite=request.overwrite,
+        distributed=request.distributed if isinstance(request, FurtherRequest) else None,
         **role,
     )
 
@@ -343,33 +420,76 @@ def _run(
     trainer: Trainer, request: TrainRequest, held_out: Corpus, store: RunStore, job: Job, asked: Callable[[], bool]
 ) -> TrainResult:
     run, out = _name(request.out), request.out
+    parallel = trainer.parallel
+    if not parallel.world.is_main:
+        return _run_beside(trainer, request)
     recorder = Recorder(store, run)
-    checkpoints = Checkpoints(out, recorder)
-    observers: list[Observer] = [_probe(store, run, job), recorder, checkpoints, Reporter(job)]
+    checkpoints = Checkpoints(out, parallel, recorder)
+    # A look at predictions calls the model on this rank alone, which sharded models cannot.
+    probes = [] if parallel.shards else [_probe(store, run, job)]
+    samples = [] if parallel.shards else [_samples(store, run)]
+    clock = trainer.clock
+    assert isinstance(clock, Clock)
+    steering = Steering(
+        store,
+        run,
+        save=checkpoints.save,
+        keep=checkpoints.keep,
+        asked=asked,
+        live=recorder.live,
+        clock=clock,
+        job=job,
+    )
+    # What was changed must be in the checkpoint after the same update, so steering comes before it.
+    observers: list[Observer] = [*probes, *samples, recorder, steering, checkpoints, Reporter(job)]
     try:
-        with threads_that_pay(trainer, job):
+        steering.begin(trainer)
+        with store.in_use(), threads_that_pay(trainer, job) if parallel.size == 1 else nullcontext():
             trainer.observers = [*observers, stop_when(asked)]
             trainer.run()
-            checkpoints.save(trainer)
+            checkpoints.save_last(trainer)
         recorder.flush()
         p = trainer.progress
-        status: Status = "stopped" if p.stopped == "interrupted" else "finished"
+        status: Status = "stopped" if p.stopped in (INTERRUPTED, PAUSED) else "finished"
         comparison = None
         if status == "finished" and len(held_out):
             model = load_checkpoint(out / MODEL_FILE, device=trainer.device)
             with suppress(Cancelled), job.cancellable(asked):  # the training itself is done
                 comparison = compare_on(model, _last_sample(request, held_out), job)
     except BaseException as failed:
-        store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
-        with suppress(BitTransformerError, OSError):  # what went wrong first is what the user must read
-            recorder.flush()
-            _export(store, run, out, job)
+        try:
+            with suppress(BitTransformerError, OSError):  # what went wrong first is what the user must read
+                if isinstance(failed, NonFiniteLoss):
+                    store.drop_changes(run)
+                recorder.flush()
+                _export(store, run, out, job)
+        finally:
+            store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
         raise
-    store.end(run, status, p.stopped, asdict(comparison) if comparison else None)
-    _export(store, run, out, job)
+    try:
+        _export(store, run, out, job)
+    finally:  # last: who sees that a run has ended may resume it, or remove it
+        store.end(run, status, p.stopped, asdict(comparison) if comparison else None)
+    validated = store.last(run, "val_bpb")
+    return _result(trainer, request, status, comparison, validated[1] if validated else None)
+
+
+def _run_beside(trainer: Trainer, request: TrainRequest) -> TrainResult:
+    """What ranks other than 0 do: train, and write their parts of checkpoints."""
+    checkpoints = Checkpoints(request.out, trainer.parallel)
+    trainer.observers = [checkpoints]
+    trainer.run()
+    checkpoints.save_last(trainer)
+    return _result(trainer, request, "finished", None, None)
+
+
+def _result(
+    trainer: Trainer, request: TrainRequest, status: Status, comparison: Comparison | None, val_bpb: float | None
+) -> TrainResult:
+    p, count = trainer.progress, trainer.model.num_parameters()
     return TrainResult(
-        run=run,
-        folder=str(out),
+        run=_name(request.out),
+        folder=str(request.out),
         status=status,
         note=p.stopped,
         steps=p.step,
@@ -377,10 +497,10 @@ def _run(
         seconds=round(p.seconds, 2),
         bytes_seen=round(p.bytes_seen),
         train_bytes=round(len(trainer.windows) * trainer.windows.window_bytes),
-        parameters=trainer.model.num_parameters().total,
-        active_parameters=trainer.model.num_parameters().active,
+        parameters=count.total,
+        active_parameters=count.active,
         comparison=comparison,
-        val_bpb=validated[1] if (validated := store.last(run, "val_bpb")) else None,
+        val_bpb=val_bpb,
     )
 
 
@@ -393,6 +513,15 @@ def _probe(store: RunStore, run: str, job: Job) -> Probe:
         job.notice(f"drift: {change}, detected at step {alert.step} ({alert.detector})")
 
     return Probe(tell, {name: store.series(run, name) for name in WATCHED})
+
+
+def _samples(store: RunStore, run: str) -> Samples:
+    """A run's samples, which are recorded."""
+
+    def tell(step: int, data: bytes) -> None:
+        store.add_happening(run, step, "sample", {"data": base64.b64encode(data).decode()})
+
+    return Samples(tell)
 
 
 class _Data(NamedTuple):
@@ -422,6 +551,7 @@ def _trainer(
     workspace: Workspace,
     job: Job,
     teacher: BitTransformerLM | None,
+    parallel: DataParallel,
 ) -> Trainer:
     config, device = request.train, workspace.device
 
@@ -431,6 +561,8 @@ def _trainer(
             model = BitTransformerLM(shape).to(device)
         else:
             model = load_checkpoint(request.init, device=device, config=shape)
+            if not is_quantized(model):
+                set_rounding(model, None)  # this training says itself for how many bits it is
         passed = lambda done, total: job.tell(Reading(done, total))  # noqa: E731
         return model, build_windows(model, data.train, config, say=job.notice, passed=passed)
 
@@ -439,8 +571,11 @@ def _trainer(
     if config.progressive and context and not grows_context(windows, config):
         model, windows = begin(stages(request.model, context=False)[0])
     validation = data.validation if len(data.validation) else None
-    trainer = Trainer(model, windows, config, validation, teacher=teacher, target=request.model)
-    trainer.growth.may_grow = lambda shape: fits(shape, config, device, trainer.micro_batches)
+    trainer = Trainer(
+        model, windows, config, validation, teacher=teacher, target=request.model, parallel=parallel, clock=Clock()
+    )
+    mine = config.model_copy(update={"batch_size": config.batch_size // parallel.size})
+    trainer.growth.may_grow = lambda shape: fits(shape, mine, device, trainer.micro_batches)
     return trainer
 
 
@@ -466,7 +601,11 @@ def _begin_like(trainer: Trainer, training: Path, job: Job) -> None:
 
 def _foresee(trainer: Trainer, job: Job) -> None:
     """Before training, warn if memory is too small, or start with micro-batches that fit."""
-    parts = micro_batches_that_fit(trainer.model.config, trainer.config, trainer.device)
+    parallel, config = trainer.parallel, trainer.config
+    if parallel.shards:  # what fits was not asked of this rank alone
+        return
+    mine = config.model_copy(update={"batch_size": config.batch_size // parallel.size})
+    parts = micro_batches_that_fit(trainer.model.config, mine, trainer.device)
     if parts is not None and parts <= trainer.micro_batches:
         return
     if trainer.config.auto_batch:
@@ -514,7 +653,7 @@ def held_out_part(out: Path, workspace: Workspace) -> Corpus:
 def _read_request(out: Path, workspace: Workspace) -> tuple[TrainRequest, str, Workspace]:
     """A run's request, the digest of its training bytes, and a workspace with its own store."""
     path = out / CONFIG_FILE
-    if not (out / TRAINING_FILE).is_file() or not path.is_file():
+    if training_state(out) is None or not path.is_file():
         raise CheckpointError(
             f"{out}: holds no run with a checkpoint to resume", field="out", tries=(Ask("runs.list"), Ask("train"))
         )
@@ -535,6 +674,16 @@ def _read_request(out: Path, workspace: Workspace) -> tuple[TrainRequest, str, W
     if "-" in data.corpora:
         raise BitStreamError(f"{out} was trained on standard input, which cannot be read again. Try a file")
     return request, digest, own
+
+
+def training_state(out: Path) -> Path | None:
+    """The latest checkpoint of a training: one file, or a folder of parts. None if there is none."""
+    there = [path for path in (out / TRAINING_FILE, *complete(out, PARTS)[-1:]) if path.exists()]
+
+    def written(path: Path) -> float:
+        return (path / DOCUMENT if path.is_dir() else path).stat().st_mtime
+
+    return max(there, key=written, default=None)
 
 
 def _export(store: RunStore, run: str, out: Path, job: Job) -> None:

@@ -16,16 +16,8 @@ from bit_transformer.data.windows import BitWindows, CorpusWindows, Windows
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.experts.bank import ExpertBank
-from bit_transformer.experts.feature_cache import corpus_features
-from bit_transformer.experts.passes import (
-    PASS_RATE,
-    Passed,
-    Say,
-    corpus_sketch,
-    feature_bytes,
-    window_features,
-    window_sketch,
-)
+from bit_transformer.experts.passes import PASS_RATE, Passed, Say, corpus_sketch, feature_bytes, window_sketch
+from bit_transformer.experts.shards import sharded_features, sharded_window_features
 from bit_transformer.experts.sketch import Sketch, known_fraction
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.training.streamed import StreamedWindows
@@ -46,7 +38,7 @@ def build_windows(
         passed: called with the bytes that the experts have read so far, and their total.
 
     Raises:
-        ConfigError: a window that is longer than the model's, or shorter than a byte.
+        ConfigError: a window that is longer than the model's, or shorter than a byte; or more `train.workers` than there is data or memory for.
         BitStreamError: less data than one window, or invalid bits.
     """
     shape = model.config
@@ -64,7 +56,7 @@ def build_windows(
         features_NTF = None
         if shape.experts and data.ndim == 2:
             start, keep = _known_before(model, partial(window_sketch, data), say)
-            made_NTF, bank = window_features(data, shape, start)
+            made_NTF, bank = sharded_window_features(data, shape, config.workers, start)
             model.bank = keep or bank
             features_NTF = torch.from_numpy(made_NTF)
         return BitWindows(data, byte_bits=shape.byte_bits, seed=config.seed, features_NTF=features_NTF)
@@ -76,14 +68,18 @@ def build_windows(
         features = None
         if shape.experts and len(data) >= size:
             start, keep = _known_before(model, partial(corpus_sketch, data), say)
-            if feature_bytes(data, shape) > config.feature_cache or _pass_is_too_long(len(data), config):
+            if feature_bytes(data, shape) > config.feature_cache or pass_is_too_long(len(data), config):
                 say(
                     "the experts read the data during training: their features are too large to store, or a first pass would take too long"
                 )
+                if config.workers > 1:
+                    say(f"train.workers={config.workers} is not used: during training the experts read with one thread")
                 return StreamedWindows(
                     data, size, shape, streams=config.batch_size, seed=config.seed, start=start, keep=keep
                 )
-            features = corpus_features(data, shape, start=start, limit=config.feature_cache, say=say, passed=passed)
+            features = sharded_features(
+                data, shape, config.workers, start=start, limit=config.feature_cache, say=say, passed=passed
+            )
             model.bank = keep or features.bank
         return CorpusWindows(
             data, size, parity=shape.parity, align=shape.align_bytes, seed=config.seed, features=features
@@ -114,6 +110,6 @@ def _known_before(
     return model.bank, None
 
 
-def _pass_is_too_long(size: int, config: TrainConfig) -> bool:
+def pass_is_too_long(size: int, config: TrainConfig) -> bool:
     """Whether a first pass over the data would take more than half of a budget in seconds."""
-    return config.seconds is not None and size / PASS_RATE > config.seconds / 2
+    return config.seconds is not None and size / (PASS_RATE * config.workers) > config.seconds / 2

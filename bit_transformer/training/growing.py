@@ -25,6 +25,7 @@ class Growth:
         how: when to grow; None: never.
         stages: the model configs, from the first to the target.
         may_grow: whether a config fits into memory.
+        agreed: what ranks that train together take for a result.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class Growth:
         how: GrowthConfig | None,
         stages: list[ModelConfig],
         may_grow: Callable[[ModelConfig], bool] = lambda _: True,
+        agreed: Callable[[float], float] = lambda number: number,
     ) -> None:
-        self.how, self.stages, self.may_grow = how, stages, may_grow
+        self.how, self.stages, self.may_grow, self.agreed = how, stages, may_grow, agreed
 
     def next(self, p: Progress) -> ModelConfig | None:
         """The config to grow to now, or None. It is time on a plateau, or when later stages would otherwise have no time left."""
@@ -43,7 +45,7 @@ class Growth:
         late = p.share >= self.how.latest * (p.stage + 1) / len(self.stages)
         if not (late or p.weak >= self.how.patience):
             return None
-        p.ceiling = not self.may_grow(self.stages[p.stage + 1])
+        p.ceiling = not self.agreed(float(self.may_grow(self.stages[p.stage + 1])))
         return None if p.ceiling else self.stages[p.stage + 1]
 
     def grown(self, p: Progress) -> None:
@@ -67,13 +69,13 @@ class Growth:
 
 
 def expand_optimizers(
-    before: Optimizers, model: BitTransformerLM, larger: BitTransformerLM, config: OptimConfig
+    before: Optimizers, model: BitTransformerLM, larger: BitTransformerLM, config: OptimConfig, ranks: int = 1
 ) -> Optimizers:
     """Make optimizers for a grown model, with the state of the smaller model's.
 
     If a weight was scaled, its gradient scales inversely, and so do its moments. New weights have no moments.
     """
-    after, grown = Optimizers(larger, config), dict(larger.named_parameters())
+    after, grown = Optimizers(larger, config, ranks=ranks), dict(larger.named_parameters())
     after.load_state_dict(
         {
             name: {

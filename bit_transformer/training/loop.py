@@ -21,22 +21,25 @@ import torch
 from torch import Tensor
 
 from bit_transformer.checkpoint import load_weights
-from bit_transformer.config import BUDGETS, Config, ModelConfig, TrainConfig
+from bit_transformer.config import BUDGETS, STEERED, Config, ModelConfig, TrainConfig, changed_settings
 from bit_transformer.data.prefetch import Prefetched
 from bit_transformer.data.sources import Corpus, as_corpus
 from bit_transformer.data.windows import Batch, BitWindows, CorpusWindows, Windows
+from bit_transformer.distributed.data_parallel import DataParallel
+from bit_transformer.distributed.shards import whole
 from bit_transformer.errors import CheckpointError, ConfigError, NonFiniteLoss, OutOfMemory
 from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.growth import expand_to, stages
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.objectives import Objective, check_teacher, objective_for
 from bit_transformer.pieces import VALIDATION_ROWS
+from bit_transformer.quantization import check_trainable, checked_rounding, prepare_qat, set_rounding
 from bit_transformer.tensor_file import read_tensors, under, write_tensors
 from bit_transformer.training.batches import build_windows
 from bit_transformer.training.growing import Growth, expand_optimizers
-from bit_transformer.training.objectives import check_teacher, objective_for
 from bit_transformer.training.optim import Optimizers, clip_gradients, schedule
 from bit_transformer.training.out_of_memory import is_out_of_memory, memory_advice
-from bit_transformer.training.precision import autocast
+from bit_transformer.training.precision import autocast, check_precision
 from bit_transformer.training.run_lengths import RunLengths
 from bit_transformer.training.state import Progress, Record, crossed
 from bit_transformer.training.streamed import StreamedWindows
@@ -59,7 +62,7 @@ class Trainer:
     """A training in progress.
 
     Args:
-        model: trained in place. If it grows, it must be the first stage on the way to the target, and is replaced at every growth.
+        model: trained in place; with `config.qat` its weights are rounded from some update on. If it grows, it must be the first stage on the way to the target, and is replaced at every growth.
         windows: the training data.
         config: budget, batch, optimizer.
         validation: held-out bytes that are scored during training, if any.
@@ -67,10 +70,12 @@ class Trainer:
         target: with `config.progressive`: the config to grow to.
         may_grow: whether a config fits into memory.
         observers: called after every update with the trainer and the update's record; may raise `StopTraining`.
+        parallel: the ranks that train together. Default: this process alone. Every rank makes its own trainer, with the same arguments.
         clock: a clock in seconds; replaced in tests.
 
     Attributes:
         objective: the training objective.
+        optim: learning rates and related settings, as last changed.
         kept: validation and the weights kept by it, if there is validation data.
         growth: the growth plan.
         latest: the batch of the latest update, for observers.
@@ -84,11 +89,18 @@ class Trainer:
     teacher: BitTransformerLM | None = None
     target: ModelConfig | None = None
     may_grow: Callable[[ModelConfig], bool] = lambda _: True
+    parallel: DataParallel = field(default_factory=DataParallel)
     clock: Callable[[], float] = time.monotonic
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         check_training(self.model.config, self.config)
+        check_ranks(self.config, self.parallel)
+        check_precision(self.device, self.config.amp, self.parallel.world.name)
+        check_trainable(self.model)
+        if self.config.qat:
+            checked_rounding(self.model, self.config.qat)
+            set_rounding(self.model, None)  # until it is time
         if self.teacher is not None:
             check_teacher(self.teacher.config, self.model.config)
         shapes = [self.model.config]
@@ -100,13 +112,20 @@ class Trainer:
                     field="train.progressive",
                     tries=("growth.stages(target)[0]",),
                 )
-        self.growth = Growth(self.config.progressive, shapes, self.may_grow)
-        self.objective = objective_for(self.model.config, teacher=self.teacher, trust=self.config.distillation)
-        if self.config.compress_prob:
-            self.objective = RunLengths(self.objective, self.config.compress_prob)
-        self.optimizers = Optimizers(self.model, self.config.optim)
-        self.kept = None if self.validation is None else Validation(self.validation, self.config)
+        self.growth = Growth(self.config.progressive, shapes, self.may_grow, self.parallel.world.agree)
+        self._steered: dict[str, float] = {}  # what is in force
+        self.optim = self.config.optim
+        self.objective = self._objective_of(self.model.config)
+        self.parallel.take(self.model, self.objective)
+        self.optimizers = Optimizers(self.model, self.optim, ranks=self.parallel.size)
+        self.kept = None
+        if self.validation is not None:
+            self.kept = Validation(self.validation, self.config, self.parallel.world.agree)
+        if self.parallel.size > 1 and isinstance(self.windows, CorpusWindows | BitWindows):
+            self.windows.share(self.parallel.world.rank, self.parallel.size)
         self.latest: Batch | None = None
+        # What an update takes of the budget, as far as known.
+        self._step_share = 1 / self.config.steps if self.config.steps else 0.0
         self._unsettled: list[Record] = []
         self._on_processor = self.device.type == "cpu"  # where nothing is asynchronous, and waiting costs nothing
         if self.device.type == "cuda" and isinstance(self.windows, CorpusWindows | BitWindows):
@@ -138,8 +157,10 @@ class Trainer:
         """
         began = self.clock() - self.progress.seconds
         try:
-            while not self._run_stage(began):
-                self._grow()
+            with self.parallel.world.watched():
+                self._share_steering()
+                while not self._run_stage(began):
+                    self._grow()
             self.progress.stopped = "budget spent"
         except StopTraining as stop:
             self.progress.stopped = str(stop)
@@ -162,27 +183,87 @@ class Trainer:
         compiled = self.model.trunk.compiled() if self.config.compile_model else contextlib.nullcontext()
         with compiled:
             # Each shape gets an update, even if growing took the rest of the budget.
-            while self._advance(self.clock() - began) < 1 or (p.stage and p.step == p.grown_at):
+            while self._advance(self._seconds(began)) < 1 or (p.stage and p.step == p.grown_at):
                 self._check_patience()
                 if self.growth.next(p) is not None:
                     return False
+                self._round_if_due()
+                before = p.share
                 record = self.update()
-                p.seconds = self.clock() - began
+                p.seconds = self._seconds(began)
                 fraction = self._advance(p.seconds)
+                self._step_share = fraction - before
                 if p.step % SETTLED == 0:
                     self.settle()
                 if self.kept is not None:
                     self._validate_if_due(self.kept, fraction, record)
-                for observe in self.observers:
-                    observe(self, record)
+                self._observe(record)
         return True
+
+    def _seconds(self, began: float) -> float:
+        """Seconds of training so far, by the clock of rank 0: rates and the end of the training depend on it."""
+        return self.parallel.world.from_main(self.clock() - began)[0]
+
+    def _observe(self, record: Record) -> None:
+        """Call the observers. Where one of rank 0 stops the training, it stops on all ranks."""
+        stopped = ""
+        try:
+            for observe in self.observers:
+                observe(self, record)
+        except StopTraining as stop:
+            stopped = str(stop)
+            if self.parallel.size == 1:
+                raise
+        if self._share_steering(bool(stopped)):
+            raise StopTraining(stopped or "stopped by rank 0")
+
+    def _share_steering(self, stopped: bool = False) -> bool:
+        """Bring changed settings of rank 0 into force, on all ranks; whether rank 0 stops."""
+        if self.parallel.size > 1:
+            wanted = [self.progress.steered.get(name, math.nan) for name in STEERED]
+            ends, *wanted = self.parallel.world.from_main(float(stopped), *wanted)
+            pairs = zip(STEERED, wanted, strict=True)
+            self.progress.steered = {name: value for name, value in pairs if not math.isnan(value)}
+            stopped = bool(ends)
+        if not stopped:
+            self._steer()
+        return stopped
+
+    def change(self, settings: Mapping[str, float]) -> None:
+        """Change settings from the next update on: `lr`, `matrix_lr`, `table_lr` (peaks), `lambda_K`, `lambda_C`, `lambda_S`. For observers; of
+        several ranks, rank 0's. Checkpoints keep the change.
+
+        Raises:
+            ConfigError: another name, or a value that is not allowed; then nothing is changed.
+        """
+        wanted = {**self.progress.steered, **settings}
+        changed_settings(self.model.config, self.config.optim, wanted)
+        self.progress.steered = wanted
+
+    def _steer(self) -> None:
+        """Bring changed settings into force, on all ranks together."""
+        wanted = self.progress.steered
+        if wanted == self._steered:
+            return
+        self._steered = dict(wanted)
+        model, self.optim = changed_settings(self.model.config, self.config.optim, wanted)
+        self.optimizers.set_peaks(self.optim)
+        objective = self._objective_of(model)
+        if objective != self.objective:
+            self.objective = objective
+            self.parallel.take(self.model, self.objective)
+
+    def _objective_of(self, model: ModelConfig) -> Objective:
+        objective = objective_for(model, teacher=self.teacher, trust=self.config.distillation)
+        return RunLengths(objective, self.config.compress_prob) if self.config.compress_prob else objective
 
     def update(self) -> Record:
         """One optimizer update."""
         config, progress = self.config, self.progress
         rate = schedule(progress.share, config.optim) * self.growth.rate(progress)
         self.optimizers.set_rate(rate)
-        batch = self.latest = self.windows.draw(config.batch_size)
+        batch = self.latest = self.parallel.mine(self.windows.draw(config.batch_size), config.batch_size)
+        self.parallel.world.beat(progress.step)
         nats, coded = self._accumulated(batch)
         norm = clip_gradients(self.model, config.clip_norm, wait=self._on_processor)
         if self._on_processor:
@@ -200,6 +281,7 @@ class Trainer:
             train_bpb=cast(float, train_bpb),
             grad_norm=cast(float, norm),
             rate=rate,
+            lr=rate * self.optim.lr,
         )
         if coded is not None:
             record["coded_bpb"] = float(coded) / math.log(2) * self.model.config.byte_bits
@@ -237,8 +319,6 @@ class Trainer:
     def _accumulated(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Compute the gradients of a batch; returns its nats per bit, and those of windows that were run-length coded. With `auto_batch`, retries with more micro-batches if out of memory."""
         while True:
-            # Dropout depends only on seed and step, so a resumed run needs no generator state.
-            torch.manual_seed((self.config.seed << 32) + self.progress.step)
             self.optimizers.zero_grad()  # an interrupted update may have left some
             try:
                 return self._backward(batch)
@@ -255,18 +335,29 @@ class Trainer:
         features_BTF = None if batch.features_BTF is None else batch.features_BTF.to(self.device, non_blocking=True)
         parts = self.micro_batches
         nats = torch.zeros((), dtype=torch.float64 if self._on_processor else torch.float32, device=self.device)
-        coded, coded_fraction = torch.zeros_like(nats), 0.0
-        for at, micro_BT in enumerate(bits_BT.chunk(parts)):
+        coded, coded_fraction = torch.zeros_like(nats), torch.zeros_like(nats)
+        chunks = bits_BT.chunk(parts)
+        for at, micro_BT in enumerate(chunks):
             said_BTF = None if features_BTF is None else features_BTF.chunk(parts)[at]
-            with autocast(self.device, self.config.amp):
-                made = self.objective(self.model, micro_BT, said_BTF, reach=self.reach)
+            self._seed(self.parallel.world.rank * parts + at)
             fraction = len(micro_BT) / len(bits_BT)
-            (made.loss * fraction).backward()  # type: ignore[no-untyped-call]
+            with self.parallel.averaging(at == len(chunks) - 1):
+                with autocast(self.device, self.config.amp):
+                    made = self.parallel.predict(self.objective, self.model, micro_BT, said_BTF, self.reach)
+                (made.loss * fraction).backward()
             nats += made.nats.detach().to(nats.dtype) * fraction
             if made.coded is not None:
                 coded += made.coded[0].to(nats.dtype) * made.coded[1] * fraction
                 coded_fraction += made.coded[1] * fraction
-        return nats, coded / coded_fraction if coded_fraction else None
+        self.parallel.finish(self.model)
+        nats, coded, coded_fraction = self.parallel.mean(torch.stack((nats, coded, coded_fraction))).unbind()
+        any_coded = self.config.compress_prob and float(coded_fraction)
+        return nats, coded / coded_fraction if any_coded else None
+
+    def _seed(self, part: int) -> None:
+        """Dropout and noise depend only on seed, step and which micro-batch of all ranks it is. So a resumed run needs no generator state,
+        and several ranks compute what one would."""
+        torch.manual_seed((self.config.seed << 32) + self.progress.step + (part % 2048 << 52))
 
     @property
     def reach(self) -> float:
@@ -297,18 +388,34 @@ class Trainer:
             self.settle()
             self.take_bank()
             rows = min(VALIDATION_ROWS, math.ceil(self.config.batch_size / self.micro_batches))
-            latest, record["val_bpb"] = kept.measure(self.model, p, rows)
+            # Sharded weights may be gathered in bfloat16, which only goes with autocast.
+            gathered = self.parallel.shards and self.parallel.bfloat16
+            with autocast(self.device, self.config.amp) if gathered else contextlib.nullcontext():
+                latest, record["val_bpb"] = kept.measure(self.model, p, rows)
             self.growth.validated(p, latest)
 
     def _check_patience(self) -> None:
         if self.config.patience and self.progress.stale >= self.config.patience:
             raise StopTraining(f"no better validation in the last {self.progress.stale}")
 
+    def _round_if_due(self) -> None:
+        """Let forward passes see rounded weights from now on, if it is time, or before the last update. What was best before was of another
+        function."""
+        config, p = self.config, self.progress
+        last = p.share + self._step_share >= 1 - 1e-9
+        if not config.qat or p.rounded or not (p.share >= config.qat_after or last):
+            return
+        prepare_qat(self.model, bits=config.qat)
+        p.rounded = True
+        if self.kept is not None:
+            self.kept.forget()
+        p.best_bpb, p.stale, p.worse = math.inf, 0, 0
+
     # ---- growing ----
 
     def _grow(self) -> None:
         larger = expand_to(self.model, self.growth.stages[self.progress.stage + 1])
-        self.optimizers = expand_optimizers(self.optimizers, self.model, larger, self.config.optim)
+        self.optimizers = expand_optimizers(self.optimizers, self.model, larger, self.optim, self.parallel.size)
         self._replace_model(larger)
         self.growth.grown(self.progress)
         if self.kept is not None:
@@ -320,6 +427,7 @@ class Trainer:
         if self.model.has_bank and not model.has_bank:
             model.bank = self.model.bank
         self.model = model
+        self.parallel.take(model, self.objective)
 
     def take_best(self) -> None:
         """Load the weights of the best validation into the model, if they were kept."""
@@ -334,11 +442,18 @@ class Trainer:
     # ---- saving and resuming ----
 
     def save(self, path: Path) -> None:
-        """Write everything that `load` needs: weights, optimizer state by parameter, data position, progress.
+        """Write everything that `load` needs to one file: weights, optimizer state by parameter, data position, progress. All ranks call it together.
 
         Raises:
             CheckpointError: writing failed; an earlier file is not changed.
         """
+        tensors, document = self.state()
+        tensors = {name: whole(tensor) for name, tensor in tensors.items()}
+        if self.parallel.world.is_main:
+            write_tensors(path, tensors, document)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds: tensors, of which this rank may hold parts, and a JSON document."""
         self.settle()
         tensors = {f"model.{name}": tensor for name, tensor in self.model.weights().items()}
         if self.kept is not None:
@@ -352,15 +467,20 @@ class Trainer:
             "progress": asdict(self.progress),
             "windows": self.windows.state_dict(),
         }
-        write_tensors(path, tensors, document)
+        return tensors, document
 
     def load(self, path: Path) -> None:
-        """Resume from a file that `save` wrote.
+        """Resume from a file that `save` wrote, or from a folder that `distributed.checkpoints` wrote. The number of ranks may be another.
 
         Raises:
             CheckpointError: a damaged file, or another training's.
         """
-        tensors, document = read_tensors(path, device=self.device)
+        if path.is_dir():
+            from bit_transformer.distributed.checkpoints import read_parts
+
+            tensors, document = read_parts(path, dict(self.model.named_parameters()), self.parallel.world)
+        else:
+            tensors, document = read_tensors(path, device=self.device)
         train = _config_of(TrainConfig, document.get("train"))
         try:
             progress, windows = Progress(**{**document["progress"], "stopped": ""}), document["windows"]
@@ -369,20 +489,28 @@ class Trainer:
         stage = progress.stage
         if stage != self.progress.stage and stage < len(self.growth.stages):
             self._replace_model(BitTransformerLM(self.growth.stages[stage]).to(self.device))
-            self.optimizers = Optimizers(self.model, self.config.optim)
+            self.optimizers = Optimizers(self.model, self.config.optim, ranks=self.parallel.size)
         same = {
             "model": _config_of(ModelConfig, document.get("model")) == self.model.config,
-            "train": train is not None and _but_for(train, self.config, ("auto_batch", *BUDGETS)) == self.config,
+            "train": train is not None
+            and _but_for(train, self.config, ("auto_batch", "accum_steps", *BUDGETS)) == self.config,
         }
         for key, agrees in same.items():
             if not agrees:
-                raise CheckpointError(f"{path}: is of a training with another {key} config. Try its own config.json")
+                name = self.parallel.world.name
+                raise CheckpointError(
+                    f"{name}{path}: is of a training with another {key} config. Try its own config.json"
+                )
+        tensors = self.parallel.laid_out(tensors, self.model)
         load_weights(self.model, under("model.", tensors), path)
         self._take_moments(tensors)
         self.windows.load_state_dict(windows, under("windows.", tensors))
         if self.kept is not None:
             self.kept.take(tensors)
         self.progress = p = progress
+        self._steer()
+        if self.config.qat and p.rounded:
+            prepare_qat(self.model, bits=self.config.qat)
         if train is not None and train.budget != self.config.budget:
             self._advance(p.seconds)
             p.validated = p.averaged = p.share
@@ -434,6 +562,36 @@ def grows_context(windows: Windows, config: TrainConfig) -> bool:
     return isinstance(windows, CorpusWindows) and config.window is None
 
 
+def check_ranks(config: TrainConfig, parallel: DataParallel) -> None:
+    """Refuse a batch that the ranks cannot share, and what several ranks cannot do.
+
+    Raises:
+        ConfigError: the reason, with the rank.
+    """
+    size, name = parallel.size, parallel.world.name
+    if size > 1 and config.batch_size % (size * config.accum_steps):
+        least = size * config.accum_steps
+        raise ConfigError(
+            f"{name}got batch_size={config.batch_size} for {size} ranks with accum_steps={config.accum_steps}; it must be a multiple of "
+            f"{least}. Try batch_size={-(-config.batch_size // least) * least}",
+            field="train.batch_size",
+        )
+    if config.compress_prob and config.batch_size // config.accum_steps // size < 2:
+        raise ConfigError(
+            f"{name}got train.compress_prob={config.compress_prob:g} and micro-batches of one window; one of them must stay as it is. Try "
+            f"batch_size={2 * size * config.accum_steps}",
+            field="train.batch_size",
+        )
+    if size > 1 and config.auto_batch:
+        raise ConfigError(
+            f"{name}got auto_batch and {size} ranks, which cannot change micro-batches alone. Try accum_steps={2 * config.accum_steps}"
+        )
+    if parallel.shards and config.progressive:
+        raise ConfigError(
+            f"{name}got progressive and sharded weights; a growing model must be whole on each rank. Try DDP, with shard=false"
+        )
+
+
 def check_training(model: ModelConfig, config: TrainConfig) -> None:
     """Refuse a training config that does not fit the model.
 
@@ -444,10 +602,9 @@ def check_training(model: ModelConfig, config: TrainConfig) -> None:
         raise ConfigError(
             f"got train.curriculum={config.curriculum} and causal=True; a curriculum needs a diffusion model. Try model.causal=false"
         )
-    if config.compress_prob and (not model.causal or config.batch_size // config.accum_steps < 2):
+    if config.compress_prob and not model.causal:
         raise ConfigError(
-            f"got train.compress_prob={config.compress_prob:g}, which needs an autoregressive model and micro-batches of two windows or more. "
-            f"Try train.compress_prob=0"
+            f"got train.compress_prob={config.compress_prob:g}, which needs an autoregressive model. Try train.compress_prob=0"
         )
 
 

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bit_transformer.config import OptimConfig
+from bit_transformer.distributed.matrices import on_replicas, on_shards
+from bit_transformer.distributed.shards import held, is_sharded
+from bit_transformer.distributed.shards import whole as whole_of
 from bit_transformer.nn.ngram import NgramEmbedding
 from bit_transformer.pieces import MUON_PIECE
 
@@ -24,23 +27,37 @@ class Muon(Optimizer):
     `torch.optim.Muon` computes the same update in bfloat16, one matrix at a time. On a CPU without bfloat16 arithmetic it is about fifty
     times slower than this one, which uses the parameters' dtype and handles all matrices of one shape at once.
 
+    Args:
+        ranks: how many processes share the work, each on some of the matrices; they must have the same parameters, whole or sharded.
+
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", including the step's factor
     sqrt(max(1, rows / columns)).
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, *, ranks: int = 1
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.ranks = ranks
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             for same_shape in _by_shape([p for p in group["params"] if p.grad is not None]):
-                updates = orthogonalize(torch.stack([self._nesterov(p, group["momentum"]) for p in same_shape]))
+                updates = self._orthogonalized([self._nesterov(p, group["momentum"]) for p in same_shape])
                 rows, columns = same_shape[0].shape
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for p, update in zip(same_shape, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+                    held(p).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+
+    def _orthogonalized(self, momenta: list[Tensor]) -> Tensor:
+        stack_MRC = torch.stack([held(momentum) for momentum in momenta])
+        if self.ranks == 1:
+            return orthogonalize(stack_MRC)
+        if is_sharded(momenta[0]):
+            return on_shards(orthogonalize, stack_MRC, momenta[0].shape[0], momenta[0].device_mesh.get_group())  # type: ignore[attr-defined]
+        return on_replicas(orthogonalize, stack_MRC)
 
     def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
         assert p.grad is not None
@@ -85,21 +102,29 @@ def orthogonalize(g_MRC: Tensor, steps: int = 5) -> Tensor:
 
 
 class Optimizers:
-    """Several optimizers that step together; each group's rate is its peak times the schedule."""
+    """Several optimizers that step together; each group's rate is its peak times the schedule.
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+    Args:
+        ranks: how many processes train the model.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig, *, ranks: int = 1) -> None:
         groups = split_parameters(model)
         if not config.muon:
             groups["adam"] = groups.pop("matrix") + groups["adam"]
         self.parts: dict[str, Optimizer] = {}
         decay = config.weight_decay
         if groups.get("matrix"):
-            self.parts["matrix"] = Muon(groups["matrix"], config.matrix_lr, config.momentum, decay)
+            self.parts["matrix"] = Muon(groups["matrix"], config.matrix_lr, config.momentum, decay, ranks=ranks)
         if groups["table"]:
             self.parts["table"] = torch.optim.SparseAdam(groups["table"], config.table_lr, config.betas)
         self.parts["adam"] = torch.optim.AdamW(groups["adam"], config.lr, config.betas, weight_decay=decay, fused=True)
         self._names = {id(p): name for name, p in model.named_parameters()}
-        self._peak = {name: part.param_groups[0]["lr"] for name, part in self.parts.items()}
+        self.set_peaks(config)
+
+    def set_peaks(self, config: OptimConfig) -> None:
+        """Take the peak learning rates of a config; `set_rate` brings them into force."""
+        self._peak = {"matrix": config.matrix_lr, "table": config.table_lr, "adam": config.lr}
 
     def set_rate(self, share: float) -> None:
         """Set every group's rate to this fraction of its peak."""
@@ -185,13 +210,20 @@ def clip_gradients(model: nn.Module, largest: float, *, wait: bool = True) -> Te
         wait: look at the norm here. Otherwise nothing waits for the device, and where the norm is not finite all gradients become zero: the
             error can be raised later, and the weights stay finite.
     """
-    grads: list[Tensor] = []
+    whole: list[Tensor] = []
+    sharded: list[Tensor] = []
     for p in model.parameters():
-        if p.grad is not None:
+        if p.grad is not None and is_sharded(p.grad):
+            sharded.append(p.grad)
+        elif p.grad is not None:
             if p.grad.is_sparse:
                 p.grad = p.grad.coalesce()
-            grads.append(p.grad.values() if p.grad.is_sparse else p.grad)
-    norm = torch.nn.utils.get_total_norm(grads)
+            whole.append(p.grad.values() if p.grad.is_sparse else p.grad)
+    norm = torch.nn.utils.get_total_norm(whole)
+    if sharded:
+        of_shards = torch.nn.utils.get_total_norm(sharded)
+        norm = torch.hypot(norm, whole_of(of_shards))
+    grads = whole + [held(grad) for grad in sharded]
     if not wait:
         scale = (largest / norm).clamp(max=1.0) if largest > 0 else torch.ones_like(norm)
         for grad in grads:

@@ -6,6 +6,8 @@ import contextlib
 
 import torch
 
+from bit_transformer.errors import ConfigError
+
 
 def cpu_autocast(enabled: bool | None = None) -> contextlib.AbstractContextManager[object]:
     """bfloat16 autocast on the CPU.
@@ -27,6 +29,24 @@ def autocast(device: torch.device, enabled: bool | None) -> contextlib.AbstractC
     """bfloat16 autocast if wanted, else a context that does nothing."""
     wanted = autocast_wanted(device, enabled)
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def check_precision(device: torch.device, enabled: bool | None, name: str = "") -> None:
+    """Refuse bfloat16 where it is asked for and the device does not have it.
+
+    Args:
+        name: of the rank, for the message.
+
+    Raises:
+        ConfigError: the device cannot.
+    """
+    lacks = not torch.amp.is_autocast_available(device.type) or (
+        device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    if enabled and lacks:
+        raise ConfigError(
+            f"{name}got amp=true on device {device}, which has no bfloat16. Try train.amp=false", field="train.amp"
+        )
 
 
 def autocast_wanted(device: torch.device, enabled: bool | None) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bit_transformer.bit_io import bytes_to_bits
 from bit_transformer.coding.run_lengths import compress_row
 from bit_transformer.model import BitTransformerLM, nats_of
-from bit_transformer.training.objectives import Objective, Prediction
+from bit_transformer.objectives import Objective, Prediction
 
 
 @dataclass(frozen=True)

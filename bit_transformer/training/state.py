@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 
@@ -28,6 +28,8 @@ class Progress:
         stage: of a training with growth: number of growths; `grown_at`: the step of the last one; `mark_bpb`: validation that the next
             one is compared with; `weak`: consecutive validations that improved too little; `ceiling`: whether memory was too small to
             grow further.
+        rounded: whether forward passes see rounded weights (`qat`).
+        steered: settings that were changed while it ran, as `Trainer.change` does; `commands`: id of the last command that did so.
     """
 
     step: int = 0
@@ -52,12 +54,18 @@ class Progress:
     mark_bpb: float = math.inf
     weak: int = 0
     ceiling: bool = False
+    rounded: bool = False
+    steered: dict[str, float] = field(default_factory=dict)
+    commands: int = 0
 
 
 class Record(TypedDict, total=False):
     """The record of one update; `train_loop` returns a list of them.
 
-    `coded_bpb` is of windows that were replaced by their run-length codes, per byte of code.
+    `rate` is the fraction of the peak learning rates, `lr` AdamW's own. `coded_bpb` is of windows that were replaced by their run-length codes, per byte of code. `bit_0` .. `bit_8` are the cost of a bit, in bits,
+    by its position in a byte; `parity_errors` the fraction of parity bits that a sample would get wrong.
+
+    `bytes_per_s`, `cpu_percent` (100 is one core) and `memory` (bytes) are of the process, twice a second, where runs are recorded.
 
     On an accelerator `train_bpb` and `grad_norm` are zero-dimensional tensors. `float()` of one waits for the device; nothing else in an
     update does.
@@ -69,11 +77,25 @@ class Record(TypedDict, total=False):
     train_bpb: float
     grad_norm: float
     rate: float
+    lr: float
     val_bpb: float
     coded_bpb: float
     K: float
     C: float
     S: float
+    bit_0: float
+    bit_1: float
+    bit_2: float
+    bit_3: float
+    bit_4: float
+    bit_5: float
+    bit_6: float
+    bit_7: float
+    bit_8: float
+    parity_errors: float
+    bytes_per_s: float
+    cpu_percent: float
+    memory: float
     num_layers: int
     d_model: int
     max_seq_len: int

@@ -100,10 +100,10 @@ class StreamedWindows:
         return {"epoch": self.epoch, "drawn": self.drawn}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The bank's tables, and the state of its streams."""
-        kept = prefixed("bank.", self._bank.state_dict())
+        """The bank, packed, and the state of its streams."""
+        kept = prefixed("bank.", self._bank.packed())
         if self._finished is not None:
-            kept |= prefixed("finished.", self._finished.state_dict())
+            kept |= prefixed("finished.", self._finished.packed())
         for index, stream in enumerate(self._streams):
             kept |= prefixed(f"stream.{index}.", stream._asdict())
         return kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,14 +29,15 @@ class Validation:
 
     Args:
         corpus: the held-out bytes.
+        agreed: what ranks that train together take for a result, since each decides by it.
 
     Attributes:
         best: weights by name at the best validation, with `config.keep_best`; None before the first.
         average: of the weights over the latest part of the budget, with `config.average`.
     """
 
-    def __init__(self, corpus: Corpus, config: TrainConfig) -> None:
-        self.corpus, self.config = corpus, config
+    def __init__(self, corpus: Corpus, config: TrainConfig, agreed: Callable[[float], float] = lambda bpb: bpb) -> None:
+        self.corpus, self.config, self.agreed = corpus, config, agreed
         self.best: dict[str, Tensor] | None = None
         self.average: dict[str, Tensor] | None = None
 
@@ -102,7 +103,7 @@ class Validation:
         how = default_protocol(model, overlap=0.0)
         if how.samples:  # a diffusion model: a quick estimate
             how = replace(how, samples=2)
-        bpb = bits_per_byte(model, self.corpus, how, batch=rows).bpb
+        bpb = self.agreed(bits_per_byte(model, self.corpus, how, batch=rows).bpb)
         if not math.isfinite(bpb):
             raise NonFiniteLoss(
                 f"got a validation of {bpb} bits per byte after step {p.step}; it must be finite. Try a lower "

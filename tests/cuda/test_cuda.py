@@ -6,6 +6,7 @@ What a GPU computes is held against the processor in float32, where both round, 
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -20,9 +21,13 @@ from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.decoding.generation import generate, generate_bytes
 from bit_transformer.decoding.session import Session
 from bit_transformer.diffusion import diffusion_inference, repair
+from bit_transformer.distributed import DataParallel, World, make_pipeline, wrap_fsdp
+from bit_transformer.distributed.shards import whole
 from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn import reversible
+from bit_transformer.objectives import objective_for
+from bit_transformer.quantization import quantize_weights
 from bit_transformer.training import Record, StopTraining, Trainer, build_windows
 from tests.conftest import prose, random_bits, random_model
 
@@ -174,3 +179,52 @@ def test_evaluation_gives_what_the_processor_gives(kind: str) -> None:
         found.append(bits_per_byte(model, bytes_corpus(prose(1, 200))).bpb)
     # Draws of a bound come from another generator on each device: within a tenth; all others only round.
     assert found[1] == pytest.approx(found[0], rel=0.1 if kind == "masked" else 1e-3)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "pipeline"])
+@pytest.mark.parametrize("kind", ["bytes", "reversible", "experts", "masked"])
+def test_one_process_with_a_group_computes_what_one_without_does(way: str, kind: str, tmp_path: Path) -> None:
+    """The code of several processes on NCCL. Two on one GPU are refused by NCCL; on gloo they are in `tests/distributed`."""
+    model, bits = model_of(**KINDS[kind]).to(DEVICE).train(), random_bits(4, 256).to(DEVICE)
+    if way == "pipeline":
+        bits = bits.long()
+    features = None if model.mixer is None else torch.from_numpy(model.bank.peek(bits.cpu().numpy())).to(DEVICE)
+    objective, found = objective_for(model.config), []
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if DEVICE.type == "cuda" else "gloo",
+        init_method=f"file://{tmp_path}/group",
+        rank=0,
+        world_size=1,
+    )
+    try:
+        for shared in (False, True):
+            each = copy.deepcopy(model)
+            torch.manual_seed(0)
+            if not shared:
+                seed = int(torch.randint(1 << 62, (1, 1))[0]) if way == "pipeline" else 0
+                torch.manual_seed(seed)
+                objective(each, bits, features).loss.backward()
+            elif way == "pipeline":
+                make_pipeline(each, microbatches=1).step(bits, features)
+            elif way == "fsdp":
+                objective(wrap_fsdp(each), bits, features).loss.backward()
+            else:
+                world = DataParallel(World(0, 2, DEVICE))  # as one of two, with a group of one
+                world.take(each, objective)
+                world.predict(objective, each, bits, features, 1.0).loss.backward()
+            found.append(
+                {name: whole(p.grad).to_dense().cpu() for name, p in each.named_parameters() if p.grad is not None}
+            )
+    finally:
+        torch.distributed.destroy_process_group()
+    assert found[0].keys() == found[1].keys()
+    for name, grad in found[0].items():
+        assert_close(found[1][name], grad, rtol=1e-5, atol=1e-6 * float(grad.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_models_compute_what_the_processor_computes(bits: int) -> None:
+    small = quantize_weights(model_of(ngram_orders=(2,), ngram_rows=64), bits=bits)
+    data = random_bits(2, 256)
+    there = small.nll(data).cpu()
+    assert_close(small.to(DEVICE).nll(data.to(DEVICE)).cpu(), there, rtol=1e-4, atol=1e-4)

@@ -263,3 +263,28 @@ def test_work_without_a_part_of_its_result_is_cancelled(trained, text_file) -> N
     workspace = Workspace()
     call("evaluate", {"run": str(trained), "names": [str(text_file)], "learning": "online+mixer"}, workspace)
     assert torch.equal(workspace.model(str(trained)).head.weight, before)
+
+
+def test_a_grown_copy_computes_the_same_and_is_trained_further(trained, text_file, tmp_path):
+    workspace = Workspace(tmp_path / "runs" / "runs.sqlite", "cpu")
+    made = call(
+        "grow", {"run": str(trained), "out": tmp_path / "large", "model": {"num_layers": 3, "d_model": 64}}, workspace
+    )
+    assert made.parameters > made.parameters_before and made.difference < 1e-5 and made.model.num_layers == 3
+    before, after = (
+        call("evaluate", {"run": str(run), "names": [str(text_file)]}, workspace).total.bpb
+        for run in (trained, tmp_path / "large")
+    )
+    assert after == pytest.approx(before, abs=1e-4)
+    further = {"run": str(tmp_path / "large"), "out": tmp_path / "more", "train": {"steps": 4, "batch_size": 4}}
+    result = call("train_further", {**further, "data": {"corpora": (str(text_file),)}}, workspace)
+    assert result.parameters == made.parameters
+    for fields, text in (
+        ({"model": {}}, "got no size"),
+        ({"model": {"num_layers": 0}, "out": tmp_path / "none"}, "num_layers"),
+        ({"model": {"d_model": 8}, "out": tmp_path / "none"}, "less than the model's 16"),
+        ({"model": {"num_layers": 4}}, "holds a model already"),
+        ({"model": {"num_layers": 4}, "out": trained, "overwrite": True}, "the folder of the run itself"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            call("grow", {"run": str(trained), "out": tmp_path / "large", **fields}, workspace)

@@ -6,10 +6,18 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bit_transformer.runs.jobs import JobStore
+from bit_transformer.runs.store import RunStore
+from bit_transformer.service import training
+from bit_transformer.service.operations import call
+from bit_transformer.service.workspace import Workspace
 from tests.conftest import ROOT
 from tests.interfaces.test_cli import SMALL, start, wait_for
 
@@ -73,6 +81,97 @@ def test_runs_are_removed_with_or_without_their_files(btlm, text_file, tmp_path)
     assert not (tmp_path / "runs/c").exists() and json.loads(btlm("runs", "list", "--json").stdout) == []
 
 
+def test_a_training_is_steered_from_the_command_line(btlm, text_file, tmp_path) -> None:
+    process = start("train", text_file, *LONG, "--set", "train.eval_every=0.5", "--out", "runs/one", cwd=tmp_path)
+    folder, store = tmp_path / "runs/one", Workspace(Path("runs/runs.sqlite")).store
+    wait_for(folder / "training.safetensors", process)
+
+    def row() -> dict[str, Any]:
+        return json.loads(btlm("runs", "list", "--json").stdout)[0]
+
+    def wait(what: Callable[[], Any]) -> Any:
+        for _ in range(1200):
+            if found := what():
+                return found
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.05)
+        raise AssertionError(row())
+
+    def happened(kind: str) -> list[dict[str, Any]]:
+        return [event.detail for event in store.events(run="one") if event.kind == kind]
+
+    try:
+        done = btlm("runs", "pause", "one")
+        assert done.returncode == 0 and done.stdout.startswith("asked one to pause"), done.stderr
+        wait(lambda: row()["status"] == "paused")
+        before = row()["step"]
+        told = json.loads(btlm("runs", "step", "one", "--updates", 2, "--json").stdout)
+        assert told["run"] == "one" and told["kind"] == "step"
+        wait(lambda: row()["status"] == "paused" and row()["step"] == before + 2)
+        assert "change lr=0.001, lambda_K=0.1" in btlm(
+            "runs", "change", "one", "--set", "lr=0.001", "--set", "lambda_K=0.1"
+        ).stdout.replace("to change", "change")
+        wait(lambda: happened("changed") == [{"lr": 0.001, "lambda_K": 0.1}])
+        assert btlm("runs", "checkpoint", "one").returncode == 0
+        kept = folder / "checkpoints" / str(before + 2)
+        wait(lambda: (kept / "training.safetensors").exists() and happened("checkpoint"))
+        made = json.loads(
+            btlm("runs", "trigger", "one", "--metric", "train_bpb", "--above", 0, "--action", "pause", "--json").stdout
+        )
+        assert made["id"] == 1 and made["above"] == 0
+        more = btlm("runs", "trigger", "one", "--metric", "K", "--below", 0)
+        assert more.stdout == "trigger 2 of one: notify by K\n"
+        assert btlm("runs", "untrigger", "one", 2).stdout == "removed trigger 2 of one\n"
+        assert "asked one to go on" in btlm("runs", "continue", "one").stdout
+        wait(lambda: happened("trigger"))  # at the next update
+        wait(lambda: row()["status"] == "paused" and row()["step"] > before + 2)
+        assert happened("trigger")[0]["metric"] == "train_bpb" and happened("trigger")[0]["action"] == "pause"
+        done = btlm("runs", "branch", "one", "--out", "runs/two", "--step", before + 2, "--set", "train.optim.lr=0.002")
+        assert done.returncode == 0 and f"two begins with one at update {before + 2:,}" in done.stdout, done.stderr
+        assert json.loads((tmp_path / "runs/two/config.json").read_text())["train"]["optim"]["lr"] == 0.002
+        assert btlm("runs", "stop", "one").returncode == 0
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.communicate()
+    on = btlm("train", "--resume", "--out", "runs/two", "--steps", before + 4)
+    assert on.returncode == 0, on.stderr
+    for args, says in (
+        (["pause", "one"], "it is not in training. Try `btlm train --resume --out"),
+        (["step", "one", "--updates", 0], "got updates=0"),
+        (["change", "one", "--set", "lr=fast"], "KEY=NUMBER is needed"),
+        (["change", "one", "--set", "d_model=8"], "Try `btlm runs branch`"),
+        (["branch", "one", "--out", "runs/two"], "already holds a run"),
+        (["branch", "one", "--out", "runs/x", "--set", "model.d_model=8"], "a branch keeps model and data"),
+        (["branch", "one", "--out", "runs/x", "--step", 1], "Try `btlm runs checkpoint one`"),
+        (["trigger", "one", "--metric", "K"], "one of above and below is needed"),
+        (["untrigger", "one", 9], "run 'one' has 1"),
+        (["continue", "ghost"], "Try `btlm runs list`"),
+    ):
+        refused = btlm("runs", *args)
+        assert refused.returncode == 2 and says in refused.stderr and len(refused.stderr.splitlines()) == 1, args
+    assert not (tmp_path / "runs/x").exists()
+
+
+def test_jobs_of_a_server_are_listed(btlm, tmp_path) -> None:
+    assert btlm("jobs").stdout.startswith("no jobs in")
+    jobs = JobStore(tmp_path / "home.sqlite")
+    jobs.add("train", {"out": "a"}, "a")
+    jobs.add("evaluate", {"run": "a"}, "a")
+    first = jobs.start_next()
+    assert first is not None
+    jobs.set_progress(first.id, {"done": 1, "total": 4, "doing": "training", "unit": "%"})
+    found = json.loads(btlm("jobs", "--store", "home.sqlite", "--json").stdout)
+    assert [(job["id"], job["state"]) for job in found] == [(2, "queued"), (1, "running")]
+    (running,) = json.loads(btlm("jobs", "--store", "home.sqlite", "--state", "running", "--json").stdout)
+    assert running["operation"] == "train" and running["run"] == "a"
+    assert "25%" in btlm("jobs", "--store", "home.sqlite").stdout
+    jobs.end(first.id, "failed", error={"error": "X", "message": "no room. Try less"})
+    assert "1: no room. Try less" in btlm("jobs", "--store", "home.sqlite").stdout
+    refused = btlm("jobs", "--state", "lost")
+    assert refused.returncode == 2 and "state='lost'" in refused.stderr
+
+
 def test_errors_of_the_system_are_json_too_and_name_the_file(btlm, text_file, tmp_path, monkeypatch) -> None:
     def full(self: Path, mode: str = "r", *more: object) -> object:
         if mode == "wb":
@@ -121,3 +220,22 @@ def test_an_estimate_counts_parameters(btlm, text_file) -> None:
         f"{result['parameters']:,} parameters, {result['active_parameters']:,} of them"
         in btlm("estimate", *SMALL).stdout
     )
+
+
+def test_a_run_has_ended_only_when_its_files_are_written(text_file, tmp_path, monkeypatch) -> None:
+    """Whoever sees that a run has ended may resume or remove it, so its process must be done with the folder."""
+    workspace = Workspace(tmp_path / "runs.db")
+    seen = []
+
+    def exported(store: RunStore, run: str, *_: Any) -> None:
+        seen.append(store.get(run).status)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(training, "_export", exported)
+    model = {"d_model": 16, "nhead": 2, "num_layers": 1, "max_seq_len": 256}
+    data = {"corpora": [str(text_file)]}
+    fields = {"out": tmp_path / "runs/one", "data": data, "train": {"steps": 1, "batch_size": 2}, "model": model}
+    with pytest.raises(OSError, match="no space left"):
+        call("train", fields, workspace)
+    assert seen == ["running"]
+    assert workspace.store.get("one").status == "finished"  # the training itself was done

@@ -28,8 +28,8 @@ from bit_transformer.diffusion.noise import (
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.patching import bit_chances, leaf_log_probs, pack_patches, unpack_patches
+from bit_transformer.objectives import losses
 from bit_transformer.training import train_loop
-from bit_transformer.training.objectives import losses
 from tests.conftest import TEXT, at_most, random_bits, random_model
 
 SMALL = {"causal": False, "patch_bits": 2, "max_seq_len": 6}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.errors import CheckpointError
 from bit_transformer.experts.bank import ExpertBank, pack_units
-from bit_transformer.experts.histories import histories, sums
-from tests.reference.experts import NOTHING, SlowBank, after
+from bit_transformer.experts.histories import NO_WAY, histories, sums, toward
+from tests.reference.experts import NOTHING, SlowBank, after, fits, length
 
 TEXT = (
     b"the cat sat on the mat; The Cat sat on the hat. A cat and a mat! " * 3
@@ -191,14 +193,133 @@ def test_a_bank_merges_what_two_have_learned() -> None:
         one.merge(small_bank())
 
 
-def test_sums_of_histories_keep_what_was_seen() -> None:
-    table, counts = sums(), histories().counts
+def test_a_sum_of_histories_is_the_first_and_then_bits_that_lead_to_the_second() -> None:
+    table, follows, way = sums(), histories().after, toward()
     assert (table[0, :251] == np.arange(251)).all()
     assert (table[:251, 0] == np.arange(251)).all()
-    small = [i for i in range(251) if counts[i].sum() <= 2]
-    for i in small:
-        for j in small:
-            assert tuple(counts[table[i, j]]) == tuple(counts[i] + counts[j])
+    for bit in (0, 1):  # a run is one way only
+        run, here = 0, np.arange(251)
+        for _ in range(40):
+            run, here = int(follows[run, bit]), follows[here, bit].astype(np.int64)
+            np.testing.assert_array_equal(table[:251, run], here)
+    ended: dict[int, list[np.ndarray]] = {}
+    for count in range(7):
+        for bits in itertools.product((0, 1), repeat=count):
+            state, here = 0, np.arange(251)
+            for bit in bits:
+                state, here = int(follows[state, bit]), follows[here, bit].astype(np.int64)
+            ended.setdefault(state, []).append(here)  # the shortest first
+    for state, ways in ended.items():
+        assert any((table[:251, state] == here).all() for here in ways)
+    reached = way[0] != NO_WAY
+    assert reached.sum() > 220
+    assert (way[reached][:, reached] != NO_WAY).mean() > 0.2
+    for begin, end in np.random.default_rng(0).integers(0, 251, (2000, 2)).tolist():
+        if way[begin, end] != NO_WAY:
+            steps, state = 0, begin
+            while state != end and steps < 100:
+                state, steps = int(follows[state, way[state, end]]), steps + 1
+            assert state == end
+
+
+def slots_of(bank: ExpertBank, k: int) -> np.ndarray:
+    size = bank.config.buckets * 16
+    return bank.tables.slots[k * size : (k + 1) * size].reshape(-1, 16)
+
+
+@pytest.mark.parametrize("history", [4096, 1024], ids=["all fits", "older units are forgotten"])
+def test_a_merged_bank_is_the_slow_twin_that_read_both(history: int) -> None:
+    """Wherever only one way leads to what the other bank has seen; the units that matches are searched in, everywhere."""
+    random = np.random.default_rng(5)
+    words = [bytes(random.integers(97, 105, 4).tolist()) for _ in range(20)]
+    texts = [b" ".join(words[i] for i in random.integers(0, 20, count)) for count in (150, 240)]
+    fields = {"orders": (1, 2, 3), "match_order": 4, "buckets": 1 << 12, "history": history}
+    banks = []
+    slow = SlowBank([("order", n) for n in (1, 2, 3)], 8, 1 << 12, history, 4, -1)
+    for text in texts:
+        bank = small_bank(text_bits=None, **fields)
+        bank.read(np.frombuffer(text, np.uint8), bank.stream(), learn=True, wanted=False)
+        banks.append(bank)
+        slow.units, slow.words, slow.match_length = [], [0, 0, 0], 0  # a new stream
+        for unit in text:
+            slow.read(unit)
+    merged = banks[0].copy()
+    merged.merge(banks[1])
+    number = {state: index for index, state in enumerate(sorted(all_histories(), key=length))}
+    counts, same, differ = histories().counts, 0, 0
+    for k in range(3):
+        mine, theirs = slots_of(merged, k), slots_of(banks[1], k)
+        for place, (check, states) in slow.tables[k].items():
+            near = [place, place ^ 1, place ^ 2]
+            got = next((mine[at] for at in near if mine[at][0] == check and mine[at][1]), None)
+            seen = next((theirs[at] for at in near if theirs[at][0] == check and theirs[at][1]), None)
+            if got is None:
+                continue
+            for node in range(1, 16):
+                expected, later = number[states[node]], 0 if seen is None else int(seen[node])
+                if counts[later].min() == 0 and counts[later].max() < 40:  # nothing or a run
+                    assert got[node] == expected
+                    same += 1
+                else:
+                    differ += got[node] != expected
+    assert same > 5000 and differ < 0.05 * same
+    assert merged.count == len(slow.history)
+    kept = min(history - 1, len(slow.history))
+    at = np.arange(len(slow.history) - kept, len(slow.history))
+    np.testing.assert_array_equal(merged.tables.history[at % history], np.array(slow.history)[at])
+    for slot, position in slow.heads.items():
+        if position > len(slow.history) - min(history, len(texts[1])) + 4:
+            assert merged.tables.heads[slot] == position
+
+
+def all_histories() -> set[tuple[int, int, int]]:
+    """Every history within the bounds."""
+    return {
+        (zeros, ones, latest if zeros and ones else int(ones > 0))
+        for zeros in range(41)
+        for ones in range(41)
+        for latest in (0, 1)
+        if fits(zeros, ones)
+    }
+
+
+@pytest.mark.parametrize("history", [4096, 1024])
+def test_banks_that_began_as_copies_of_one_do_not_learn_it_again(history: int) -> None:
+    """A bank that goes on as two copies is, merged, close to the one that read all; with nothing read twice, it is the bank itself."""
+    random = np.random.default_rng(6)
+    words = [bytes(random.integers(97, 123, random.integers(3, 9)).tolist()) for _ in range(150)]
+    texts = [b" ".join(words[i] for i in random.integers(0, 150, 300)) for _ in range(4)]
+    fields = {"buckets": 1 << 12, "history": history}
+
+    def read(bank: ExpertBank, text: bytes) -> ExpertBank:
+        bank.read(np.frombuffer(text, np.uint8), bank.stream(), learn=True, wanted=False)
+        return bank
+
+    start = read(small_bank(**fields), texts[0])
+    idle = start.copy()
+    idle.merge(start, since=start)
+    assert idle.digest() == start.digest()
+    goes_on = start.copy()
+    goes_on.merge(read(start.copy(), texts[1]), since=start)
+    alone = read(start.copy(), texts[1])
+    got, expected, begun = (bank.tables.slots[:-16].reshape(-1, 4, 16) for bank in (goes_on, alone, start))
+    lost = (begun[..., 1:] != expected[..., 1:]) & (toward()[begun[..., 1:], expected[..., 1:]] == NO_WAY)
+    given_up = ((begun[..., 1] > 0) & ((begun[..., 0] != expected[..., 0]) | lost.any(-1))).any(1)  # where contexts met
+    assert 0 < given_up.mean() < 0.5
+    np.testing.assert_array_equal(got[~given_up], expected[~given_up])
+    for name in ("chance", "first", "match", "weights", "last", "maps", "history", "learned"):
+        np.testing.assert_array_equal(getattr(goes_on.tables, name), getattr(alone.tables, name))
+    merged = read(start.copy(), texts[1])
+    merged.merge(read(start.copy(), texts[2]), since=start)
+    both = read(read(start.copy(), texts[1]), texts[2])
+    assert merged.count == both.count
+    np.testing.assert_array_equal(merged.tables.history, both.tables.history)
+    again = read(start.copy(), texts[1])
+    again.merge(read(start.copy(), texts[2]))  # as if nothing was common
+    assert cost(both, texts[3]) - 0.01 < cost(merged, texts[3]) < cost(both, texts[3]) + 0.04
+    assert again.count == merged.count + start.count
+    with pytest.raises(CheckpointError, match=r"since one with .*both must have learned more"):
+        start.copy().merge(small_bank(**fields), since=start)
 
 
 def test_a_bank_of_another_shape_is_refused() -> None:

@@ -20,10 +20,10 @@ from bit_transformer.errors import CheckpointError, ConfigError
 from bit_transformer.growth import expand_model, smaller_config, stages
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.nn.reversible import Coupling
+from bit_transformer.objectives import losses
 from bit_transformer.presets import preset
 from bit_transformer.training import Record, Trainer, build_windows, train_loop
 from bit_transformer.training.growing import expand_optimizers
-from bit_transformer.training.objectives import losses
 from bit_transformer.training.optim import Optimizers
 from tests.conftest import TEXT, random_bits, random_model
 

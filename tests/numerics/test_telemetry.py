@@ -16,11 +16,11 @@ from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.data.windows import CorpusWindows
 from bit_transformer.errors import BitStreamError
 from bit_transformer.model import BitTransformerLM, as_pair
+from bit_transformer.objectives import losses
 from bit_transformer.telemetry import bit_negentropy, lz_complexity, negentropy, penalties, symbiosis
 from bit_transformer.telemetry.lempel_ziv import count_phrases
 from bit_transformer.telemetry.measures import fair_coin_phrases
 from bit_transformer.training import train_loop
-from bit_transformer.training.objectives import losses
 from tests.conftest import TEXT, random_bits, random_model
 from tests.reference import telemetry as slow
 

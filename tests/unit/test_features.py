@@ -27,8 +27,9 @@ from bit_transformer.experts.feature_cache import corpus_features
 from bit_transformer.experts.passes import FeatureReader, corpus_sketch, feature_bytes
 from bit_transformer.experts.sketch import KEPT, empty, known_fraction, sketched
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.objectives import losses
+from bit_transformer.tensor_file import prefixed, read_tensors, write_tensors
 from bit_transformer.training import Record, StopTraining, Trainer, build_windows, train_loop
-from bit_transformer.training.objectives import losses
 from bit_transformer.training.streamed import StreamedWindows
 from tests.conftest import TEXT, prose
 
@@ -456,3 +457,59 @@ def test_a_loop_of_ones_own_teaches_the_experts() -> None:
     untaught = BitTransformerLM(SHAPE)
     untaught.load_state_dict(weights, strict=False)
     assert taught < bits_per_byte(untaught, held).bpb - 0.5
+
+
+def test_the_state_of_a_cache_is_packed_and_an_older_one_is_used(tmp_path: Path) -> None:
+    corpus, said = corpus_of(tmp_path / "text", TEXT[:6000]), []
+    first = made(corpus, tmp_path / "cache", said)
+    (state,) = (tmp_path / "cache").glob("*.safetensors")
+    tensors, document = read_tensors(state)
+    assert "bank.slots" not in tensors and state.stat().st_size < memory_bytes(SHAPE) // feature_cache.PACKED
+    bank = ExpertBank.of(SHAPE)
+    bank.load_state_dict(feature_cache.tables("bank.", tensors))
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith("stream.")}
+    write_tensors(state, prefixed("bank.", bank.state_dict()) | kept, document)
+    said.clear()
+    again = made(corpus, tmp_path / "cache", said)
+    assert (again[1], again[2], said) == (False, first[2], [])
+
+
+@pytest.mark.parametrize("part", ["stream.place", "bank.slots.code", "stream.recent"])
+def test_a_cache_that_lacks_a_part_is_made_again_from_what_was_known(tmp_path: Path, part: str) -> None:
+    corpus = corpus_of(tmp_path / "text", prose(5, 1000))
+    start = ExpertBank.of(SHAPE)
+    start.read(np.frombuffer(prose(6, 500), np.uint8), start.stream(), learn=True, wanted=False)
+    found, said = [], []
+    for _ in range(2):
+        found.append(
+            corpus_features(
+                corpus, SHAPE, start=start, limit=1 << 30, memory=0, folder=tmp_path / "cache", say=said.append
+            )
+        )
+        (state,) = (tmp_path / "cache").glob("*.safetensors")
+        tensors, document = read_tensors(state)
+        if part == "stream.recent":
+            tensors[part] = tensors[part][:5]
+        else:
+            del tensors[part]
+        write_tensors(state, tensors, document)
+    assert found[1].made and "cannot be used" in said[1]
+    np.testing.assert_array_equal(found[0].read(0, 8000), found[1].read(0, 8000))
+    assert found[0].bank.digest() == found[1].bank.digest()
+
+
+def test_streams_are_saved_packed() -> None:
+    windows = StreamedWindows(bytes_corpus(TEXT[:4100]), 32, SHAPE, streams=4, seed=1)
+    for _ in range(windows.per_stream + 2):  # into the second epoch
+        windows.draw(4)
+    tensors = windows.tensors()
+    assert {"bank.packing", "finished.packing"} <= tensors.keys() and "bank.slots" not in tensors
+    assert sum(tensor.nbytes for tensor in tensors.values()) < 0.6 * memory_bytes(SHAPE)
+    goes_on = StreamedWindows(bytes_corpus(TEXT[:4100]), 32, SHAPE, streams=4, seed=1)
+    older = {name: tensor for name, tensor in tensors.items() if name.startswith("stream.")}
+    for name, bank in (("bank.", windows._bank), ("finished.", windows._finished)):
+        older |= prefixed(name, bank.state_dict())  # as older files have them
+    for kept in (tensors, older):
+        goes_on.load_state_dict(windows.state_dict(), kept)
+        assert goes_on._bank.digest() == windows._bank.digest()
+        assert goes_on._finished.digest() == windows._finished.digest()

@@ -19,9 +19,9 @@ from bit_transformer.experts.bank import ExpertBank
 from bit_transformer.machine import free_memory
 from bit_transformer.memory import estimate_memory, largest_batch, savings
 from bit_transformer.model import BitTransformerLM
+from bit_transformer.objectives import losses
 from bit_transformer.service.settings import read_settings
 from bit_transformer.training import Trainer
-from bit_transformer.training.objectives import losses
 from bit_transformer.training.out_of_memory import is_out_of_memory
 from tests.conftest import ROOT, TEXT, random_bits
 

@@ -12,14 +12,23 @@ import torch
 
 from bit_transformer.checkpoint import load_checkpoint
 from bit_transformer.compression import compress_bits
-from bit_transformer.config import TrainConfig
+from bit_transformer.config import RECORDED, TrainConfig
 from bit_transformer.data.sources import bytes_corpus
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError, NonFiniteLoss
 from bit_transformer.evaluation.metrics import Protocol, Score, bits_per_byte
 from bit_transformer.model import BitTransformerLM, set_dropout, set_sparse
+from bit_transformer.objectives import NextBit
 from bit_transformer.tensor_file import read_tensors, write_tensors
-from bit_transformer.training import StopTraining, Trainer, autocast, build_windows, cpu_autocast, losses, train_loop
-from bit_transformer.training.objectives import NextBit
+from bit_transformer.training import (
+    Record,
+    StopTraining,
+    Trainer,
+    autocast,
+    build_windows,
+    cpu_autocast,
+    losses,
+    train_loop,
+)
 from bit_transformer.training.optim import split_parameters
 from bit_transformer.training.run_lengths import RunLengths, coded
 from tests.conftest import TEXT, prose, random_bits, random_model
@@ -402,3 +411,7 @@ def test_the_loss_of_codes_is_that_of_their_bits_alone():
 def test_codes_need_company_and_a_model_that_reads_forwards():
     with pytest.raises(ConfigError, match="compress_prob"):
         train_loop(random_model(max_seq_len=64), b"abcd" * 100, steps=1, batch_size=1, compress_prob=0.5)
+
+
+def test_the_metrics_that_doors_know_are_those_of_records():
+    assert set(RECORDED) == Record.__annotations__.keys() - {"step"}

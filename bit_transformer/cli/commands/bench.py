@@ -12,7 +12,7 @@ import typer
 from bit_transformer.cli.output import EXIT_GOAL_MISSED, console, errors_in_one_line
 from bit_transformer.errors import ConfigError
 
-SHARED = ("footprint", "harness", "peers", "pictures")
+SHARED = ("footprint", "harness", "peers", "pictures", "seeded_store", "servers")
 FOLDER = Path(__file__).resolve().parents[3] / "benchmarks"
 
 

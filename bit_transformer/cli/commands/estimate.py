@@ -18,7 +18,7 @@ from bit_transformer.cli.options import (
     Set,
     parse_size,
 )
-from bit_transformer.cli.output import console, errors_in_one_line, show_json, table
+from bit_transformer.cli.output import console, errors_in_one_line, gigabytes, show_json, table
 
 if TYPE_CHECKING:
     from bit_transformer.service.memory import MemoryReport
@@ -94,8 +94,8 @@ def _show(found: MemoryReport) -> None:
     for part, meaning in _MEANING.items():
         size = getattr(found.estimate, part)
         if size:
-            made.add_row(part.replace("_", " "), _size(size), meaning)
-    made.add_row("peak", _size(found.estimate.peak), f"during {found.estimate.when}", style="bold")
+            made.add_row(part.replace("_", " "), gigabytes(size), meaning)
+    made.add_row("peak", gigabytes(found.estimate.peak), f"during {found.estimate.when}", style="bold")
     made.columns[2].justify = "left"
     console.print(made)
     console.print(
@@ -107,11 +107,11 @@ def _show(found: MemoryReport) -> None:
         fits = (
             f"up to {found.largest_batch:,} windows fit at once{together}" if found.largest_batch else _too_small(found)
         )
-        console.print(f"\nIn {_size(found.budget)}, {fits}.", soft_wrap=True)
+        console.print(f"\nIn {gigabytes(found.budget)}, {fits}.", soft_wrap=True)
     if found.savings:
         saved = table("\nsettings that save memory", "setting", "peak", "price")
         for saving in found.savings:
-            saved.add_row(saving.settings, _size(saving.peak), saving.price)
+            saved.add_row(saving.settings, gigabytes(saving.peak), saving.price)
         saved.columns[2].justify = "left"
         console.print(saved)
     console.print(
@@ -125,9 +125,5 @@ def _show(found: MemoryReport) -> None:
 def _too_small(found: MemoryReport) -> str:
     fixed = found.estimate.parameters + found.estimate.optimizer
     if found.budget and fixed > found.budget:
-        return f"no batch fits: parameters and optimizer alone take {_size(fixed)}; use a smaller model or more devices"
+        return f"no batch fits: parameters and optimizer alone take {gigabytes(fixed)}; use a smaller model or more devices"
     return "not one window fits at once"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ from bit_transformer.cli.output import EXIT_INTERRUPTED, errors_in_one_line, sho
 from bit_transformer.cli.training_output import live_progress, show_training
 from bit_transformer.errors import ConfigError
 from bit_transformer.service import DEFAULT_STORE
+from bit_transformer.service.jobs import Job
 
 
 def run(
@@ -52,6 +54,10 @@ def run(
     epochs: Annotated[float | None, typer.Option(help="Budget in passes over the training part.")] = None,
     bytes_: Annotated[int | None, typer.Option("--bytes", help="Budget in data bytes.")] = None,
     batch_size: BatchSize = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Parallel readers of the experts' first pass; each takes a part of the data. Default: 1."),
+    ] = None,
     auto_batch: Annotated[
         bool, typer.Option("--auto-batch", help="If memory runs out, use more and smaller micro-batches.")
     ] = False,
@@ -74,6 +80,9 @@ def run(
             "--diffusion-curriculum", help="With --diffusion: the noise range widens over half of the training."
         ),
     ] = False,
+    qat: Annotated[
+        int | None, typer.Option(help="Train for weights of 8 or 4 bits: forward passes see rounded weights.")
+    ] = None,
     progressive: Annotated[
         bool,
         typer.Option("--progressive", help="Begin with a smaller model and grow it when validation stops improving."),
@@ -86,6 +95,20 @@ def run(
         bool,
         typer.Option("--resume", help="Continue the run in --out with its own settings, or with a larger budget."),
     ] = False,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="This is one of the processes that torchrun started.")
+    ] = False,
+    nproc: Annotated[int | None, typer.Option(help="Train in so many processes on this machine.")] = None,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="With several processes: each keeps a part of weights and moments.")
+    ] = False,
+    restarts: Annotated[
+        int | None,
+        typer.Option(help="With --nproc: how often to start again if a process fails. Default: 3."),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that processes wait for each other. Default: 600.")
+    ] = None,
     overwrite: Overwrite = False,
     eval_bytes: EvalBytes = 1 << 18,
     device: Device = "auto",
@@ -94,6 +117,7 @@ def run(
 ) -> None:
     """Train a model on any bytes. Writes config, checkpoint, metrics and a loss curve into a run folder."""
     with errors_in_one_line(as_json):
+        from bit_transformer.service.launch import is_main, leave
         from bit_transformer.service.operations import call
         from bit_transformer.service.settings import (
             data_of,
@@ -112,7 +136,9 @@ def run(
             "bytes": bytes_,
             "seconds": seconds,
             "batch_size": batch_size,
+            "workers": workers,
             "seed": seed,
+            "qat": qat,
         }
         flags = {key: value for key, value in given.items() if value is not None}
         shape = {
@@ -126,6 +152,16 @@ def run(
             "--diffusion-curriculum": diffusion_curriculum or None,
             "--progressive": progressive or None,
         }
+        spread = None
+        limits = {name: value for name, value in (("restarts", restarts), ("timeout", timeout)) if value is not None}
+        if distributed or nproc is not None or fsdp or limits:
+            if distributed == (nproc is not None):
+                alone = "--fsdp" if fsdp else f"--{next(iter(limits), 'distributed')}"
+                got = "both --distributed and --nproc" if distributed else f"{alone} alone"
+                raise ConfigError(
+                    f"got {got}; --nproc N starts processes, and --distributed is for those that torchrun started. Try --nproc 2"
+                )
+            spread = {"nproc": nproc, "shard": fsdp, **limits}
         shaped = [flag for flag, value in shape.items() if value is not None]
         if resume:
             if out is None:
@@ -136,14 +172,15 @@ def run(
                     "--resume keeps the run's own settings; it must be given with --out alone, or a larger budget, or --auto-batch. Try "
                     "without the others"
                 )
-            asked: tuple[str, dict[str, Any]] = ("resume", {"out": out, "budget": budget, "auto_batch": auto_batch})
+            resumed = {"out": out, "budget": budget, "auto_batch": auto_batch, "distributed": spread}
+            asked: tuple[str, dict[str, Any]] = ("resume", resumed)
         else:
             settings = read_settings(recipe, set_ or [])
             if auto_batch:
                 settings["train"]["auto_batch"] = True
             if corpora:
                 settings["data"]["corpora"] = tuple(corpora)
-            common = {"out": _folder(out), "eval_bytes": eval_bytes, "overwrite": overwrite}
+            common = {"out": _folder(out), "eval_bytes": eval_bytes, "overwrite": overwrite, "distributed": spread}
             if init is not None:
                 if shaped or settings["model"]:
                     setting = shaped[0] if shaped else f"model.{next(iter(settings['model']))}"
@@ -157,12 +194,16 @@ def run(
                 model = model_of(settings, preset, patch_bits, parity, experts)
                 train_config = training_of(settings, model, flags)
                 asked = ("train", {**common, "model": model, "train": train_config, "data": data_of(settings)})
-        with live_progress() as job:
+        with live_progress() if is_main() else nullcontext(Job(listens=False)) as job:
             result = call(*asked, Workspace(store, device), job)
+        if not is_main():
+            leave()
         if as_json:
             show_json(result)
         else:
             show_training(result)
+        if distributed:
+            leave(EXIT_INTERRUPTED if result.status == "stopped" else 0)
         if result.status == "stopped":
             raise typer.Exit(EXIT_INTERRUPTED)
 
