@@ -6,6 +6,7 @@ arguments are all validated here.
 """
 
 from bit_transformer.config.base import Config
+from bit_transformer.config.comparison import ComparisonConfig, Contender
 from bit_transformer.config.data import DataConfig
 from bit_transformer.config.distributed import DistributedConfig
 from bit_transformer.config.experts import ExpertConfig
@@ -20,7 +21,9 @@ __all__ = [
     "PENALTIES",
     "RECORDED",
     "STEERED",
+    "ComparisonConfig",
     "Config",
+    "Contender",
     "DataConfig",
     "DistributedConfig",
     "ExpertConfig",

@@ -1,18 +1,32 @@
-"""Baselines: general-purpose compressors on the same bytes."""
+"""Baselines: general-purpose compressors on the same bytes, alone or after reading other bytes first (primed).
+
+A primed compressor's cost is what the data adds: C(primer + data) - C(primer). A model that has read training bytes is compared with compressors
+that have read the same ones; those that start empty look much worse.
+"""
 
 from __future__ import annotations
 
 import bz2
+import importlib.util
 import lzma
+import shutil
+import subprocess
+import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from bit_transformer.data.sources import Corpus
-from bit_transformer.evaluation.scorer import Score, check_filled, cost_of
+import numpy as np
+
+from bit_transformer.data.sources import Corpus, bytes_corpus
+from bit_transformer.errors import BitStreamError
+from bit_transformer.evaluation.scorer import Score, Scorer, check_filled, cost_of
 
 PIECE = 1 << 20  # bytes that are compressed at a time
+PPMD_MEMORY = 1 << 28
 
 
 class _Stream(Protocol):
@@ -73,3 +87,119 @@ def compressors_bpb(corpus: Corpus, primer: Corpus | None = None) -> dict[str, f
         BitStreamError: an empty corpus.
     """
     return {compressor.name: cost_of(compressor, corpus).bpb for compressor in compressors(primer)}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compressor that is a program of its own, as a `Scorer`: what it makes of a file.
+
+    Attributes:
+        command: with FILE and OUT in the places of the file and of what is made of it.
+        primer: as of `Compressor`.
+        by_powers: its tables grow with the input, in powers of two. Where the primer alone and primer and data fall on two sides of such a
+            step, both begin with random bytes that bring them past it, or the difference is too small.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    primer: Corpus | None = None
+    by_powers: bool = False
+
+    def scores(self, corpus: Corpus) -> Iterator[Score]:
+        """One score, of the whole corpus.
+
+        Raises:
+            BitStreamError: the program failed.
+        """
+        check_filled(corpus)
+        if self.primer is None:
+            yield Score(8 * self._size(corpus), len(corpus), "starts empty")
+            return
+        pad = bytes_corpus(self._padding(len(self.primer), len(corpus)))
+        size = self._size(pad, self.primer, corpus) - self._size(pad, self.primer)
+        yield Score(8 * size, len(corpus), f"primed with {len(self.primer):,} bytes")
+
+    def _padding(self, before: int, after: int) -> bytes:
+        """Random bytes: what repeats is stored only once."""
+        if not self.by_powers:
+            return b""
+        step = 1 << (before + after - 1).bit_length() - 1
+        return np.random.default_rng(0).bytes(step - before + (1 << 16)) if before <= step else b""
+
+    def _size(self, *corpora: Corpus) -> int:
+        with tempfile.TemporaryDirectory(prefix="bit-transformer-") as folder:
+            data, out = Path(folder) / "data", Path(folder) / "out.zpaq"
+            with data.open("wb") as file:
+                for corpus in corpora:
+                    for at in range(0, len(corpus), PIECE):
+                        file.write(corpus.read(at, PIECE).tobytes())
+            places = {"FILE": data.name, "OUT": out.name}
+            command = [places.get(word, word) for word in self.command]
+            try:
+                subprocess.run(command, cwd=folder, check=True, capture_output=True)
+                return out.stat().st_size
+            except (OSError, subprocess.CalledProcessError) as failed:
+                raise BitStreamError(f"{self.name}: the program failed ({failed}). Try without it") from None
+
+
+def installed(primer: Corpus | None = None) -> list[Scorer]:
+    """All compressors that are there: zlib, bz2 and xz, which come with Python; PPMd of the library pyppmd; the programs zstd and zpaq.
+
+    Args:
+        primer: data that they read first. Default: none.
+    """
+    found: list[Scorer] = [*compressors(primer)]
+    if importlib.util.find_spec("pyppmd") is not None:
+        found.append(Compressor("PPMd order 8", _ppmd, primer))
+    if shutil.which("zstd"):
+        command = ("zstd", "-q", "--ultra", "-22", "--long=27", "--single-thread", "FILE", "-o", "OUT")
+        found.append(Program("zstd -22", command, primer))
+    if shutil.which("zpaq"):
+        command = ("zpaq", "a", "OUT", "FILE", "-m5", "-threads", "1")
+        found.append(Program("zpaq -m5", command, primer, by_powers=True))
+    return found
+
+
+def _ppmd() -> _Stream:
+    import pyppmd
+
+    stream: _Stream = pyppmd.PpmdCompressor(8, PPMD_MEMORY)
+    return stream
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What a compressor made of data.
+
+    Attributes:
+        primed_with: bytes that it had read before.
+        bytes: of the data; `coded`: what it costs, in bytes.
+        seconds: that this took, with reading the primer.
+    """
+
+    name: str
+    primed_with: int
+    bytes: int
+    coded: int
+    seconds: float
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte."""
+        return 8 * self.coded / self.bytes
+
+
+def codings(corpus: Corpus, primer: Corpus | None = None) -> Iterator[Coding]:
+    """What all installed compressors make of a corpus, one after the other.
+
+    Args:
+        primer: data that they read first. Default: none.
+
+    Raises:
+        BitStreamError: an empty corpus, or a program failed.
+    """
+    for one in installed(primer):
+        began = time.perf_counter()
+        score = cost_of(one, corpus)
+        seconds = time.perf_counter() - began
+        yield Coding(one.name, len(primer) if primer is not None else 0, score.bytes, round(score.bits / 8), seconds)

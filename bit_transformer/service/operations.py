@@ -111,6 +111,7 @@ OPERATIONS = {
         Operation("compress", requests.CompressRequest, "compression:compress", writes=True, long=True),
         Operation("decompress", requests.DecompressRequest, "compression:decompress", writes=True, long=True),
         Operation("evaluate", requests.EvaluateRequest, "evaluation:evaluate", long=True),
+        Operation("compare", requests.CompareRequest, "comparing.comparing:compare", writes=True, long=True),
         Operation("score", requests.ScoreRequest, "evaluation:score", long=True),
         Operation("predictions", requests.PredictionsRequest, "predictions:predictions"),
         Operation("histogram", requests.HistogramRequest, "histogram:histogram"),

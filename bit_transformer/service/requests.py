@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from bit_transformer.config import Config, DataConfig, DistributedConfig, ModelConfig, Sampling, TrainConfig
+from bit_transformer.config import ComparisonConfig, Config, DataConfig, DistributedConfig, ModelConfig, Sampling, TrainConfig
 from bit_transformer.runs.jobs import State
 
 EVAL_BYTES = 1 << 18
@@ -256,6 +256,13 @@ class DecompressRequest(Request):
     jobs: int | None = Field(None, description="Threads; default: one per core.")
     keep_going: bool = Field(False, description="Write zeros where the file is damaged, and list these ranges.")
     overwrite: bool = Field(False, description="Replace a file of that name.")
+
+
+class CompareRequest(Request):
+    """Compare models: trainings under one budget, paired tests of the differences, and a report."""
+
+    plan: ComparisonConfig = Field(description="Models, corpora, seeds and the budget.")
+    out: LocalFile = Field(description="Folder of the comparison. One that was begun there goes on.")
 
 
 class EvaluateRequest(Request):

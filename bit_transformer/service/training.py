@@ -202,7 +202,7 @@ def _train_held(
     store = workspace.store
     if parallel.world.is_main:
         store.check_name(_name(request.out), request.out)  # before the experts read the data
-    data = _load_data(request, workspace)
+    data = load_data(request, workspace)
     began = time.monotonic()
     with job.cancellable(asked):
         trainer = _trainer(request, data, workspace, job, teacher, parallel)
@@ -275,7 +275,7 @@ def _resume_held(
             field="budget",
             tries=(Ask("resume", more=(Give("out", str(out)), larger)),),
         )
-    data = _load_data(request, workspace)
+    data = load_data(request, workspace)
     if data.train.digest() != digest:
         raise CheckpointError(
             f"{out}: its training files have changed; a resumed run needs the same ones. Try a new run"
@@ -349,7 +349,7 @@ def distill(request: DistillRequest, workspace: Workspace, job: Job) -> Distilla
     result = _train(whole, teacher, workspace, job)
     teacher_bpb = None
     if result.comparison:
-        teacher_bpb = bits_per_byte(teacher, _last_sample(whole, _load_data(whole, workspace).held_out)).bpb
+        teacher_bpb = bits_per_byte(teacher, _last_sample(whole, load_data(whole, workspace).held_out)).bpb
     return Distillation(
         training=result,
         teacher=request.run,
@@ -372,7 +372,7 @@ def _request_from(
     if (folder / CONFIG_FILE).is_file() and training_state(folder) is not None:
         earlier, digest, own = _read_request(folder, workspace)
         data = DataConfig.of({**earlier.data.model_dump(), **request.data})
-        if data == earlier.data and _load_data(earlier, own).train.digest() != digest:
+        if data == earlier.data and load_data(earlier, own).train.digest() != digest:
             raise CheckpointError(f"{folder}: its training files have changed. Try naming corpora")
         if data.corpora == earlier.data.corpora:
             train_fields = _same_validation(earlier, data, train_fields)
@@ -524,7 +524,7 @@ def _samples(store: RunStore, run: str) -> Samples:
     return Samples(tell)
 
 
-class _Data(NamedTuple):
+class Data(NamedTuple):
     """Parts of the data. No byte is in two of them, except in validations that sample the held-out part."""
 
     train: Corpus
@@ -532,22 +532,23 @@ class _Data(NamedTuple):
     held_out: Corpus
 
 
-def _load_data(request: TrainRequest, workspace: Workspace) -> _Data:
+def load_data(request: TrainRequest, workspace: Workspace) -> Data:
+    """What a training reads: the part to train on, the validation sample, the held-out part."""
     data, align, wanted = request.data, request.model.align_bytes, request.train.eval_bytes
     files = find_files(data.corpora, leave_out=(request.out, workspace.store_path))
     train_part, held_out = split(files, data.split, data.holdout, align)
     held_out = held_out.aligned(align)
     if data.validation == "held-out" or not len(held_out):
-        return _Data(train_part, held_out.thinned(wanted, VALIDATION_PIECE, align), held_out)
+        return Data(train_part, held_out.thinned(wanted, VALIDATION_PIECE, align), held_out)
     train_part = train_part.aligned(align)
     most = len(train_part) // 10
     validation = train_part.thinned(min(wanted, most), VALIDATION_PIECE, align) if most >= align else Corpus([])
-    return _Data(train_part.without(validation), validation, held_out)
+    return Data(train_part.without(validation), validation, held_out)
 
 
 def _trainer(
     request: TrainRequest,
-    data: _Data,
+    data: Data,
     workspace: Workspace,
     job: Job,
     teacher: BitTransformerLM | None,
@@ -614,7 +615,7 @@ def _foresee(trainer: Trainer, job: Job) -> None:
         job.notice(f"memory may be too small: {trainer.memory_advice()}")
 
 
-def _document(request: TrainRequest, data: _Data, workspace: Workspace) -> dict[str, Any]:
+def _document(request: TrainRequest, data: Data, workspace: Workspace) -> dict[str, Any]:
     return {
         "model": request.model.model_dump(mode="json"),
         "train": request.train.model_dump(mode="json"),
@@ -642,7 +643,7 @@ def held_out_part(out: Path, workspace: Workspace) -> Corpus:
         BitStreamError: nothing was held out.
     """
     request, digest, own = _read_request(out, workspace)
-    data = _load_data(request, own)
+    data = load_data(request, own)
     if data.train.digest() != digest:
         raise CheckpointError(f"{out}: its training files have changed. Try naming held-out files")
     if not len(data.held_out):

@@ -1,0 +1,1 @@
+"""Comparisons: many trainings under one budget, tested against each other, and the report of them."""
