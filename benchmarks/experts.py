@@ -7,14 +7,9 @@ fall on either side of a step, both begin with random bytes that bring them past
 
 from __future__ import annotations
 
-import bz2
-import lzma
 import os
-import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +22,9 @@ from bit_transformer.config import ExpertConfig, ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, find_files, named_file, split
 from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.errors import BitTransformerError
+from bit_transformer.evaluation.baselines import installed, ppmd
 from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
+from bit_transformer.evaluation.scorer import Scorer, cost_of
 from bit_transformer.experts.bank import ExpertBank
 from bit_transformer.experts.feature_cache import CACHE_VARIABLE
 from bit_transformer.model import BitTransformerLM
@@ -216,37 +213,16 @@ def _train(settings: dict[str, dict[str, Any]], out: Path, quick: bool) -> Any:
 # ---- compressors, primed ----
 
 
-def compressors() -> dict[str, Callable[[bytes], int]]:
-    """Compressed size under each compressor that is installed."""
-    found: dict[str, Callable[[bytes], int]] = {
-        "xz -9e": lambda data: len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
-        "bzip2 -9": lambda data: len(bz2.compress(data)),
-    }
-    try:
-        import pyppmd
-    except ImportError:
-        print("pyppmd is not installed (pip install '.[bench]'): no row for PPMd")
-    else:
-        for order in (6, 8):
-            found[f"PPMd order {order}"] = lambda data, o=order: len(
-                pyppmd.compress(data, max_order=o, mem_size=1 << 28)
-            )
-    if shutil.which("zpaq"):
-        found[ZPAQ] = _zpaq
-    else:
-        print("zpaq is not installed: no row for it")
-    return found
+def compressors(primer: Corpus | None = None) -> list[Scorer]:
+    """The compressors that are installed. For PPMd: pip install '.[bench]'; zpaq and zstd are programs."""
+    found = installed(primer)
+    return [ppmd(6, primer), *found] if any(one.name.startswith("PPMd") for one in found) else found
 
 
 def primed(name: str) -> dict[str, float]:
     """Bits per held-out byte of compressors that were given the training bytes first."""
-    before, after = training_and_held_out(name)
-    pads = {ZPAQ: _padding(len(before), len(after))}
-    found = {}
-    for row, size in compressors().items():
-        start = pads.get(row, b"") + before
-        found[f"{row}, primed"] = 8 * (size(start + after) - size(start)) / len(after)
-    return found
+    training, held_out = split(find_files([name]), "position", 0.1)
+    return {f"{one.name}, primed": cost_of(one, held_out).bpb for one in compressors(training)}
 
 
 def training_and_held_out(name: str) -> tuple[bytes, bytes]:
@@ -257,24 +233,6 @@ def training_and_held_out(name: str) -> tuple[bytes, bytes]:
 
 def _all(corpus: Corpus) -> bytes:
     return np.ascontiguousarray(corpus.read(0, len(corpus))).tobytes()
-
-
-def _padding(before: int, after: int) -> bytes:
-    """Bytes that bring both inputs into one size class: none, where no power of two lies between them.
-
-    They are random, for zpaq stores what it has seen before only once.
-    """
-    step = 1 << (before + after - 1).bit_length() - 1
-    return np.random.default_rng(0).bytes(step - before + (1 << 16)) if before <= step else b""
-
-
-def _zpaq(data: bytes) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "data").write_bytes(data)
-        subprocess.run(
-            ["zpaq", "a", "out.zpaq", "data", "-m5", "-threads", "1"], cwd=folder, check=True, capture_output=True
-        )
-        return (Path(folder) / "out.zpaq").stat().st_size
 
 
 if __name__ == "__main__":

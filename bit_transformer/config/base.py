@@ -179,7 +179,8 @@ def _advice(key: str, bounds: Mapping[str, Any], value: Any, field: FieldInfo) -
 def _divided(path: _Path) -> tuple[list[str], list[int]]:
     """The names in a path, and the tuple indices after them."""
     names = [part for part in path if isinstance(part, str)]
-    return names, [part for part in path if isinstance(part, int)]
+    last = max((place for place, part in enumerate(path) if isinstance(part, str)), default=-1)
+    return names, [part for part in path[last + 1 :] if isinstance(part, int)]
 
 
 def _holder(cls: type[Config], path: Sequence[int | str]) -> type[Config]:

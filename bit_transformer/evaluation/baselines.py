@@ -150,21 +150,26 @@ def installed(primer: Corpus | None = None) -> list[Scorer]:
     """
     found: list[Scorer] = [*compressors(primer)]
     if importlib.util.find_spec("pyppmd") is not None:
-        found.append(Compressor("PPMd order 8", _ppmd, primer))
+        found.append(ppmd(8, primer))
     if shutil.which("zstd"):
-        command = ("zstd", "-q", "--ultra", "-22", "--long=27", "--single-thread", "FILE", "-o", "OUT")
-        found.append(Program("zstd -22", command, primer))
+        zstd = ("zstd", "-q", "--ultra", "-22", "--long=27", "--single-thread", "FILE", "-o", "OUT")
+        found.append(Program("zstd -22", zstd, primer))
     if shutil.which("zpaq"):
-        command = ("zpaq", "a", "OUT", "FILE", "-m5", "-threads", "1")
-        found.append(Program("zpaq -m5", command, primer, by_powers=True))
+        zpaq = ("zpaq", "a", "OUT", "FILE", "-m5", "-threads", "1")
+        found.append(Program("zpaq -m5", zpaq, primer, by_powers=True))
     return found
 
 
-def _ppmd() -> _Stream:
-    import pyppmd
+def ppmd(order: int, primer: Corpus | None = None) -> Compressor:
+    """PPMd with contexts of up to `order` bytes. The library pyppmd must be installed."""
 
-    stream: _Stream = pyppmd.PpmdCompressor(8, PPMD_MEMORY)
-    return stream
+    def open_() -> _Stream:
+        import pyppmd
+
+        stream: _Stream = pyppmd.PpmdCompressor(order, PPMD_MEMORY)
+        return stream
+
+    return Compressor(f"PPMd order {order}", open_, primer)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ class Coding:
 
     Attributes:
         primed_with: bytes that it had read before.
-        bytes: of the data; `coded`: what it costs, in bytes.
+        bytes: of the data; `coded`: what it costs, in bytes; `bpb`: the same in bits per byte.
         seconds: that this took, with reading the primer.
     """
 
@@ -181,12 +186,8 @@ class Coding:
     primed_with: int
     bytes: int
     coded: int
+    bpb: float
     seconds: float
-
-    @property
-    def bpb(self) -> float:
-        """Bits per byte."""
-        return 8 * self.coded / self.bytes
 
 
 def codings(corpus: Corpus, primer: Corpus | None = None) -> Iterator[Coding]:
@@ -202,4 +203,5 @@ def codings(corpus: Corpus, primer: Corpus | None = None) -> Iterator[Coding]:
         began = time.perf_counter()
         score = cost_of(one, corpus)
         seconds = time.perf_counter() - began
-        yield Coding(one.name, len(primer) if primer is not None else 0, score.bytes, round(score.bits / 8), seconds)
+        read = len(primer) if primer is not None else 0
+        yield Coding(one.name, read, score.bytes, round(score.bits / 8), score.bpb, seconds)

@@ -51,7 +51,7 @@ def bit_logits_of(logit_BNV: Tensor, byte_BN: Tensor) -> Tensor:
     """
     bit_BNP, left, z = unpack_patches(byte_BN.long(), 8), logit_BNV, []
     for place in range(8):
-        halves = left.unflatten(-1, (2, -1))
+        halves = left.view(*left.shape[:-1], 2, -1)
         both = halves.logsumexp(-1)
         z.append(both[..., 1] - both[..., 0])
         index = bit_BNP[..., place, None, None].expand(*halves.shape[:-2], 1, halves.shape[-1])

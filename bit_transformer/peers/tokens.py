@@ -18,13 +18,11 @@ PIECE = 1 << 16  # bytes that are encoded at a time
 
 
 class Vocabulary(Protocol):
-    """Turns bytes into tokens and back.
+    """Turns bytes into tokens and back."""
 
-    Attributes:
-        size: tokens 0 .. size - 1.
-    """
-
-    size: int
+    @property
+    def size(self) -> int:
+        """Number of tokens: they are 0 .. size - 1."""
 
     def encode(self, data: bytes) -> NDArray[np.int32]:
         """The tokens of some bytes."""
@@ -39,7 +37,10 @@ class Vocabulary(Protocol):
 class ByteVocabulary:
     """A token for each byte."""
 
-    size = 256
+    @property
+    def size(self) -> int:
+        """256."""
+        return 256
 
     def encode(self, data: bytes) -> NDArray[np.int32]:
         """The bytes as numbers."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from bit_transformer.data.sources import Corpus, find_file, find_files, whole_files
-from bit_transformer.errors import ConfigError
-from bit_transformer.evaluation.baselines import compressors
+from bit_transformer.errors import BitTransformerError, ConfigError
+from bit_transformer.evaluation.baselines import Coding, codings, compressors
 from bit_transformer.evaluation.metrics import ModelScorer, byte_costs, default_protocol
 from bit_transformer.evaluation.scorer import Score, cost_of
 from bit_transformer.model import BitTransformerLM
@@ -43,6 +45,9 @@ class Evaluation:
     Attributes:
         of_bytes: bytes to score.
         stopped: whether scoring was stopped early. The figures are then of the bytes so far, and the last file is incomplete.
+        seconds: that scoring took; `coded`: bytes that the files cost the model.
+        codings: what all installed compressors make of the files: starting empty and, where the training bytes are still there, after reading the
+            latest of them, as the model has.
     """
 
     run: str
@@ -50,6 +55,9 @@ class Evaluation:
     total: Comparison
     of_bytes: int
     stopped: bool = False
+    seconds: float = 0.0
+    coded: int = 0
+    codings: list[Coding] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ def evaluate(request: EvaluateRequest, workspace: Workspace, job: Job) -> Evalua
     model = workspace.model(run)
     ours = ModelScorer(model, default_protocol(model, request.overlap, request.learning))
     of_bytes, scores, stopped = len(whole_files(files)), dict[str, Score](), False
+    began, others = time.perf_counter(), list[Coding]()
     with job.stoppable() as asked:
         for path in files:
             before = sum(s.bytes for s in scores.values())
@@ -117,10 +126,44 @@ def evaluate(request: EvaluateRequest, workspace: Workspace, job: Job) -> Evalua
                     break
             if stopped:
                 break
+        seconds = time.perf_counter() - began
+        if not stopped:
+            others = _codings(request, workspace, whole_files(files), job, asked)
     bits, size = sum(s.bits for s in scores.values()), sum(s.bytes for s in scores.values())
     error = math.sqrt(sum(s.standard_error**2 for s in scores.values()))
     total = _compared(Score(bits, size, ours.protocol, error), None if stopped else whole_files(files))
-    return Evaluation(run, {name: score.bpb for name, score in scores.items()}, total, of_bytes, stopped)
+    bpb = {name: score.bpb for name, score in scores.items()}
+    return Evaluation(run, bpb, total, of_bytes, stopped, seconds, round(bits / 8), others)
+
+
+def _codings(
+    request: EvaluateRequest, workspace: Workspace, corpus: Corpus, job: Job, asked: Callable[[], bool]
+) -> list[Coding]:
+    """What compressors make of the files, alone and after reading what the model was trained on."""
+    if request.primer_bytes < 1:
+        return []
+    primer = _primer(request, workspace, job)
+    wanted = [None] if primer is None else [None, primer]
+    found: list[Coding] = []
+    for before in wanted:
+        for coding in codings(corpus, before):
+            found.append(coding)
+            job.tell(Reading(len(found), 0, "compressors: done", "of them"))
+            if asked():
+                return found
+    return found
+
+
+def _primer(request: EvaluateRequest, workspace: Workspace, job: Job) -> Corpus | None:
+    """The latest of the bytes that the model was trained on, if they are still there."""
+    from bit_transformer.service.training import trained_on  # it imports this module
+
+    try:
+        training = trained_on(workspace.model_path(request.run).parent, workspace)
+    except BitTransformerError as gone:
+        job.notice(f"compressors start empty, because the training bytes cannot be read: {gone}")
+        return None
+    return training.part(max(0, len(training) - request.primer_bytes), len(training))
 
 
 def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:

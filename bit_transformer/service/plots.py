@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bit_transformer.errors import ConfigError, MissingExtra
 from bit_transformer.service.files import check_out, write_file
@@ -83,6 +83,72 @@ def plot_telemetry(
         axes.set_ylim(max(-0.02, min(values) - room), min(1.02, max(values) + room))
         _finish(axes, x if axes is rows[-1] else "", f"{name}: {LONG_NAMES[name]}", title if axes is rows[0] else "")
     _save(figure, path)
+
+
+class Line(NamedTuple):
+    """A line of a plot, by its points.
+
+    Attributes:
+        colour: number of its colour, so that it is the same in several plots.
+        strong: whether it stands out.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int
+    strong: bool = False
+
+
+# Colours that stay apart for most eyes: Okabe & Ito 2008, "Color universal design".
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
+STYLES = ("-", "--", ":", "-.")
+
+
+def lines_svg(panels: Sequence[tuple[str, Sequence[Line]]], *, y: str, title: str, log: bool = False) -> str:
+    """Panels with the same lines over different quantities, as SVG with real text. Each panel is the label of its x axis, and its lines.
+
+    Args:
+        log: whether the x axes are logarithmic.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    figure = _figure((4.2 * len(panels) if len(panels) > 1 else 6.4, 4.0))
+    import matplotlib
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for axes, (label, lines) in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True
+    ):
+        for line in lines:
+            axes.plot(
+                [x for x, _ in line.points],
+                [value for _, value in line.points],
+                marker="o",
+                markersize=3.5 if line.strong else 2.5,
+                linewidth=2.2 if line.strong else 1.2,
+                color=COLOURS[line.colour % len(COLOURS)],
+                linestyle=STYLES[line.colour // len(COLOURS) % len(STYLES)],
+                label=line.name,
+                zorder=3 if line.strong else 2,
+            )
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(y)
+            handles = axes.get_legend_handles_labels()
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11, parse_math=False)
+    figure.legend(*handles, loc="outside lower left", ncols=4, frameon=False, fontsize=8)
+    picture = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bit-transformer"}):
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    return picture.getvalue()
 
 
 def check_plot(path: Path) -> None:

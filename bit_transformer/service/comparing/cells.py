@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Cell:
 
     def key(self, plan: ComparisonConfig) -> str:
         """Its name: readable, with a digest of everything that its result depends on. A changed plan does not take an old result for a new one."""
-        whole = {
+        whole: dict[str, Any] = {
             "model": self.model.model_dump(mode="json"),
             "data": self.data.model_dump(mode="json"),
             "seed": self.seed,
@@ -152,10 +153,9 @@ def run_cell(plan: ComparisonConfig, cell: Cell, folder: Path) -> CellResult:
     Raises:
         BitTransformerError: it failed.
     """
-    from bit_transformer.data.sources import find_files, split
+    from bit_transformer.service.training import train_and_held_out
 
-    files = find_files(cell.data.corpora)
-    training, held_out = split(files, cell.data.split, cell.data.holdout)
+    training, held_out = train_and_held_out(cell.data)
     sample = held_out.thinned(plan.eval_bytes, SAMPLE_PIECE)
     made = {
         "bits": _bits,
@@ -413,8 +413,20 @@ def needs(plan: ComparisonConfig) -> Iterator[str]:
         yield "tokenizers"
 
 
+def _end_with(parent: int) -> None:
+    """End this process soon after the one that started it has ended, in whatever way: it may be started again, and would meet this one."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(folder: Path, key: str) -> int:
     """Run a cell of the plan in a folder; the exit code. Its result, or its error, is in a file."""
+    _end_with(os.getppid())
     import torch
 
     plan = ComparisonConfig.of(json.loads((folder / PLAN_FILE).read_text()))

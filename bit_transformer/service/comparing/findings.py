@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
@@ -22,7 +22,7 @@ from bit_transformer.evaluation.significance import (
     pairs_needed,
     student_quantile,
 )
-from bit_transformer.service.comparing.cells import CellResult, Scored
+from bit_transformer.service.comparing.cells import CellResult, Scored, model_config
 
 ALPHA = 0.05
 MATTERS = 0.01  # bits per byte: the difference that the needed number of seeds is given for
@@ -90,10 +90,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation during training, the mean over seeds at each point: (seconds, bytes, operations, bits per byte)."""
+    """Validation during training, the mean over seeds at each point: (seconds, bytes, operations, bits per byte).
+
+    Attributes:
+        adaptive: whether the model learned from the validation sample as it was scored, as models with experts do.
+    """
 
     corpus: str
     model: str
+    adaptive: bool
     points: list[tuple[float, float, float, float]]
 
 
@@ -282,12 +287,14 @@ def _curves(plan: ComparisonConfig, cells: Sequence[CellResult]) -> list[Curve]:
     for cell in cells:
         if cell.curve:
             groups[cell.corpus, cell.model].append(cell)
+    learns = {m.label for m in plan.models if m.kind == "bits" and model_config(plan, m).experts is not None}
+    order = [model.label for model in plan.models]
     made = []
-    for (corpus, model), found in groups.items():
+    for (corpus, model), found in sorted(groups.items(), key=lambda group: order.index(group[0][1])):
         count = min(len(cell.curve) for cell in found)
         whole = np.mean([cell.curve[:count] for cell in found], axis=0)
         points = [(float(s), float(b), float(f), float(v)) for s, b, f, v in whole]
-        made.append(Curve(corpus, model, points))
+        made.append(Curve(corpus, model, model in learns, points))
     return made
 
 
@@ -317,7 +324,7 @@ def _limits(
                 f"Holm is at least {least:.2g}: no claim about {what} can be shown at {ALPHA}, however large the difference. "
                 f"{each} seeds would do; what stands is the intervals, and that no difference was shown to be none."
             )
-    said += [claim.says for claim in (*joint, *claims) if not claim.shown]
+    said += _not_shown([*joint, *claims])
     whole = [row for row in rows if row.trained and len(row.bpb) < seeds]
     said += [f"{row.name} on {row.corpus} has {len(row.bpb)} of {seeds} seeds." for row in whole]
     said += [f"{key} failed: {why}" for key, why in failed.items()]
@@ -329,3 +336,16 @@ def _limits(
     if plan.at_once > 1:
         said.append(f"{plan.at_once} trainings ran at once; each had part of the machine.")
     return said
+
+
+def _not_shown(claims: Sequence[Claim]) -> Iterator[str]:
+    """The claims that were not shown, one line for each corpus and reason."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for claim in claims:
+        where = f"on {claim.corpus}" if claim.corpus else "over all corpora together"
+        if claim.test is None:
+            groups[where, "nothing can be said: fewer than two pairs"].append(claim.other)
+        elif not claim.shown:
+            groups[where, "no difference shown"].append(claim.other)
+    for (where, what), others in groups.items():
+        yield f"{claims[0].reference} and {', '.join(others)}, {where}: {what}."

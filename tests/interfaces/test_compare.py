@@ -1,0 +1,133 @@
+"""`btlm compare`, as a user meets it: real trainings in processes of their own, killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import TEXT
+
+PLAN = """
+title: Two of a kind
+models:
+  - {name: patches-8, kind: bits, model: {patch_bits: 8}}
+  - byte-softmax
+  - counts-1
+seeds: 2
+corpora: [text.txt]
+shape: {d_model: 16, num_layers: 1, window_bytes: 32}
+train: {bytes: 3000, batch_size: 4, eval_bytes: 256, eval_every: 0.5}
+eval_bytes: 20000
+threads: 1
+at_once: 2
+"""
+COMMAND = [sys.executable, "-m", "bit_transformer.cli", "compare", "plan.yaml", "--out", "made", "--json"]
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "text.txt").write_bytes(TEXT * 5)
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    return tmp_path
+
+
+def test_a_killed_comparison_goes_on_with_what_is_not_done(plan):
+    process = subprocess.Popen(COMMAND, cwd=plan, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    cells = plan / "made" / "cells"
+    until = time.monotonic() + 120
+    while len(list(cells.glob("*.json"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    second = subprocess.run(COMMAND, cwd=plan, capture_output=True, text=True)
+    assert second.returncode == 2 and "RunBusy" in second.stdout, second.stderr
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert 2 <= len(done) < 5
+
+    again = subprocess.run(COMMAND, cwd=plan, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    found = json.loads(again.stdout)
+    assert found["done"] == found["of"] == 5 and found["failed"] == {} and not found["stopped"]
+    assert {name: (cells / name).stat().st_mtime_ns for name in done} == done
+    rows = {row["name"]: row for row in found["findings"]["rows"]}
+    assert rows["patches-8"]["bytes"] == rows["byte-softmax"]["bytes"] >= 3000
+    assert set(rows["patches-8"]["bpb"]) == {"0", "1"} and len(rows["byte-softmax"]["bit_costs"]) == 8
+    assert rows["counts-1"]["mean"] < 2 and all(0 < row["mean"] < 8.5 for row in rows.values())
+    assert any("With 2 seeds" in line for line in found["findings"]["limits"])
+    assert "<svg" in (plan / "made" / "report.html").read_text()
+
+    listed = subprocess.run(
+        [sys.executable, "-m", "bit_transformer.cli", "runs", "list", "--store", "made/runs.sqlite", "--json"],
+        cwd=plan,
+        capture_output=True,
+        text=True,
+    )
+    runs = json.loads(listed.stdout)
+    assert len(runs) == 4 and {run["status"] for run in runs} == {"finished"}
+    assert all(run["config"]["provenance"]["torch"] and run["config"]["train"]["seed"] in (0, 1) for run in runs)
+    assert not list((plan / "made").rglob("*.safetensors"))
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_go_on(btlm, plan):
+    text = PLAN.replace("{patch_bits: 8}", "{patch_bits: 8, num_layers: 200000}").replace("seeds: 2", "seeds: 1")
+    (plan / "plan.yaml").write_text(text.replace("  - byte-softmax\n", ""))
+    done = btlm("compare", "plan.yaml", "--out", "made", "--json")
+    assert done.returncode == 2, done.stdout
+    found = json.loads(done.stdout)
+    assert found["done"] == 1 and len(found["failed"]) == 1
+    assert "failed" in (plan / "made" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "args", "said"),
+    [
+        (("patches-8, kind", "patches-8, kid"), [], "unknown key"),
+        (("byte-softmax", "byte-softmx"), [], "which is not known"),
+        (("{patch_bits: 8}", "{patch_bits: 8}, train: {bytes: 4000}"), [], "all share one budget"),
+        (("{patch_bits: 8}", "{patch_bits: 7}"), [], "patch_bits"),
+        (("{patch_bits: 8}", "{patch_bits: 8}, learning: [online]"), [], "no experts"),
+        (("text.txt", "nothing.txt"), [], "got corpus 'nothing.txt'"),
+        (("", ""), ["--seeds", 0], "got seeds=0"),
+        (("", ""), ["--seconds", 5, "--bytes", 5], "got bytes and seconds in train"),
+        (("", ""), ["--quick"], "got plan.yaml and --quick"),
+    ],
+)
+def test_bad_plans_are_one_line_and_nothing_is_trained(btlm, plan, change, args, said):
+    (plan / "plan.yaml").write_text(PLAN.replace(*change))
+    done = btlm("compare", "plan.yaml", "--out", "made", *args)
+    assert done.returncode == 2 and done.stderr.startswith("btlm: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert said in done.stderr
+    assert not (plan / "made").exists()
+
+
+def test_without_a_plan(btlm):
+    done = btlm("compare")
+    assert done.returncode == 2 and "Try --quick" in done.stderr
+
+
+def test_evaluate_shows_compressors_that_have_read_what_the_model_has(btlm, plan):
+    done = btlm(
+        "train", "text.txt", "--steps", 5, "--out", "runs/one", "--set", "model.d_model=16", "--set", "model.num_layers=1",
+        "--set", "model.nhead=2", "--set", "model.max_seq_len=256", "--no-experts",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (plan / "other.txt").write_bytes(TEXT[:3000])
+    found = json.loads(btlm("evaluate", "runs/one", "other.txt", "--json").stdout)
+    by = {(coding["name"], coding["primed_with"] > 0): coding for coding in found["codings"]}
+    assert {("zlib -9", False), ("zlib -9", True), ("xz -9e", False), ("xz -9e", True)} <= set(by)
+    assert by["xz -9e", True]["coded"] < by["xz -9e", False]["coded"] and by["xz -9e", False]["bytes"] == 3000
+    assert by["xz -9e", False]["bpb"] == pytest.approx(8 * by["xz -9e", False]["coded"] / 3000)
+    shown = btlm("evaluate", "runs/one", "other.txt").stdout
+    assert "has read" in shown and "its training data" in shown and "bytes of it" in shown
+    few = json.loads(btlm("evaluate", "runs/one", "other.txt", "--json", "--primer-bytes", 100).stdout)
+    assert {coding["primed_with"] for coding in few["codings"]} == {0, 100}
+    assert json.loads(btlm("evaluate", "runs/one", "other.txt", "--json", "--primer-bytes", 0).stdout)["codings"] == []
+    (plan / "text.txt").write_bytes(b"changed")
+    gone = btlm("evaluate", "runs/one", "other.txt", "--json")
+    assert "training bytes cannot be read" in gone.stderr
+    assert {coding["primed_with"] for coding in json.loads(gone.stdout)["codings"]} == {0}
