@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN ?= runs/demo
 DEMO_SECONDS ?= 120
 
-.PHONY: setup dev demo test test-processors bench clean
+.PHONY: setup dev demo test test-processors bench extras clean
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
@@ -29,7 +29,7 @@ $(VENV)/.installed: $(VENV)/torch.lock pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -q 'pip>=25.1'  # the first that reads dependency groups
-	$(PIP) install -q -c $(VENV)/torch.lock -c constraints.txt -e '.[download,dashboard,hub]' --group dev
+	$(PIP) install -q -c $(VENV)/torch.lock -c constraints.txt -e '.[download,dashboard,hub,hf,compare,tensorboard]' --group dev
 	touch $@
 
 demo: setup
@@ -45,6 +45,10 @@ test-processors: dev
 
 bench: dev
 	$(PIP) install -q -c $(VENV)/torch.lock -c constraints.txt -e '.[bench]'
+
+# Libraries of other people's tools; with them, the tests that need them run too.
+extras: dev
+	$(PIP) install -q -c $(VENV)/torch.lock -c constraints.txt -e '.[lm-eval,datasets,trackio,wandb]'
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

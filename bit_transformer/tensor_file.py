@@ -26,6 +26,14 @@ from bit_transformer.errors import Ask, CheckpointError
 SEALED = "bit-transformer, sealed"  # the header's one entry: the digest, a space, the document
 OLDER = {"format", "sha256", "document"}  # entries of "bit-transformer/1", whose digest does not cover the document
 
+PICKLES = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".ckpt",
+)  # what other programs call files that can run any code when they are read
+
 _log = logging.getLogger(__name__)
 
 
@@ -66,17 +74,37 @@ def read_tensors(path: Path, *, device: torch.device | str = "cpu") -> tuple[dic
         CheckpointError: no such file, not of this format, or damaged, be it by one bit.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: got no such file; a checkpoint is needed", tries=("a run folder", Ask("runs.list"))
-        )
+        others = pickles_in(path.parent)
+        there = f"only {others[0]}, a pickle, which is never read" if others else "no such file"
+        raise CheckpointError(f"{path}: got {there}; a checkpoint is needed", tries=("a run folder", Ask("runs.list")))
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as broken:
+        if _is_pickle(path):
+            raise CheckpointError(
+                f"{path}: got a pickle, which could run any code; only safetensors are read. Try a checkpoint of btlm"
+            ) from None
         raise CheckpointError(f"{path}: is damaged or no checkpoint ({reason(broken)}). Try an earlier one") from broken
     document = _document(header, tensors, path)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, document
+
+
+def pickles_in(folder: Path) -> list[str]:
+    """Names of the files in a folder that other programs pickle, which nobody here reads."""
+    files = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name for name in files if name.endswith(PICKLES) or name.startswith("pytorch_model"))
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles do, plain or in PyTorch's archive."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(2)
+    except OSError:
+        return False
+    return begin == b"PK" or (begin[:1] == b"\x80" and begin[1:] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
 def _document(header: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from bit_transformer.cli.commands import (
     advise,
     bench,
     calibrate,
+    compare,
     compress,
+    corpora,
     diagnose,
     distill,
     doctor,
@@ -21,6 +23,7 @@ from bit_transformer.cli.commands import (
     export,
     generate,
     grow,
+    harness,
     hub,
     infill,
     jobs,
@@ -56,6 +59,8 @@ app.command("protect")(repair.protect)
 app.command("compress")(compress.run)
 app.command("decompress")(compress.decompress)
 app.command("evaluate")(evaluate.run)
+app.command("harness")(harness.run)
+app.command("compare")(compare.run)
 app.command("score")(score.run)
 app.command("telemetry")(telemetry.run)
 app.command("calibrate")(calibrate.run)
@@ -66,6 +71,7 @@ app.command("export")(export.run)
 app.add_typer(hub.app, name="hub")
 app.command("serve", context_settings=serve.PASSED_ON)(serve.serve)
 app.command("dashboard", context_settings=serve.PASSED_ON)(serve.dashboard)
+app.command("corpora")(corpora.run)
 app.command("doctor")(doctor.run)
 app.command("advise")(advise.run)
 app.command("trade")(advise.trade)

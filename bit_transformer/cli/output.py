@@ -42,6 +42,7 @@ COMMANDS = {  # operations that are verbs of other names here
     "runs.trigger": "runs trigger",
     "runs.untrigger": "runs untrigger",
     "jobs.list": "jobs",
+    "hub.login": "hub login",
     "hub.push": "hub push",
     "hub.pull": "hub pull",
     "telemetry_of_run": "telemetry",

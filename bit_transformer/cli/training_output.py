@@ -127,6 +127,6 @@ def show_training(result: TrainResult) -> None:
         console.print(f"Go on with: btlm train --out {result.folder} --resume", soft_wrap=True)
     else:
         console.print(
-            f"Run folder: {result.folder}  (config.json, model.safetensors, training.safetensors, metrics.csv, loss.png)",
+            f"Run folder: {result.folder}  (config.json, model.safetensors, training.safetensors, metrics.csv, metrics.jsonl, loss.png)",
             soft_wrap=True,
         )

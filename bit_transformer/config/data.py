@@ -13,15 +13,21 @@ class DataConfig(Config):
     """Which data to train on and which to hold out."""
 
     corpora: tuple[str, ...] = Field(
-        ("stdlib",), description="Names, files, folders, globs, or '-' for standard input."
+        ("stdlib",), description="Names, files, folders, globs, hf:NAME of the hub, or '-' for standard input."
     )
-    split: Literal["auto", "position", "file"] = Field(
+    split: Literal["auto", "position", "file", "standard"] = Field(
         "auto",
-        description="Hold out the end of each file (position) or whole files (file); auto: whole files if there are ten or more.",
+        description="Hold out the end of each file (position) or whole files (file); auto: whole files if there are ten or more; standard: "
+        "train, validate and hold out the parts that results on a named corpus are published for.",
     )
-    holdout: float = Field(0.1, ge=0, lt=1, description="Fraction held out, for the last evaluation.")
+    holdout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Fraction held out, for the last evaluation; with standard parts only 0 counts: nothing.",
+    )
     validation: Literal["own", "held-out"] = Field(
         "own",
-        description="Data for validations, which select the best weights. own: bytes set aside from the training part, so the held-out "
-        "part selects nothing; held-out: a sample of the held-out part.",
+        description="Data for validations, which select the best weights. own: bytes set aside from the training part (or the standard "
+        "validation part), so the held-out part selects nothing; held-out: a sample of the held-out part.",
     )

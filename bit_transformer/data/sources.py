@@ -1,7 +1,7 @@
 """Training data: named corpora, files, folders, globs, standard input, bytes in memory.
 
-Files stay on disk, memory-mapped. A `Corpus` is a list of spans that reads like one long array. A named corpus is read
-from `BTLM_DATA_DIR` or from a cache, or downloaded; its SHA-256 is always checked.
+Files stay on disk, memory-mapped. A `Corpus` is a list of spans that reads like one long array. Named corpora are in `registry.py`, data sets of
+the Hugging Face hub in `hub_sets.py`.
 """
 
 from __future__ import annotations
@@ -21,81 +21,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.errors import BitStreamError
-from bit_transformer.extras import require
-
-DATA_DIR_VARIABLE = "BTLM_DATA_DIR"
-
-
-@dataclass(frozen=True)
-class NamedCorpus:
-    """A public file for comparing results.
-
-    Attributes:
-        filename: its name in a data folder.
-        sha256: of the file itself, unpacked.
-        url: where to download it.
-        archive_sha256: of the download, if that is a zip archive that contains the file as `filename`.
-        about: one line.
-    """
-
-    filename: str
-    sha256: str
-    url: str
-    about: str
-    archive_sha256: str | None = None
-
-
-_SILESIA = "http://sun.aei.polsl.pl/~sdeor/corpus/silesia.zip"
-_SILESIA_SHA256 = "0626e25f45c0ffb5dc801f13b7c82a3b75743ba07e3a71835a41e3d9f63c77af"
-
-
-def _silesia(name: str, sha256: str, about: str) -> NamedCorpus:
-    return NamedCorpus(name, sha256, _SILESIA, f"Silesia corpus: {about}", _SILESIA_SHA256)
-
-
-REGISTRY: dict[str, NamedCorpus] = {
-    "tinyshakespeare": NamedCorpus(
-        "tinyshakespeare.txt",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "Shakespeare's plays, 1.1 MB (Karpathy 2015)",
-    ),
-    "enwik8": NamedCorpus(
-        "enwik8",
-        "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
-        "http://mattmahoney.net/dc/enwik8.zip",
-        "the first 100 MB of English Wikipedia, as XML (Mahoney 2006)",
-        "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
-    ),
-    "dickens": _silesia(
-        "dickens", "b24c37886142e11d0ee687db6ab06f936207aa7f2ea1fd1d9a36763c7a507e6a", "English novels"
-    ),
-    "mozilla": _silesia(
-        "mozilla", "657fc3764b0c75ac9de9623125705831ebbfbe08fed248df73bc2dc66e2a963b", "executables, tar"
-    ),
-    "mr": _silesia("mr", "68637ed52e3e4860174ed2dc0840ac77d5f1a60abbcb13770d5754e3774d53e6", "a 3-D MRI image"),
-    "nci": _silesia("nci", "fc63a31770947b8c2062d3b19ca94c00485a232bb91b502021948fee983e1635", "chemical structures"),
-    "ooffice": _silesia("ooffice", "e7ee013880d34dd5208283d0d3d91b07f442e067454276095ded14f322a656eb", "a Windows DLL"),
-    "osdb": _silesia("osdb", "60f027179302ca3ad87c58ac90b6be72ec23588aaa7a3b7fe8ecc0f11def3fa3", "a MySQL table"),
-    "reymont": _silesia(
-        "reymont", "0eac0114a3dfe6e2ee1f345a0f79d653cb26c3bc9f0ed79238af4933422b7578", "a Polish novel, PDF"
-    ),
-    "samba": _silesia("samba", "93ba07bc44d8267789c1d911992f40b089ffa2140b4a160fac11ccae9a40e7b2", "source code, tar"),
-    "sao": _silesia("sao", "c2d0ea2cc59d4c21b7fe43a71499342a00cbe530a1d5548770e91ecd6214adcc", "a star catalogue"),
-    "webster": _silesia(
-        "webster", "6a68f69b26daf09f9dd84f7470368553194a0b294fcfa80f1604efb11143a383", "a dictionary, HTML"
-    ),
-    "x-ray": _silesia(
-        "x-ray", "7de9fce1405dc44ae5e6813ed21cd5751e761bd4265655a005d39b9685d1c9ad", "a 12-bit X-ray image"
-    ),
-    "xml": _silesia("xml", "0e82e54e695c1938e4193448022543845b33020c8be6bf3bf3ead2224903e08c", "XML files, tar"),
-}
+from bit_transformer.data.hub_sets import is_hub_name, part_file, row_file
+from bit_transformer.data.registry import DATA_DIR_VARIABLE as DATA_DIR_VARIABLE
+from bit_transformer.data.registry import PARTS, PartName, corpus_cache, named_files, with_parts, write_pieces
+from bit_transformer.data.registry import REGISTRY as REGISTRY
+from bit_transformer.data.registry import named_file as named_file
+from bit_transformer.errors import BitStreamError, ConfigError, Give
 
 
 class InMemory:
@@ -266,7 +202,8 @@ def find_files(names: Sequence[str], *, stdin: BinaryIO | None = None, leave_out
     """The files of corpora, each once, in a fixed order.
 
     Args:
-        names: corpus names, files, folders, globs, or "-" for standard input.
+        names: corpus names, `hf:NAME` for a data set of the Hugging Face hub, files, folders, globs, or "-" for standard input. `NAME:test`
+            is a standard part of a corpus.
         leave_out: files and folders to skip even if they are inside a corpus's folder, such as a run folder.
 
     Raises:
@@ -315,6 +252,8 @@ def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
     if name == "stdlib":
         return stdlib_files()
     path = Path(name)
+    if is_hub_name(name) and not path.exists():
+        return [row_file(name)]
     if not name:
         found = []
     elif path.is_dir():
@@ -324,7 +263,9 @@ def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
     elif path.exists():
         found = [path]
     elif name in REGISTRY:
-        found = [named_file(name)]
+        found = named_files(name)
+    elif (part := _part_named(name)) is not None:
+        found = [_file_of_part(*part)]
     else:
         found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
     if not found:
@@ -332,8 +273,81 @@ def _files_of(name: str, stdin: BinaryIO | None) -> list[Path]:
         if near := _similar(name):
             raise BitStreamError(f"got corpus {name!r}; {nothing}. Did you mean {near!r}?")
         names = ", ".join(("stdlib", *REGISTRY))
-        raise BitStreamError(f"got corpus {name!r}; {nothing} ({names}). Try a path, or '-' for standard input")
+        raise BitStreamError(
+            f"got corpus {name!r}; {nothing} ({names}). Try a path, hf:NAME for a data set of the hub, or '-' for standard input"
+        )
     return found
+
+
+def is_corpus(name: str) -> bool:
+    """Whether a name stands for a corpus, and not for a file."""
+    return name == "stdlib" or name in REGISTRY or is_hub_name(name) or _part_named(name) is not None
+
+
+# ---- standard parts ----
+
+
+class StandardParts(NamedTuple):
+    """The parts into which a corpus is divided by those who publish results on it."""
+
+    train: Corpus
+    validation: Corpus
+    test: Corpus
+
+
+def standard_parts(names: Sequence[str]) -> StandardParts:
+    """The standard parts of corpora, all training parts together, and so on.
+
+    Args:
+        names: corpora that have them, or `hf:NAME` with splits of the names train, validation and test.
+
+    Raises:
+        ConfigError: one of them has none.
+        BitStreamError: as `find_files`.
+    """
+    parts: dict[PartName, list[Span]] = {part: [] for part in PARTS}
+    for name in dict.fromkeys(names):
+        if is_hub_name(name):
+            files = {part: part_file(name, part) for part in PARTS}
+            spans = {part: Span(path, 0, path.stat().st_size) for part, path in files.items()}
+        elif name in REGISTRY and REGISTRY[name].parts:
+            files_of = named_files(name)
+            spans = {part: _span_of_part(name, part, files_of) for part in PARTS}
+        else:
+            raise ConfigError(
+                f"got data.split='standard' for {name!r}, which has no standard parts; {', '.join(with_parts())} have them",
+                field="data.split",
+                tries=(Give("data.split", "auto"),),
+            )
+        for part in PARTS:
+            parts[part].append(spans[part])
+    return StandardParts(*(Corpus(parts[part]) for part in PARTS))
+
+
+def _span_of_part(name: str, part: PartName, files: Sequence[Path]) -> Span:
+    place = REGISTRY[name].parts[part]
+    path = files[place.file]
+    return Span(path, place.start, path.stat().st_size if place.stop is None else place.stop)
+
+
+def _part_named(name: str) -> tuple[str, PartName] | None:
+    """Corpus and part that `CORPUS:PART` names."""
+    corpus, _, wanted = name.partition(":")
+    part = next((part for part in PARTS if part == wanted), None)
+    return (corpus, part) if part is not None and corpus in REGISTRY and REGISTRY[corpus].parts else None
+
+
+def _file_of_part(name: str, part: PartName) -> Path:
+    """A file with a standard part. A part of a larger file is written to the cache once."""
+    span = _span_of_part(name, part, named_files(name))
+    assert isinstance(span.path, Path)
+    if len(span) == span.path.stat().st_size:
+        return span.path
+    path = corpus_cache() / f"{name}.{part}"
+    if not path.is_file() or path.stat().st_size != len(span):
+        pieces = (span.read(at, at + (1 << 20)).tobytes() for at in range(0, len(span), 1 << 20))
+        write_pieces(path, pieces)
+    return path
 
 
 def _similar(name: str) -> str | None:
@@ -358,61 +372,6 @@ def stdlib_files() -> list[Path]:
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     return sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts) and p.stat().st_size)
-
-
-def named_file(name: str, *, cache: Path | None = None) -> Path:
-    """The file of a named corpus: from `BTLM_DATA_DIR`, from the cache, or downloaded. Its SHA-256 is checked.
-
-    Raises:
-        BitStreamError: the file in the data folder has another checksum, or the download failed.
-    """
-    corpus = REGISTRY[name]
-    folder = os.environ.get(DATA_DIR_VARIABLE)
-    if folder and (local := Path(folder) / corpus.filename).is_file():
-        got = _sha256(local, local.stat().st_mtime_ns)
-        if got != corpus.sha256:
-            raise BitStreamError(
-                f"{local}: got SHA-256 {got[:12]}...; {corpus.sha256[:12]}... of corpus {name!r} is needed. "
-                f"Try removing the file, then it is downloaded"
-            )
-        return local
-    return _download(name, corpus, cache)
-
-
-def _download(name: str, corpus: NamedCorpus, cache: Path | None) -> Path:
-    pooch = require("pooch", extra="download", purpose=f"downloading corpus {name!r}")
-    folder = cache or Path(pooch.os_cache("bit-transformer"))
-    if (kept := folder / corpus.filename).is_file() and _sha256(kept, kept.stat().st_mtime_ns) == corpus.sha256:
-        return kept
-    processor = pooch.Unzip(members=[corpus.filename], extract_dir=".") if corpus.archive_sha256 else None
-    try:
-        got = pooch.retrieve(
-            corpus.url,
-            known_hash=f"sha256:{corpus.archive_sha256 or corpus.sha256}",
-            fname=None if corpus.archive_sha256 else corpus.filename,
-            path=folder,
-            processor=processor,
-            progressbar=False,
-        )
-    except Exception as failed:  # pooch passes on any error of its transport: OSError, ValueError, its own
-        raise BitStreamError(
-            f"corpus {name!r}: download from {corpus.url} failed ({type(failed).__name__}: {str(failed).splitlines()[0]}). "
-            f"Try putting {corpus.filename!r} into a folder and setting {DATA_DIR_VARIABLE} to it"
-        ) from failed
-    file = Path(got[0] if isinstance(got, list) else got)
-    if _sha256(file, file.stat().st_mtime_ns) != corpus.sha256:
-        file.unlink()  # extraction was interrupted
-        raise BitStreamError(f"{file}: was incomplete and is removed. Try again")
-    return file
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, _changed_ns: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _spool(chunks: Iterable[bytes]) -> Path:

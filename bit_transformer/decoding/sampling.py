@@ -99,9 +99,9 @@ class Sampler:
         begin = place * P
         for index, bits in enumerate(self.prompts):
             if begin < len(bits):
-                score_BV[index, ~_begins_with(P, tuple(bits[begin : begin + P].tolist()))] = -np.inf
+                score_BV[index, ~begins_with(P, tuple(bits[begin : begin + P].tolist()))] = -np.inf
             if self.parity:
-                score_BV[index, ~_even_bytes(P, begin % 9, self.odd[index])[0]] = -np.inf
+                score_BV[index, ~even_bytes(P, begin % 9, self.odd[index])[0]] = -np.inf
 
     def _discourage(self, score_BV: NDArray[np.float64]) -> None:
         """Apply the repetition penalty, exclude repeated n-grams, and apply top-p."""
@@ -126,7 +126,7 @@ class Sampler:
         P = self.config.patch_bits
         for index, patch in enumerate(patches):
             if self.parity:
-                self.odd[index] = int(_even_bytes(P, place * P % 9, self.odd[index])[1][patch])
+                self.odd[index] = int(even_bytes(P, place * P % 9, self.odd[index])[1][patch])
             if not self.plain:
                 self.history[index].append(patch)
                 if self.how.no_repeat_ngram and len(self.history[index]) >= self.how.no_repeat_ngram:
@@ -148,14 +148,14 @@ def _check_parity(bits: Bits) -> None:
 
 
 @lru_cache(maxsize=1 << 12)
-def _begins_with(patch_bits: int, prefix: tuple[int, ...]) -> NDArray[np.bool_]:
+def begins_with(patch_bits: int, prefix: tuple[int, ...]) -> NDArray[np.bool_]:
     """Which of the V patches begin with the given bits."""
     value = int("".join(map(str, prefix)), 2)
     return np.arange(1 << patch_bits) >> (patch_bits - len(prefix)) == value
 
 
 @lru_cache(maxsize=64)
-def _even_bytes(patch_bits: int, phase: int, odd: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+def even_bytes(patch_bits: int, phase: int, odd: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which of the V patches keep every byte's parity even, and whether the incomplete byte after each is odd so far.
 
     Args:

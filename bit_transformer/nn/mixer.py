@@ -52,11 +52,17 @@ class ExpertMixer(nn.Module):
         )
         return (weight_BNPF * feature_BNPF).sum(-1)
 
+    def at_nodes(self, h_ND: Tensor, features_NVF: Tensor) -> Tensor:
+        """The experts' part at every node of N patches, given their features at every node; with gradients: z_NV."""
+        gate_NPF = F.linear(h_ND, rounded(self.gate, self.rounding)).view(len(h_ND), self.patch_bits, self.features)
+        weight_NVF = gate_NPF[:, node_depths(self.patch_bits, h_ND.device)] + self.by_node
+        return torch.einsum("nvf,nvf->nv", weight_NVF, features_NVF.to(weight_NVF.dtype)) * self.scale
+
     def node_logits(self, h_BD: NDArray[np.float32], features_BVF: NDArray[np.int8]) -> NDArray[np.float32]:
         """The same at every node of one patch, in NumPy: z_BV."""
-        gate_BPF = (h_BD @ plain(self.gate, self.rounding).cpu().numpy().T).reshape(
+        gate_BPF = (h_BD @ plain(self.gate, self.rounding).float().cpu().numpy().T).reshape(
             len(h_BD), self.patch_bits, self.features
         )
-        weight_BVF = gate_BPF[:, node_depths(self.patch_bits).numpy()] + self.by_node.detach().cpu().numpy()
+        weight_BVF = gate_BPF[:, node_depths(self.patch_bits).numpy()] + self.by_node.detach().float().cpu().numpy()
         mixed_BV: NDArray[np.float32] = np.einsum("bvf,bvf->bv", weight_BVF, features_BVF.astype(np.float32))
         return mixed_BV * np.float32(self.scale)

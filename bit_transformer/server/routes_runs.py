@@ -24,7 +24,7 @@ from bit_transformer.service.control import Told
 
 router = APIRouter(tags=["runs"], responses=answers(404, 409, 503))
 # What a training writes that others can use; names are never taken from a request as a path.
-FILES = ("model.safetensors", "gate.safetensors", "config.json", "metrics.csv", "loss.png")
+FILES = ("model.safetensors", "gate.safetensors", "config.json", "metrics.csv", "metrics.jsonl", "loss.png")
 Cursor = Annotated[int | None, Query(ge=0, lt=1 << 53, description="Id of the last event that is known.")]
 
 

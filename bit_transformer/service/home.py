@@ -25,7 +25,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from bit_transformer.data.sources import REGISTRY
+from bit_transformer.data.hub_sets import is_hub_name
+from bit_transformer.data.sources import REGISTRY, is_corpus
 from bit_transformer.errors import Ask, BitStreamError, CheckpointError, ConfigError, RunNotFound, UploadNotFound
 from bit_transformer.extras import require
 from bit_transformer.runs.database import Database
@@ -295,7 +296,7 @@ class Home:
         Raises:
             BitStreamError: there is none.
         """
-        if name == "stdlib" or name in REGISTRY:
+        if is_corpus(name) and not is_hub_name(name):  # a name of the hub's library may be a path of this machine
             return name
         if name.startswith(UPLOAD):
             path = self.upload_path(name, field)

@@ -1,7 +1,7 @@
 """Models on the Hugging Face hub: a run's model is pushed there with a card, and a model from there becomes a run folder.
 
-Only files of known names are taken from a repository: safetensors, JSON and text, never pickles or code. The token is the hub library's own
-(`HF_TOKEN`, or `hf auth login`); it is in no request and in no record.
+Only files of known names are taken from a repository: safetensors, JSON and text, never pickles or code. The token is that of the environment,
+of the hub's library or of the system's keyring (`hub_token.py`); it is in no request and in no record.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bit_transformer.adapters.folder import CODE_FILE, TOKENIZER_FILE
 from bit_transformer.config import ModelConfig
 from bit_transformer.errors import BitTransformerError, CheckpointError, ConfigError, Give, HubError
 from bit_transformer.extras import require
 from bit_transformer.runs.lock import held
 from bit_transformer.service.checkpoints import GATE_FILE, MODEL_FILE, header, summarize
 from bit_transformer.service.files import check_run_folder
+from bit_transformer.service.hub_token import SIGN_IN, known_token
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.model_card import CARD_FILE, CONFIG_FILE, config_text, parcel
-from bit_transformer.service.requests import PullRequest, PushRequest
+from bit_transformer.service.requests import LoginRequest, PullRequest, PushRequest
 from bit_transformer.service.workspace import Workspace
 
 PURPOSE = "the Hugging Face hub"
-KNOWN = (MODEL_FILE, GATE_FILE, CONFIG_FILE, CARD_FILE)
+KNOWN = (MODEL_FILE, GATE_FILE, CONFIG_FILE, CARD_FILE)  # what is pulled
+SENT = (*KNOWN, CODE_FILE, TOKENIZER_FILE)  # what a push may have put there
 SMALL, SMALL_BYTES = (CONFIG_FILE, CARD_FILE), 4 << 20  # most bytes of files that are read whole
 ROOM = 64 << 20  # bytes of the disk that stay free
 FRESH = (".gitattributes",)  # what the hub puts into a new repository
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
-SIGN_IN = "`hf auth login`, or a token in HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,60 @@ class Pulled:
     left: list[str]
 
 
+@dataclass(frozen=True)
+class Account:
+    """Whose token is used.
+
+    Attributes:
+        source: where the token is from.
+        role: what it may do, as the hub says: read, write, fineGrained; None if it does not say.
+        endpoint: the hub that was asked.
+    """
+
+    user: str
+    source: str
+    role: str | None
+    endpoint: str
+
+
+def login(request: LoginRequest, workspace: Workspace, job: Job) -> Account:
+    """Ask the hub whose token this machine has. The token itself is never shown.
+
+    Raises:
+        HubError: there is no token, the hub does not know it, or cannot be reached.
+        MissingExtra: the hub's library is not installed.
+    """
+    token = known_token(_library())
+    if token is None:
+        raise HubError("got no token of the hub; none is needed to pull what is public", tries=(SIGN_IN,))
+    return whose(token.text, token.source)
+
+
+def whose(token: str, source: str) -> Account:
+    """Ask the hub whose a token is.
+
+    Raises:
+        HubError: the hub does not know it, or cannot be reached.
+        MissingExtra: the hub's library is not installed.
+    """
+    hub = _library()
+    api = hub.HfApi(token=token)
+    with _refusals(hub, "hub", "say whose it is"):
+        try:
+            said = api.whoami()
+        except hub.errors.HfHubHTTPError as refused:
+            if refused.response.status_code not in (401, 403):
+                raise
+            raise HubError(
+                f"got a token from {source}; {api.endpoint} does not know it", tries=("a new one", SIGN_IN)
+            ) from None
+        try:
+            role = said.get("auth", {}).get("accessToken", {}).get("role")
+            return Account(str(said["name"]), source, None if role is None else str(role), str(api.endpoint))
+        except (AttributeError, KeyError, TypeError):
+            raise HubError(f"{api.endpoint}: its answer makes no sense. Try again later") from None
+
+
 def push(request: PushRequest, workspace: Workspace, job: Job) -> Pushed:
     """Push a run's model to the hub, as one commit: the checkpoint, settings without this machine's paths, the gate, and a card.
 
@@ -84,9 +140,10 @@ def push(request: PushRequest, workspace: Workspace, job: Job) -> Pushed:
     _check_repo(request.repo)
     of = parcel(request.run, workspace)
     hub = _library()
-    if not hub.get_token():
+    token = known_token(hub)
+    if token is None:
         raise HubError("got no token of the hub; a token that may write is needed", tries=(SIGN_IN,))
-    api, repo = hub.HfApi(), request.repo
+    api, repo = hub.HfApi(token=token.text), request.repo
     files = of.files(repo)
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     with job.cancellable(), _quiet(hub), _refusals(hub, repo, "write to it"):
@@ -100,7 +157,7 @@ def push(request: PushRequest, workspace: Workspace, job: Job) -> Pushed:
             job.tell(Reading(done, total, "hub: sent"))
             api.preupload_lfs_files(repo, additions=[add])  # large files; small ones go with the commit
             done += sizes[add.path_in_repo]
-        gone = [hub.CommitOperationDelete(path_in_repo=name) for name in KNOWN if name in there and name not in files]
+        gone = [hub.CommitOperationDelete(path_in_repo=name) for name in SENT if name in there and name not in files]
         step = "" if of.about.step is None else f" at update {of.about.step:,}"
         made = api.create_commit(repo, [*adds, *gone], commit_message=request.message.strip() or f"{of.name}{step}")
         job.tell(Reading(total, total, "hub: sent"))
@@ -147,7 +204,8 @@ def pull(request: PullRequest, workspace: Workspace, job: Job) -> Pulled:
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out} holds files already; a model needs its own folder", field="out", tries=(Give("out"),))
     hub = _library()
-    api = hub.HfApi()
+    token = known_token(hub)
+    api = hub.HfApi(token=token.text if token is not None else None)
     with job.cancellable(), _quiet(hub), _refusals(hub, repo, "read it"):
         info = api.repo_info(repo, revision=request.revision, files_metadata=True)
         sizes: dict[str, int | None] = {file.rfilename: file.size for file in info.siblings or ()}
@@ -320,7 +378,7 @@ def _told(hub: Any, repo: str, act: str, error: BaseException) -> HubError | Non
 
 def _no_repository(hub: Any, repo: str, act: str, status: int) -> HubError:
     if status == 401:
-        why = "the hub does not know the token" if hub.get_token() else "no token was given"
+        why = "the hub does not know the token" if known_token(hub) else "no token was given"
         what = f"{repo}: there is no such repository, or {why} that it takes to {act}"
     else:
         what = f"{repo}: there is no such repository, or the token may not {act}"

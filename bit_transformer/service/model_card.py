@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bit_transformer.adapters.folder import CODE_FILE, as_json, code_files, config_entries, has_text
 from bit_transformer.config import ModelConfig
 from bit_transformer.errors import CheckpointError
 from bit_transformer.runs.store import Run
@@ -46,13 +47,17 @@ class Parcel:
         return self.path.with_name(GATE_FILE) if self.about.calibrated else None
 
     def files(self, repo: str | None = None) -> dict[str, Path | bytes]:
-        """Files to give away, by name.
+        """Files to give away, by name. A folder of them is one for `btlm` and, unless it is a diffusion model, for transformers too.
 
         Args:
             repo: OWNER/NAME, for the card, if they go to the hub.
         """
+        model = ModelConfig.of(self.about.model)
         files: dict[str, Path | bytes] = {MODEL_FILE: self.path, CARD_FILE: card(self, repo).encode()}
-        if self.config is not None:
+        if model.causal:
+            files[CONFIG_FILE] = as_json({**public_config(self.config or {}), **config_entries(model)})
+            files |= code_files(model)
+        elif self.config is not None:
             files[CONFIG_FILE] = config_text(self.config)
         if self.gate is not None:
             files[GATE_FILE] = self.gate
@@ -114,7 +119,7 @@ def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_text(config: Mapping[str, Any]) -> bytes:
     """The public settings of a run, as the file that holds them."""
-    return f"{json.dumps(public_config(config), indent=2)}\n".encode()
+    return as_json(public_config(config))
 
 
 def data_names(config: Mapping[str, Any]) -> list[str]:
@@ -146,10 +151,7 @@ def card(of: Parcel, repo: str | None = None) -> str:
     name = plain(repo.partition("/")[2] if repo else of.name)
     lines = [
         "---",
-        "library_name: bit-transformer",
-        "tags:",
-        "- bit-transformer",
-        f"- {'autoregressive' if model.causal else 'diffusion'}",
+        *_labels(model),
         "---",
         "",
         f"# {name}",
@@ -171,11 +173,65 @@ def card(of: Parcel, repo: str | None = None) -> str:
         *_use(of, model, repo),
         "```",
         "",
+        *_in_transformers(model, repo),
         "## Limits",
         "",
-        "It predicts data like what it was trained on, and knows nothing about whether that is true. What is not listed here was not measured.",
+        *(f"- {limit}" for limit in _limits(of, model)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _labels(model: ModelConfig) -> list[str]:
+    """By what the hub sorts models."""
+    if not model.causal:
+        return ["library_name: bit-transformer", "tags:", "- bit-transformer", "- diffusion"]
+    kind = ["pipeline_tag: text-generation"] if has_text(model) else []
+    return ["library_name: transformers", *kind, "tags:", "- bit-transformer", "- custom_code", "- autoregressive"]
+
+
+def _in_transformers(model: ModelConfig, repo: str | None) -> list[str]:
+    """How transformers uses the model; nothing for those that it cannot use as they are."""
+    if not has_text(model):
+        return []
+    return [
+        "With Hugging Face transformers, and this package installed (`pip install 'bit-transformer[hf]'`):",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        f'make = pipeline("text-generation", model="{repo or "FOLDER"}", trust_remote_code=True)',
+        'make("...", max_new_tokens=200, do_sample=False)',
+        "```",
+        "",
+        f"`{CODE_FILE}`, which `trust_remote_code` runs, only imports the installed package.",
+        "",
+    ]
+
+
+def _limits(of: Parcel, model: ModelConfig) -> list[str]:
+    """What the model cannot do, as far as its shape and its records say."""
+    window = model.max_seq_len // model.byte_bits
+    limits = [
+        "It predicts data like what it was trained on, and knows nothing about whether that is true.",
+        "It continues or completes bytes. It was not trained to follow instructions, and what it makes is filtered only behind a calibrated gate.",
+        f"It sees {_count(window, 'byte')} at once."
+        + (" What is older is forgotten" if model.causal else " Longer data is done window by window")
+        + (", except for what its experts remember of it." if model.experts is not None else "."),
+    ]
+    if isinstance(of.result.get("bpb"), int | float):
+        size = of.result.get("bytes", 0)
+        limits.append(
+            f"The figures are of one training and of {size:,} bytes of data like its training data. Other data gives others."
+        )
+        limits.append(
+            f"Compressors begin without knowledge and keep none. The model was trained before, and its file of {of.about.bytes:,} bytes is not counted."
+        )
+    if model.causal and model.experts is not None:
+        limits.append(
+            "Its experts can go on learning in `btlm`. In transformers they stay as they are: training there changes the other weights only."
+        )
+    limits.append("What is not listed here was not measured.")
+    return limits
 
 
 def _facts(of: Parcel, model: ModelConfig) -> list[tuple[str, str]]:

@@ -113,6 +113,8 @@ OPERATIONS = {
         Operation("evaluate", requests.EvaluateRequest, "evaluation:evaluate", long=True),
         Operation("compare", requests.CompareRequest, "comparing.comparing:compare", writes=True, long=True),
         Operation("score", requests.ScoreRequest, "evaluation:score", long=True),
+        Operation("harness", requests.HarnessRequest, "harness:harness", long=True),
+        Operation("corpora", requests.CorporaRequest, "corpora:corpora"),
         Operation("predictions", requests.PredictionsRequest, "predictions:predictions"),
         Operation("histogram", requests.HistogramRequest, "histogram:histogram"),
         Operation("telemetry", requests.FileTelemetryRequest, "telemetry:of_file"),
@@ -145,6 +147,8 @@ OPERATIONS = {
         Operation("runs.untrigger", requests.RemoveTriggerRequest, "control:remove_trigger", writes=True),
         Operation("jobs.list", requests.ListJobsRequest, "queue:list_jobs"),
         Operation("export", requests.ExportRequest, "export:export", writes=True, long=True),
+        # It changes nothing, but whose token this is must not be told to anybody who may only read.
+        Operation("hub.login", requests.LoginRequest, "hub:login", writes=True),
         Operation("hub.push", requests.PushRequest, "hub:push", writes=True, long=True),
         Operation("hub.pull", requests.PullRequest, "hub:pull", writes=True, long=True),
     )

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from bit_transformer.config import ComparisonConfig, Config, DataConfig, DistributedConfig, ModelConfig, Sampling, TrainConfig
+from bit_transformer.config import (
+    ComparisonConfig,
+    Config,
+    DataConfig,
+    DistributedConfig,
+    ModelConfig,
+    Sampling,
+    TrainConfig,
+)
 from bit_transformer.runs.jobs import State
 
 EVAL_BYTES = 1 << 18
@@ -36,6 +44,10 @@ NewFile = Annotated[Path, Place.NEW_FILE]
 LocalFile = Annotated[Path, Place.HERE]
 
 
+LogName = Literal["jsonl", "tensorboard", "trackio", "wandb"]
+LOG_TO: tuple[LogName, ...] = ("jsonl",)
+
+
 BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")  # bytes in JSON, of requests and of results
 
 
@@ -59,6 +71,9 @@ class TrainRequest(Request):
     )
     overwrite: bool = Field(False, description="Replace a run in this folder.")
     distributed: DistributedConfig | None = Field(None, description="Train on several processes.")
+    log_to: tuple[LogName, ...] = Field(
+        LOG_TO, description="Logs beside the run store; jsonl: metrics.jsonl in the run folder."
+    )
 
 
 class FurtherRequest(Request):
@@ -71,6 +86,7 @@ class FurtherRequest(Request):
     eval_bytes: int = EVAL_BYTES
     overwrite: bool = False
     distributed: DistributedConfig | None = None
+    log_to: tuple[LogName, ...] = LOG_TO
 
 
 class ResumeRequest(Request):
@@ -274,6 +290,11 @@ class EvaluateRequest(Request):
     learning: str | None = Field(
         None, description="What learns from a file while it is scored: static, online, online+mixer."
     )
+    primer_bytes: int = Field(
+        1 << 20,
+        ge=0,
+        description="Bytes of the training data, the latest, that compressors read first, to be compared with the model; 0: no compressors.",
+    )
 
 
 class ScoreRequest(Request):
@@ -296,6 +317,29 @@ class PredictionsRequest(Request):
     learning: str | None = Field(
         None, description="What learns from the data while it is scored: static, online, online+mixer."
     )
+
+
+class HarnessRequest(Request):
+    """A run's model on tasks of the Language Model Evaluation Harness."""
+
+    run: Checkpoint
+    tasks: tuple[str, ...] = Field((), description="Names of tasks. Default: all of the folder.")
+    include: LocalFile | None = Field(None, description="A folder of task files (.yaml). Python that they name is run.")
+    limit: int | None = Field(None, ge=1, description="Documents of each task, at most.")
+    shots: int | None = Field(None, ge=0, description="Examples before each question. Default: as the task says.")
+    batch: int = Field(32, ge=1, description="Windows, or prompts, at once.")
+    learning: str = Field(
+        "static", description="What learns from a text while it is scored: static (nothing) or online (the experts)."
+    )
+    overlap: float = Field(
+        0.5, ge=0, lt=1, description="Fraction of a window that is only context, of texts longer than a window."
+    )
+
+
+class CorporaRequest(Request):
+    """List the corpora that can be named: size, licence, standard parts, checksum, and whether they are here."""
+
+    check: bool = Field(False, description="Compare the checksums of the files that are here.")
 
 
 class HistogramRequest(Request):
@@ -425,6 +469,10 @@ class ExportRequest(Request):
     run: Checkpoint
     out: NewFile = Field(description="The file, a .zip.")
     overwrite: bool = Field(False, description="Replace a file of that name.")
+
+
+class LoginRequest(Request):
+    """Say whose token of the Hugging Face hub this machine has; the token itself is never shown."""
 
 
 class PushRequest(Request):

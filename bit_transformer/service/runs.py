@@ -264,18 +264,20 @@ def stop_run(request: StopRunRequest, workspace: Workspace, job: Job) -> Stoppin
 def _remove_files(folder: Path) -> list[str]:
     # Imports torch, which lists of runs do not need.
     from bit_transformer.distributed.checkpoints import part_folders
+    from bit_transformer.service.loggers import FOLDERS, LOGS_FOLDER
     from bit_transformer.service.observers import KEPT, PARTS
     from bit_transformer.service.training import RUN_FILES
 
-    parts = [*part_folders(folder, PARTS), *filter(Path.is_dir, [folder / KEPT])]
+    parts = [*part_folders(folder, PARTS), *filter(Path.is_dir, [folder / name for name in (KEPT, *FOLDERS)])]
     for path in parts:
         shutil.rmtree(path)
     there = [name for name in (*RUN_FILES, LOCK_FILE, STOP_FILE) if (folder / name).is_file()]
     for name in there:
         (folder / name).unlink()
-    with contextlib.suppress(OSError):  # there are other files in it, or it does not exist
-        folder.rmdir()
-    return [*there, *(path.name for path in parts)]
+    for place in (folder / LOGS_FOLDER, folder):
+        with contextlib.suppress(OSError):  # there are other files in it, or it does not exist
+            place.rmdir()
+    return [*there, *(path.relative_to(folder).as_posix() for path in parts)]
 
 
 def growths(store: RunStore, run: str) -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 
 from bit_transformer.checkpoint import MODEL_FILE, load_checkpoint, read_config
 from bit_transformer.config import BUDGETS, DataConfig, DistributedConfig, ModelConfig, TrainConfig
-from bit_transformer.data.sources import Corpus, find_files, split
+from bit_transformer.data.sources import Corpus, find_files, split, standard_parts
 from bit_transformer.data.windows import Windows
 from bit_transformer.distributed.checkpoints import DOCUMENT, complete, part_folders
 from bit_transformer.distributed.data_parallel import DataParallel
@@ -48,6 +48,8 @@ from bit_transformer.service import launch
 from bit_transformer.service.evaluation import Comparison, compare_on
 from bit_transformer.service.files import check_run_folder, write_file
 from bit_transformer.service.jobs import Job, Reading
+from bit_transformer.service.loggers import FOLDERS as LOG_FOLDERS
+from bit_transformer.service.loggers import JSONL_FILE, check_logs, open_logs
 from bit_transformer.service.memory import fits, micro_batches_that_fit
 from bit_transformer.service.observers import (
     KEPT,
@@ -63,7 +65,7 @@ from bit_transformer.service.observers import (
 )
 from bit_transformer.service.plots import plot_loss
 from bit_transformer.service.provenance import provenance
-from bit_transformer.service.requests import DistillRequest, FurtherRequest, ResumeRequest, TrainRequest
+from bit_transformer.service.requests import LOG_TO, DistillRequest, FurtherRequest, ResumeRequest, TrainRequest
 from bit_transformer.service.runs import growths
 from bit_transformer.service.settings import train_config
 from bit_transformer.service.steering import INTERRUPTED, PAUSED, Clock, Steering
@@ -83,7 +85,7 @@ from bit_transformer.training import (
 
 CONFIG_FILE, METRICS_FILE, PLOT_FILE = "config.json", "metrics.csv", "loss.png"
 START_FILE = "start.safetensors"  # the model that a training with `init` started from
-RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE, GATE_FILE, START_FILE)
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, PLOT_FILE, MODEL_FILE, TRAINING_FILE, GATE_FILE, START_FILE, JSONL_FILE)
 VALIDATION_PIECE = 4096
 
 
@@ -156,6 +158,7 @@ def train_further(request: FurtherRequest, workspace: Workspace, job: Job) -> Tr
 
 def _train(request: TrainRequest, teacher: BitTransformerLM | None, workspace: Workspace, job: Job) -> TrainResult:
     check_training(request.model, request.train)
+    check_logs(request.log_to)
     check_run_folder(request.out)
     with _ranks(request.out, request.distributed, request.train, workspace, job) as (parallel, asked):
         return _train_held(request, teacher, workspace, job, asked, parallel)
@@ -216,7 +219,8 @@ def _train_held(
         store.begin(_name(request.out), request.out, document, again=job.again)
         for name in there:
             (request.out / name).unlink()
-        for parts in (*part_folders(request.out, PARTS), request.out / KEPT):
+        logs = [request.out / name for name in LOG_FOLDERS] if there else []
+        for parts in (*part_folders(request.out, PARTS), request.out / KEPT, *logs):
             shutil.rmtree(parts, ignore_errors=True)
         if request.init is not None:
             write_file(
@@ -256,6 +260,7 @@ def _resume_held(
         request = request.model_copy(update={"train": TrainConfig.of({**own, **budget})})
     if asked.auto_batch:
         request = request.model_copy(update={"train": request.train.model_copy(update={"auto_batch": True})})
+    check_logs(request.log_to)
     store = workspace.store
     if parallel.world.is_main:
         try:
@@ -388,6 +393,7 @@ def _request_from(
         eval_bytes=request.eval_bytes,
         overwrite=request.overwrite,
         distributed=request.distributed if isinstance(request, FurtherRequest) else None,
+        log_to=request.log_to if isinstance(request, FurtherRequest) else LOG_TO,
         **role,
     )
 
@@ -441,7 +447,9 @@ def _run(
         job=job,
     )
     # What was changed must be in the checkpoint after the same update, so steering comes before it.
-    observers: list[Observer] = [*probes, *samples, recorder, steering, checkpoints, Reporter(job)]
+    settings = request.model_dump(mode="json", include={"model", "train", "data"})
+    logs = open_logs(request.log_to, out, run, settings, trainer.progress.step, job.notice)
+    observers: list[Observer] = [*probes, *samples, recorder, logs, steering, checkpoints, Reporter(job)]
     try:
         steering.begin(trainer)
         with store.in_use(), threads_that_pay(trainer, job) if parallel.size == 1 else nullcontext():
@@ -464,9 +472,14 @@ def _run(
                 recorder.flush()
                 _export(store, run, out, job)
         finally:
-            store.end(run, "failed", str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__)
+            reason = str(failed) if isinstance(failed, BitTransformerError) else type(failed).__name__
+            try:
+                logs.end("failed", reason)
+            finally:
+                store.end(run, "failed", reason)
         raise
     try:
+        logs.end(status, p.stopped, asdict(comparison) if comparison else None)
         _export(store, run, out, job)
     finally:  # last: who sees that a run has ended may resume it, or remove it
         store.end(run, status, p.stopped, asdict(comparison) if comparison else None)
@@ -535,8 +548,12 @@ class Data(NamedTuple):
 def load_data(request: TrainRequest, workspace: Workspace) -> Data:
     """What a training reads: the part to train on, the validation sample, the held-out part."""
     data, align, wanted = request.data, request.model.align_bytes, request.train.eval_bytes
-    files = find_files(data.corpora, leave_out=(request.out, workspace.store_path))
-    train_part, held_out = split(files, data.split, data.holdout, align)
+    if data.split == "standard":
+        train_part, own, test = (part.aligned(align) for part in standard_parts(data.corpora))
+        held_out = test if data.holdout else Corpus([])
+        selects = held_out if data.validation == "held-out" and len(held_out) else own
+        return Data(train_part, selects.thinned(wanted, VALIDATION_PIECE, align), held_out)
+    train_part, held_out = train_and_held_out(data, align, leave_out=(request.out, workspace.store_path))
     held_out = held_out.aligned(align)
     if data.validation == "held-out" or not len(held_out):
         return Data(train_part, held_out.thinned(wanted, VALIDATION_PIECE, align), held_out)
@@ -544,6 +561,19 @@ def load_data(request: TrainRequest, workspace: Workspace) -> Data:
     most = len(train_part) // 10
     validation = train_part.thinned(min(wanted, most), VALIDATION_PIECE, align) if most >= align else Corpus([])
     return Data(train_part.without(validation), validation, held_out)
+
+
+def train_and_held_out(data: DataConfig, align: int = 1, leave_out: Sequence[Path] = ()) -> tuple[Corpus, Corpus]:
+    """The part to train on, with what validations take of it, and the held-out part.
+
+    Args:
+        align: cuts are at multiples of this many bytes.
+        leave_out: files and folders that are no data.
+    """
+    if data.split == "standard":
+        parts = standard_parts(data.corpora)
+        return parts.train, parts.test if data.holdout else Corpus([])
+    return split(find_files(data.corpora, leave_out=leave_out), data.split, data.holdout, align)
 
 
 def _trainer(
@@ -627,6 +657,7 @@ def _document(request: TrainRequest, data: Data, workspace: Workspace) -> dict[s
             "digest": data.train.digest(),
         },
         "eval_bytes": request.eval_bytes,
+        "log_to": list(request.log_to),
         "teacher": str(request.teacher.resolve()) if request.teacher else None,
         "init": str(request.init.resolve()) if request.init else None,
         "store": str(workspace.store_path.resolve()),
@@ -651,6 +682,19 @@ def held_out_part(out: Path, workspace: Workspace) -> Corpus:
     return data.held_out
 
 
+def trained_on(out: Path, workspace: Workspace) -> Corpus:
+    """The bytes that the run in a folder was trained on.
+
+    Raises:
+        BitTransformerError: there is no such run, or its files have changed or are gone.
+    """
+    request, digest, workspace = _read_request(out, workspace)
+    training = load_data(request, workspace).train
+    if training.digest() != digest:
+        raise CheckpointError(f"{out}: its training files have changed. Try evaluating with the same ones in place")
+    return training
+
+
 def _read_request(out: Path, workspace: Workspace) -> tuple[TrainRequest, str, Workspace]:
     """A run's request, the digest of its training bytes, and a workspace with its own store."""
     path = out / CONFIG_FILE
@@ -666,7 +710,14 @@ def _read_request(out: Path, workspace: Workspace) -> tuple[TrainRequest, str, W
         teacher = Path(document["teacher"]) if document.get("teacher") else None
         init = out / START_FILE if document.get("init") else None
         request = TrainRequest(
-            out=out, model=model, train=train, data=data, eval_bytes=document["eval_bytes"], teacher=teacher, init=init
+            out=out,
+            model=model,
+            train=train,
+            data=data,
+            eval_bytes=document["eval_bytes"],
+            teacher=teacher,
+            init=init,
+            log_to=document.get("log_to", LOG_TO),
         )
         own = Workspace(Path(document["store"]), workspace.device_name)
         digest: str = document["data"]["digest"]

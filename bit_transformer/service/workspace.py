@@ -106,9 +106,9 @@ class Workspace:
         Raises:
             ConfigError: the run names data, and one of the files names a run.
         """
-        from bit_transformer.data.sources import REGISTRY
+        from bit_transformer.data.sources import is_corpus
 
-        is_data = Path(run).exists() or run in ("-", "stdlib", *REGISTRY)
+        is_data = Path(run).exists() or run == "-" or is_corpus(run)
         if not is_data or self._names_a_run(run):
             return
         swapped = next((name for name in names if self._names_a_run(name)), None)

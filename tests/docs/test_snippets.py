@@ -34,6 +34,8 @@ def smaller(text: str) -> str:
         r"\1--steps 3 --batch-size 2 --eval-bytes 2000 --set train.feature_cache=0 --set train.eval_bytes=2000",
         text,
     )
+    text = re.sub(r"(?m)^btlm evaluate .*", r"\g<0> --primer-bytes 4096", text)
+    text = re.sub(r"(?m)^btlm compare \S+", r"\g<0> --seeds 1 --bytes 4096", text)
     text = re.sub(r"(?m)^btlm advise (?!.*--measure).*", r"\g<0> --measure 1", text)
     text = re.sub(r"(?m)^btlm quantize .*", r"\g<0> --eval-bytes 2000", text)
     return re.sub(r"seconds=\d+", "steps=3, feature_cache=0", text)

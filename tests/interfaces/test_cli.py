@@ -61,6 +61,7 @@ def test_train_leaves_a_run_and_the_other_verbs_use_it(btlm, trained, text_file)
         "model.safetensors",
         "training.safetensors",
         "metrics.csv",
+        "metrics.jsonl",
         "loss.png",
     }
     config = json.loads((trained / "config.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import pickle
@@ -23,6 +24,8 @@ from typing import Any
 import pytest
 
 from bit_transformer.checkpoint import load_checkpoint
+from bit_transformer.config import Sampling
+from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.errors import Cancelled, CheckpointError, ConfigError, HubError
 from bit_transformer.service.home import Home
 from bit_transformer.service.jobs import Job, Reading
@@ -72,6 +75,12 @@ class Hub:
                 return refused(401, text="Invalid credentials in Authorization header")
             request.state.known = given is not None
             return await go_on(request)
+
+        @app.get("/api/whoami-v2")
+        async def whoami(request: Request) -> Any:
+            if not request.state.known:
+                return refused(401, text="Invalid credentials in Authorization header")
+            return {"type": "user", "name": "me", "auth": {"accessToken": {"displayName": "laptop", "role": "write"}}}
 
         @app.post("/api/repos/create")
         async def create(request: Request) -> Any:
@@ -143,6 +152,8 @@ class Hub:
         @app.api_route("/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
         async def resolve(request: Request, owner: str, name: str, revision: str, path: str) -> Any:
             repo = f"{owner}/{name}"
+            if path not in self.repos[repo]["files"]:
+                return refused(404, "EntryNotFound")
             data = self.repos[repo]["files"][path]
             headers = {"X-Repo-Commit": self.commit(repo), "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
             return Response(data + bytes(self.longer), headers=headers)
@@ -182,6 +193,7 @@ def point_to(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")  # not that of the person who tests
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +238,8 @@ def test_a_run_goes_to_the_hub_and_comes_back(btlm, trained, hub, tmp_path):
         "config.json",
         "gate.safetensors",
         "model.safetensors",
+        "modeling_bit_transformer.py",
+        "tokenizer_config.json",
     }
     assert hub.large and there["files"]["model.safetensors"] == (trained / "model.safetensors").read_bytes()
     everything = b"".join(there["files"].values()).decode("latin-1")
@@ -236,8 +250,14 @@ def test_a_run_goes_to_the_hub_and_comes_back(btlm, trained, hub, tmp_path):
     there["files"]["pytorch_model.bin"] = pickle.dumps(os.getcwd)
     asked = len(hub.asked)
     pulled = json.loads(btlm("hub", "pull", "me/model", "--out", "runs/back", "--json").stdout)
-    assert pulled["commit"] == hub.commit("me/model") and pulled["left"] == [".gitattributes", "pytorch_model.bin"]
-    assert not any("pytorch_model" in path for path in hub.asked[asked:])
+    code = ["modeling_bit_transformer.py", "pytorch_model.bin"]  # neither is even asked for
+    assert pulled["commit"] == hub.commit("me/model")
+    assert pulled["left"] == [".gitattributes", *code, "tokenizer_config.json"]
+    assert not any(name in path for path in hub.asked[asked:] for name in code)
+    assert (
+        "auto_map" in there["files"]["config.json"].decode()
+        and "auto_map" not in Path("runs/back/config.json").read_text()
+    )
     back = tmp_path / "runs/back"
     assert {path.name for path in back.iterdir()} == set(there["files"]) - set(pulled["left"])
     assert (back / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
@@ -409,6 +429,111 @@ def test_the_command_asks_the_hub_that_the_environment_names(trained, tmp_path):
     assert not made.repos["me/a"]["private"] and (tmp_path / "runs/b/model.safetensors").exists()
 
 
+LOADED = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("me/model", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("me/model", trust_remote_code=True)
+made = model.generate(**tokenizer("It is", return_tensors="pt"), max_new_tokens=8, do_sample=False)
+print(tokenizer.decode_bytes(made[0]).hex())
+try:
+    AutoModelForCausalLM.from_pretrained("me/pickled", trust_remote_code=True)
+except Exception as refused:
+    print(refused)
+"""
+
+
+def test_transformers_loads_what_was_pushed_and_no_pickle(btlm, trained, hub, tmp_path):
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    assert btlm("hub", "push", trained, "me/model").returncode == 0
+    files = dict(hub.repos["me/model"]["files"])
+    hub.add("me/pickled", {**files, "pytorch_model.bin": pickle.dumps(os.getcwd)})
+    del hub.repos["me/pickled"]["files"]["model.safetensors"]
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": constants.ENDPOINT,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run([sys.executable, "-c", LOADED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made, refused = done.stdout.splitlines()
+    wanted = generate_bytes(load_checkpoint(trained), [b"It is"], 8, Sampling(temperature=0))[0]
+    assert bytes.fromhex(made) == b"It is" + wanted
+    assert "me/pickled: got no model.safetensors" in refused
+    assert not any("pytorch_model" in path for path in hub.asked)
+
+
+def holds_the_token(folder: Path) -> list[str]:
+    return [str(path) for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+def test_login_says_whose_token_there_is_and_shows_it_nowhere(btlm, trained, hub, monkeypatch, tmp_path, caplog):
+    caplog.set_level("DEBUG")
+    said = btlm("hub", "login")
+    assert said.returncode == 0 and "as me, with a token from the variable HF_TOKEN; its role is write" in said.stdout
+    made = json.loads(btlm("hub", "login", "--json").stdout)
+    assert made["user"] == "me" and made["endpoint"].startswith("http://127.0.0.1:") and "token" not in made
+    pushed = btlm("hub", "push", trained, "me/model")
+    everything = [said, pushed, btlm("hub", "pull", "me/model", "--out", "runs/back")]
+    for given, says in (("hf_wrong", "does not know it"), ("", "got no token of the hub")):
+        monkeypatch.setenv("HF_TOKEN", given)
+        everything.append(btlm("hub", "login"))
+        assert everything[-1].returncode == 2 and says in everything[-1].stderr and "HF_TOKEN" in everything[-1].stderr
+        assert len(everything[-1].stderr.splitlines()) == 1
+    (tmp_path / "no-token").write_text(TOKEN)  # where `hf auth login` puts it
+    everything.append(btlm("hub", "login"))
+    assert "from the hub's library (hf auth login)" in everything[-1].stdout
+    assert not any(word in done.stdout + done.stderr for done in everything for word in (TOKEN, "hf_wrong"))
+    assert TOKEN not in caplog.text and holds_the_token(tmp_path) == [str(tmp_path / "no-token")]
+    both = btlm("hub", "login", "--keep", "--forget")
+    assert both.returncode == 2 and "only one of them" in both.stderr
+
+
+def test_a_token_is_kept_in_the_keyring_and_nowhere_else(btlm, trained, hub, monkeypatch, tmp_path, caplog):
+    keyring = pytest.importorskip("keyring")
+    from keyring.backend import KeyringBackend
+
+    class InMemory(KeyringBackend):
+        priority = 5.0  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            self.held: dict[tuple[str, str], str] = {}
+
+        def get_password(self, service: str, username: str) -> str | None:
+            return self.held.get((service, username))
+
+        def set_password(self, service: str, username: str, password: str) -> None:
+            self.held[service, username] = password
+
+        def delete_password(self, service: str, username: str) -> None:
+            del self.held[service, username]
+
+    caplog.set_level("DEBUG")
+    monkeypatch.delenv("HF_TOKEN")
+    before, ring = keyring.get_keyring(), InMemory()
+    keyring.set_keyring(ring)
+    try:
+        refused = btlm("hub", "login", "--keep", stdin=b"hf_wrong\n")
+        assert refused.returncode == 2 and not ring.held  # one that the hub does not know is not kept
+        kept = btlm("hub", "login", "--keep", stdin=f"{TOKEN}\n".encode())
+        assert kept.returncode == 0 and "kept in the system's keyring" in kept.stdout, kept.stderr
+        assert list(ring.held.values()) == [TOKEN]
+        assert "from the system's keyring" in btlm("hub", "login").stdout
+        assert btlm("hub", "push", trained, "me/model").returncode == 0  # it is used
+        assert btlm("hub", "login", "--forget").returncode == 0 and not ring.held
+        assert "has no token" in btlm("hub", "login", "--forget").stdout
+        InMemory.priority = 0.5  # type: ignore[assignment] - as of files that anybody can read
+        unsafe = btlm("hub", "login", "--keep", stdin=f"{TOKEN}\n".encode())
+        assert unsafe.returncode == 2 and "no safe keyring" in unsafe.stderr and not ring.held
+        for done in (refused, kept, unsafe):
+            assert TOKEN not in done.stdout + done.stderr and "hf_wrong" not in done.stdout + done.stderr
+    finally:
+        keyring.set_keyring(before)
+    assert TOKEN not in caplog.text and holds_the_token(tmp_path) == []
+
+
 def test_without_the_library_the_error_says_how_to_get_it(btlm, trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     done = btlm("hub", "push", trained, "me/model")
@@ -419,6 +544,7 @@ def test_an_export_is_one_file_whose_bytes_follow_from_the_model(btlm, trained, 
     assert btlm("export", trained, "one.zip").returncode == 0
     with zipfile.ZipFile("one.zip") as archive:
         names = ["README.md", "config.json", "metrics.csv", "model.safetensors"]
+        names += ["modeling_bit_transformer.py", "tokenizer_config.json"]
         assert archive.namelist() == names and archive.testzip() is None
         assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
         assert archive.read("model.safetensors") == (trained / "model.safetensors").read_bytes()

@@ -75,7 +75,7 @@ def test_runs_are_removed_with_or_without_their_files(btlm, text_file, tmp_path)
     said = btlm("runs", "rm", "a").stdout
     assert said.startswith("removed a from") and said.endswith("stays\n") and (tmp_path / "runs/a/config.json").exists()
     removed = json.loads(btlm("runs", "rm", "b", "c", "--files", "--json").stdout)
-    files = {"config.json", "metrics.csv", "loss.png", "model.safetensors", "training.safetensors"}
+    files = {"config.json", "metrics.csv", "metrics.jsonl", "loss.png", "model.safetensors", "training.safetensors"}
     assert [(run["id"], set(run["files"])) for run in removed] == [("b", files), ("c", files)]
     assert [path.name for path in (tmp_path / "runs/b").iterdir()] == ["notes.txt"]
     assert not (tmp_path / "runs/c").exists() and json.loads(btlm("runs", "list", "--json").stdout) == []

@@ -168,7 +168,7 @@ def test_no_path_is_taken_for_a_plot(client, name):
 
 def test_every_field_that_names_a_place_says_so():
     """A new field that takes a path must not be reachable with one by accident."""
-    plain = {"metric", "action", "engine", "learning", "order", "repo", "revision", "message", "state"}
+    plain = {"metric", "action", "engine", "learning", "order", "repo", "revision", "message", "state", "tasks"}
     plain |= {
         "preset",
         "variants",

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from bit_transformer.data import sources
+from bit_transformer.data.registry import CorpusFile, NamedCorpus
 from bit_transformer.data.sources import (
     Corpus,
     Span,
@@ -277,13 +278,17 @@ def test_the_standard_library_is_a_corpus():
 
 def test_a_named_corpus_comes_from_the_data_folder_and_is_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("BTLM_DATA_DIR", str(tmp_path))
-    good = sources.NamedCorpus("file.txt", sha256(b"right").hexdigest(), "http://127.0.0.1:9/none", "a test")
+    right = CorpusFile("file.txt", f"sha256:{sha256(b'right').hexdigest()}")
+    good = NamedCorpus((right,), "http://127.0.0.1:9/none", "a test")
     monkeypatch.setitem(sources.REGISTRY, "named", good)
     (tmp_path / "file.txt").write_bytes(b"right")
     assert find_files(["named"]) == [tmp_path / "file.txt"]
     (tmp_path / "file.txt").write_bytes(b"wrong!")
-    with pytest.raises(BitStreamError, match="SHA-256"):
+    with pytest.raises(BitStreamError) as refused:
         named_file("named")
+    sums = [sha256(data).hexdigest() for data in (b"wrong!", b"right")]
+    assert f"got SHA-256 {sums[0]}; {sums[1]} of corpus 'named' is needed" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.fixture
@@ -314,8 +319,9 @@ def web(tmp_path):
 def test_a_named_corpus_is_downloaded_checked_and_kept(web, tmp_path, monkeypatch, name):
     pytest.importorskip("pooch")
     folder, address = web
-    packed = sha256((folder / name).read_bytes()).hexdigest() if name.endswith("zip") else None
-    corpus = sources.NamedCorpus("plain.txt", sha256(TEXT).hexdigest(), f"{address}/{name}", "a test", packed)
+    packed = f"sha256:{sha256((folder / name).read_bytes()).hexdigest()}" if name.endswith("zip") else None
+    plain = CorpusFile("plain.txt", f"sha256:{sha256(TEXT).hexdigest()}")
+    corpus = NamedCorpus((plain,), f"{address}/{name}", "a test", archive=packed)
     monkeypatch.setitem(sources.REGISTRY, "named", corpus)
     got = named_file("named", cache=tmp_path / "cache")
     assert got.read_bytes() == TEXT

@@ -12,8 +12,46 @@ from bit_transformer.cli.output import console, errors_in_one_line, show_json
 from bit_transformer.cli.training_output import live_progress
 from bit_transformer.service import DEFAULT_STORE
 
-app = typer.Typer(help="Push models to the Hugging Face hub, and pull them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Push models to the Hugging Face hub, and pull them; see whose token is used.", no_args_is_help=True
+)
 Repo = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")]
+
+
+@app.command("login")
+def login(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Ask for a token, and keep it in the system's keyring if the hub knows it.")
+    ] = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Remove the token from the system's keyring.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say whose token of the hub this machine has. It comes from HF_TOKEN, from `hf auth login` or from the system's keyring, and is never shown."""
+    with errors_in_one_line(as_json):
+        from bit_transformer.errors import ConfigError
+        from bit_transformer.service import hub_token
+        from bit_transformer.service.hub import whose
+        from bit_transformer.service.operations import call
+        from bit_transformer.service.workspace import Workspace
+
+        if keep and forget:
+            raise ConfigError("got --keep and --forget; only one of them can be done. Try --keep")
+        if forget:
+            there = hub_token.forget_token()
+            console.print("removed the token from the system's keyring" if there else "the keyring has no token")
+            return
+        if keep:
+            given = typer.prompt("Token (it is not shown)", hide_input=True, err=True).strip()
+            made = whose(given, "the prompt")
+            hub_token.keep_token(given)
+        else:
+            made = call("hub.login", {}, Workspace(DEFAULT_STORE))
+        if as_json:
+            show_json(made)
+            return
+        role = f"; its role is {made.role}" if made.role else ""
+        where = "kept in the system's keyring" if keep else f"from {made.source}"
+        console.print(f"signed in to {made.endpoint} as {made.user}, with a token {where}{role}", soft_wrap=True)
 
 
 @app.command("push")

@@ -109,6 +109,13 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that processes wait for each other. Default: 600.")
     ] = None,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log-to",
+            help="Also log to tensorboard, trackio or wandb (offline), one each time. metrics.jsonl is always written.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     eval_bytes: EvalBytes = 1 << 18,
     device: Device = "auto",
@@ -167,7 +174,8 @@ def run(
             if out is None:
                 raise ConfigError("got --resume without --out; the run to continue is needed. Try --out runs/NAME")
             budget = {name: value for name, value in flags.items() if name in ("steps", "epochs", "bytes", "seconds")}
-            if corpora or recipe or init or shaped or len(budget) < len(flags) or len(budget) > 1 or set_ or overwrite:
+            others = corpora or recipe or init or shaped or set_ or overwrite or log_to
+            if others or len(budget) < len(flags) or len(budget) > 1:
                 raise ConfigError(
                     "--resume keeps the run's own settings; it must be given with --out alone, or a larger budget, or --auto-batch. Try "
                     "without the others"
@@ -180,7 +188,13 @@ def run(
                 settings["train"]["auto_batch"] = True
             if corpora:
                 settings["data"]["corpora"] = tuple(corpora)
-            common = {"out": _folder(out), "eval_bytes": eval_bytes, "overwrite": overwrite, "distributed": spread}
+            common = {
+                "out": _folder(out),
+                "eval_bytes": eval_bytes,
+                "overwrite": overwrite,
+                "distributed": spread,
+                "log_to": tuple(dict.fromkeys(("jsonl", *(log_to or [])))),
+            }
             if init is not None:
                 if shaped or settings["model"]:
                     setting = shaped[0] if shaped else f"model.{next(iter(settings['model']))}"

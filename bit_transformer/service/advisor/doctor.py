@@ -24,7 +24,18 @@ from bit_transformer.service.workspace import Workspace
 from bit_transformer.training.precision import cpu_has_bfloat16
 
 LEAST_MEMORY, LEAST_DISK = 1 << 30, 1 << 30
-EXTRAS = {"server": "fastapi", "mcp": "mcp", "dashboard": "nicegui", "hub": "huggingface_hub", "download": "pooch"}
+EXTRAS = {
+    "server": "fastapi",
+    "mcp": "mcp",
+    "dashboard": "nicegui",
+    "hub": "huggingface_hub",
+    "download": "pooch",
+    "datasets": "datasets",
+    "lm-eval": "lm_eval",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 LIBRARIES = ("torch", "numpy", "numba", "safetensors", "pydantic", "mcp", "fastapi", "nicegui")
 
 

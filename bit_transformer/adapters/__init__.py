@@ -1,0 +1,1 @@
+"""Adapters: this package's models as other libraries expect models."""
