@@ -49,6 +49,10 @@ class Contender(Config):
             raise ValueError(f"got model or preset for kind {self.kind!r}, which has none. Try leaving them out")
         if self.kind != "bits" and (self.preset or self.learning != ("static",)):
             raise ValueError(f"got preset or learning for kind {self.kind!r}; both are of bits. Try leaving them out")
+        of_kind = {"vocabulary": "gpt2-bpe", "order": "counts", "primed": "compressor", "primer_bytes": "compressor"}
+        for name, kind in of_kind.items():
+            if kind != self.kind and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"got {name} for kind {self.kind!r}; it is of {kind}. Try leaving it out")
         if self.kind not in TRAINED and self.train:
             raise ValueError(f"got train for kind {self.kind!r}, which is not trained by updates. Try leaving it out")
         if budget := next((name for name in BUDGETS if name in self.train), None):
@@ -138,7 +142,9 @@ class ComparisonConfig(Config):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        for what, names in (("model", [m.label for m in self.models]), ("seed", [str(seed) for seed in self.seeds])):
+        corpora = [corpus_label(data) for data in self.corpora]
+        models, seeds = [m.label for m in self.models], [str(seed) for seed in self.seeds]
+        for what, names in (("model", models), ("corpus", corpora), ("seed", seeds)):
             if twice := next((name for name, count in Counter(names).items() if count > 1), None):
                 raise ValueError(f"got {what} {twice!r} twice; each is needed once. Try another name")
         budgets = [name for name in BUDGETS if self.train.get(name) is not None]
@@ -147,10 +153,18 @@ class ComparisonConfig(Config):
             raise ValueError(f"got {got} in train; exactly one of {', '.join(BUDGETS)} is needed. Try seconds: 60")
         if "seed" in self.train:
             raise ValueError("got train.seed; the plan's seeds are of all trainings. Try seeds: 6")
-        trained = [m.label for m in self.models if m.trained]
-        if self.reference is not None and self.reference not in trained:
+        if any(data.validation == "held-out" or not data.holdout for data in self.corpora):
             raise ValueError(
-                f"got reference={self.reference!r}; a trained model of the plan is needed: {', '.join(trained) or 'there is none'}. Try leaving "
+                "got a corpus with validation='held-out' or holdout=0; what is scored must select nothing, and there must be some. Try holdout: 0.1"
+            )
+        if any("-" in data.corpora for data in self.corpora):
+            raise ValueError("got standard input as a corpus; each training reads it anew. Try a file")
+        if min(self.seeds) < 0:
+            raise ValueError(f"got seed {min(self.seeds)}; at least 0 is needed. Try seeds: 6")
+        frozen = [m.label for m in self.models if m.trained and "static" in m.learning]
+        if self.reference is not None and self.reference not in frozen:
+            raise ValueError(
+                f"got reference={self.reference!r}; a trained model of the plan that is scored frozen is needed: {', '.join(frozen) or 'there is none'}. Try leaving "
                 "it out"
             )
         return self
@@ -170,7 +184,7 @@ def _contender(item: Any) -> Any:
         return item
     name = item.get("name", "")
     if "kind" not in item and "preset" not in item:
-        if name not in KNOWN and not item.get("model"):
+        if name not in KNOWN:
             raise ValueError(
                 f"got model {name!r}, which is not known; one of {', '.join(KNOWN)} is needed, or a mapping with a kind. Try patches-8"
             )
@@ -182,5 +196,6 @@ def _contender(item: Any) -> Any:
 
 
 def corpus_label(data: DataConfig) -> str:
-    """A corpus in a table: its names, without folders."""
-    return "+".join(name.rstrip("/").rpartition("/")[2] or name for name in data.corpora)
+    """A corpus in a table: its names, without folders; of many, the first and how many more."""
+    first, *more = [name.rstrip("/").rpartition("/")[2] or name for name in data.corpora]
+    return first if not more else f"{first}+{more[0]}" if len(more) == 1 else f"{first}+{len(more)}"

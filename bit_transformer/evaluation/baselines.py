@@ -123,8 +123,12 @@ class Program:
         """Random bytes: what repeats is stored only once."""
         if not self.by_powers:
             return b""
-        step = 1 << (before + after - 1).bit_length() - 1
-        return np.random.default_rng(0).bytes(step - before + (1 << 16)) if before <= step else b""
+        step = 1
+        while True:
+            pad = max(0, step - before + (1 << 16)) if before <= step else 0
+            if before + pad > step and before + pad + after <= 2 * step:
+                return np.random.default_rng(0).bytes(pad)
+            step *= 2
 
     def _size(self, *corpora: Corpus) -> int:
         with tempfile.TemporaryDirectory(prefix="bit-transformer-") as folder:
@@ -136,21 +140,25 @@ class Program:
             places = {"FILE": data.name, "OUT": out.name}
             command = [places.get(word, word) for word in self.command]
             try:
-                subprocess.run(command, cwd=folder, check=True, capture_output=True)
+                # In a session of its own, so that Ctrl-C reaches only us, who wait for it.
+                subprocess.run(command, cwd=folder, check=True, capture_output=True, start_new_session=True)
                 return out.stat().st_size
             except (OSError, subprocess.CalledProcessError) as failed:
                 raise BitStreamError(f"{self.name}: the program failed ({failed}). Try without it") from None
 
 
-def installed(primer: Corpus | None = None) -> list[Scorer]:
+def installed(primer: Corpus | None = None, *, quick: bool = False) -> list[Scorer]:
     """All compressors that are there: zlib, bz2 and xz, which come with Python; PPMd of the library pyppmd; the programs zstd and zpaq.
 
     Args:
         primer: data that they read first. Default: none.
+        quick: leave out the programs, which are the slowest.
     """
     found: list[Scorer] = [*compressors(primer)]
     if importlib.util.find_spec("pyppmd") is not None:
         found.append(ppmd(8, primer))
+    if quick:
+        return found
     if shutil.which("zstd"):
         zstd = ("zstd", "-q", "--ultra", "-22", "--long=27", "--single-thread", "FILE", "-o", "OUT")
         found.append(Program("zstd -22", zstd, primer))
@@ -190,16 +198,17 @@ class Coding:
     seconds: float
 
 
-def codings(corpus: Corpus, primer: Corpus | None = None) -> Iterator[Coding]:
+def codings(corpus: Corpus, primer: Corpus | None = None, *, quick: bool = False) -> Iterator[Coding]:
     """What all installed compressors make of a corpus, one after the other.
 
     Args:
         primer: data that they read first. Default: none.
+        quick: leave out the slowest.
 
     Raises:
         BitStreamError: an empty corpus, or a program failed.
     """
-    for one in installed(primer):
+    for one in installed(primer, quick=quick):
         began = time.perf_counter()
         score = cost_of(one, corpus)
         seconds = time.perf_counter() - began

@@ -97,7 +97,16 @@ class TokenModel(nn.Module):
         adam = torch.optim.AdamW(groups, config.lr, config.betas, fused=True)
         if not matrices:
             return [adam]
-        return [Muon(matrices, config.matrix_lr, config.momentum, config.weight_decay), adam]
+        # The library's matrices are (inputs, outputs), and Muon's step depends on which is which.
+        shapes = {tuple(p.shape) for p in matrices}
+        of_shape = [
+            {
+                "params": [p for p in matrices if tuple(p.shape) == (ins, outs)],
+                "lr": config.matrix_lr * (max(1.0, outs / ins) / max(1.0, ins / outs)) ** 0.5,
+            }
+            for ins, outs in sorted(shapes)
+        ]
+        return [Muon(of_shape, config.matrix_lr, config.momentum, config.weight_decay), adam]
 
 
 @dataclass(frozen=True)
@@ -178,8 +187,8 @@ class TokenTraining:
             with autocast(device, config.amp):
                 nats = model.nats(token_BN.to(device)).mean()
             nats.backward()  # type: ignore[no-untyped-call]
-            clip_gradients(model, config.clip_norm)
-            if not math.isfinite(loss := nats.item()):
+            norm = clip_gradients(model, config.clip_norm)
+            if not (math.isfinite(loss := nats.item()) and math.isfinite(norm)):
                 raise NonFiniteLoss(
                     f"got loss {loss} at step {self.point.step + 1}. Try a lower optim.lr", self.point.step + 1
                 )

@@ -18,6 +18,9 @@ from bit_transformer.service.plots import check_plot, plot_windows
 from bit_transformer.service.requests import EvaluateRequest, ScoreRequest
 from bit_transformer.service.workspace import Workspace
 
+PLAIN = ("zlib -9", "bz2 -9", "xz -9e")  # compressors that every evaluation has
+MOST_CODED = 16 << 20  # bytes for which the slowest compressors are run
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -131,7 +134,8 @@ def evaluate(request: EvaluateRequest, workspace: Workspace, job: Job) -> Evalua
             others = _codings(request, workspace, whole_files(files), job, asked)
     bits, size = sum(s.bits for s in scores.values()), sum(s.bytes for s in scores.values())
     error = math.sqrt(sum(s.standard_error**2 for s in scores.values()))
-    total = _compared(Score(bits, size, ours.protocol, error), None if stopped else whole_files(files))
+    total = _compared(Score(bits, size, ours.protocol, error), None if stopped or others else whole_files(files))
+    total.compressors.update({one.name: one.bpb for one in others if not one.primed_with and one.name in PLAIN})
     bpb = {name: score.bpb for name, score in scores.items()}
     return Evaluation(run, bpb, total, of_bytes, stopped, seconds, round(bits / 8), others)
 
@@ -142,11 +146,14 @@ def _codings(
     """What compressors make of the files, alone and after reading what the model was trained on."""
     if request.primer_bytes < 1:
         return []
+    quick = len(corpus) > MOST_CODED
+    if quick:
+        job.notice(f"zstd and zpaq are left out, because the files are larger than {MOST_CODED >> 20} MiB")
     primer = _primer(request, workspace, job)
     wanted = [None] if primer is None else [None, primer]
     found: list[Coding] = []
     for before in wanted:
-        for coding in codings(corpus, before):
+        for coding in codings(corpus, before, quick=quick):
             found.append(coding)
             job.tell(Reading(len(found), 0, "compressors: done", "of them"))
             if asked():

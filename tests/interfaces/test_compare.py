@@ -9,7 +9,10 @@ import sys
 import time
 
 import pytest
+import yaml
 
+from bit_transformer.config import ComparisonConfig
+from bit_transformer.service.comparing.cells import cells_of, run_cell
 from tests.conftest import TEXT
 
 PLAN = """
@@ -18,7 +21,7 @@ models:
   - {name: patches-8, kind: bits, model: {patch_bits: 8}}
   - byte-softmax
   - counts-1
-seeds: 2
+seeds: 3
 corpora: [text.txt]
 shape: {d_model: 16, num_layers: 1, window_bytes: 32}
 train: {bytes: 3000, batch_size: 4, eval_bytes: 256, eval_every: 0.5}
@@ -36,51 +39,91 @@ def plan(tmp_path):
     return tmp_path
 
 
-def test_a_killed_comparison_goes_on_with_what_is_not_done(plan):
+def begun(plan, cells: int = 2) -> subprocess.Popen[bytes]:
+    """A comparison of which some cells are done."""
     process = subprocess.Popen(COMMAND, cwd=plan, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    cells = plan / "made" / "cells"
     until = time.monotonic() + 120
-    while len(list(cells.glob("*.json"))) < 2 and time.monotonic() < until:
+    while len(list((plan / "made" / "cells").glob("*.json"))) < cells and time.monotonic() < until:
         time.sleep(0.05)
-    second = subprocess.run(COMMAND, cwd=plan, capture_output=True, text=True)
-    assert second.returncode == 2 and "RunBusy" in second.stdout, second.stderr
+    return process
+
+
+def test_a_killed_comparison_goes_on_with_what_is_not_done(btlm, plan):
+    process = begun(plan)
+    busy = btlm(*COMMAND[3:])
+    assert busy.returncode == 2 and "RunBusy" in busy.stdout, busy.stderr
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    cells = plan / "made" / "cells"
     done = {path.name: path.stat().st_mtime_ns for path in cells.glob("*.json")}
-    assert 2 <= len(done) < 5
+    assert 2 <= len(done) < 7
 
-    again = subprocess.run(COMMAND, cwd=plan, capture_output=True, text=True, timeout=200)
+    again = btlm(*COMMAND[3:])
     assert again.returncode == 0, again.stderr
     found = json.loads(again.stdout)
-    assert found["done"] == found["of"] == 5 and found["failed"] == {} and not found["stopped"]
+    assert found["done"] == found["of"] == 7 and found["failed"] == {} and not found["stopped"]
     assert {name: (cells / name).stat().st_mtime_ns for name in done} == done
     rows = {row["name"]: row for row in found["findings"]["rows"]}
     assert rows["patches-8"]["bytes"] == rows["byte-softmax"]["bytes"] >= 3000
-    assert set(rows["patches-8"]["bpb"]) == {"0", "1"} and len(rows["byte-softmax"]["bit_costs"]) == 8
+    assert set(rows["patches-8"]["bpb"]) == {"0", "1", "2"} and len(rows["byte-softmax"]["bit_costs"]) == 8
     assert rows["counts-1"]["mean"] < 2 and all(0 < row["mean"] < 8.5 for row in rows.values())
-    assert any("With 2 seeds" in line for line in found["findings"]["limits"])
+    assert any("With 3 pairs" in line for line in found["findings"]["limits"])
     assert "<svg" in (plan / "made" / "report.html").read_text()
 
-    listed = subprocess.run(
-        [sys.executable, "-m", "bit_transformer.cli", "runs", "list", "--store", "made/runs.sqlite", "--json"],
-        cwd=plan,
-        capture_output=True,
-        text=True,
-    )
-    runs = json.loads(listed.stdout)
-    assert len(runs) == 4 and {run["status"] for run in runs} == {"finished"}
-    assert all(run["config"]["provenance"]["torch"] and run["config"]["train"]["seed"] in (0, 1) for run in runs)
+    runs = json.loads(btlm("runs", "list", "--store", "made/runs.sqlite", "--json").stdout)
+    assert len(runs) == 6 and {run["status"] for run in runs} == {"finished"}
+    assert all(run["config"]["provenance"]["torch"] and run["config"]["train"]["seed"] in (0, 1, 2) for run in runs)
     assert not list((plan / "made").rglob("*.safetensors"))
+
+    (plan / "text.txt").write_bytes(TEXT * 6)  # other data is no part of the same comparison
+    other = btlm(*COMMAND[3:], "--seeds", 1)
+    assert other.returncode == 0 and other.stderr.count("is of other data than there is now") == 3, other.stderr
+
+
+def test_ctrl_c_leaves_nothing_half_done(plan):
+    (plan / "plan.yaml").write_text(PLAN.replace("bytes: 3000", "seconds: 100").replace("seeds: 3", "seeds: 1"))
+    process = begun(plan, 1)
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    found = json.loads(out)
+    assert process.returncode == 130 and found["stopped"] and found["done"] == 1
+    assert [path.name.split("-")[0] for path in (plan / "made" / "cells").glob("*.json")] == ["counts"]
 
 
 def test_a_cell_that_fails_is_reported_and_the_others_go_on(btlm, plan):
-    text = PLAN.replace("{patch_bits: 8}", "{patch_bits: 8, num_layers: 200000}").replace("seeds: 2", "seeds: 1")
+    text = PLAN.replace("{patch_bits: 8}", "{patch_bits: 8, max_seq_len: 8000000}").replace("seeds: 3", "seeds: 1")
     (plan / "plan.yaml").write_text(text.replace("  - byte-softmax\n", ""))
     done = btlm("compare", "plan.yaml", "--out", "made", "--json")
     assert done.returncode == 2, done.stdout
     found = json.loads(done.stdout)
-    assert found["done"] == 1 and len(found["failed"]) == 1
+    assert found["done"] == 1 and ["window" in why for why in found["failed"].values()] == [True]
     assert "failed" in (plan / "made" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["gpt2-bytes", "gpt2-bpe", "compressor", "adaptive"])
+def test_a_cell_of_each_other_kind(plan, kind):
+    model = {"name": "x", "kind": kind, **({"vocabulary": 300} if kind == "gpt2-bpe" else {})}
+    if kind == "adaptive":
+        model = {"name": "x", "kind": "bits", "model": {"experts": True}, "learning": ["static", "online"]}
+    elif kind.startswith("gpt2"):
+        pytest.importorskip("transformers")
+    fields = yaml.safe_load(PLAN) | {"models": [model], "corpora": [str(plan / "text.txt")], "seeds": 1}
+    chosen = ComparisonConfig.of(fields)
+    (cell,) = cells_of(chosen)
+    found = run_cell(chosen, cell, plan / "made")
+    assert all(0 < score.bpb < 8.5 for score in found.scores.values())
+    assert {name: score.adaptive for name, score in found.scores.items() if kind != "compressor"} == {
+        "adaptive": {"x": False, "x, online": True},
+        "compressor": {},
+    }.get(kind, {"x": False})
+    if kind == "compressor":
+        assert "xz -9e, primed" in found.scores and all(score.adaptive for score in found.scores.values())
+        assert found.scores["xz -9e, primed"].bpb < 0.5  # the text repeats itself
+    else:
+        assert found.curve and found.train_bytes >= 3000 and found.steps > 1 and found.parameters > 1000
+        sizes = {len(score.block_bits) for score in found.scores.values()}
+        assert sizes == {-(-next(iter(found.scores.values())).bytes // 1024)}
 
 
 @pytest.mark.parametrize(
@@ -131,3 +174,20 @@ def test_evaluate_shows_compressors_that_have_read_what_the_model_has(btlm, plan
     gone = btlm("evaluate", "runs/one", "other.txt", "--json")
     assert "training bytes cannot be read" in gone.stderr
     assert {coding["primed_with"] for coding in json.loads(gone.stdout)["codings"]} == {0}
+
+
+def test_where_the_disk_is_full_nothing_is_lost(plan):
+    """A limit on the size of files stands for the disk: the report does not fit, the cell's result does."""
+    (plan / "plan.yaml").write_text("models: [counts-1, counts-2]\ncorpora: [text.txt]\neval_bytes: 20000\n")
+    limit = "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY)); "
+    start = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from bit_transformer.cli.main import main; sys.argv[0] = 'btlm'; main()"
+    full = subprocess.run(
+        [sys.executable, "-c", limit + start, *COMMAND[3:]], cwd=plan, capture_output=True, text=True, timeout=120
+    )
+    assert full.returncode == 2, full.stderr
+    assert "report" in full.stderr.splitlines()[-1] and "File too large" in full.stderr
+    done = {path.name: path.stat().st_mtime_ns for path in (plan / "made" / "cells").glob("*.json")}
+    assert len(done) == 2
+    again = subprocess.run(COMMAND, cwd=plan, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0 and json.loads(again.stdout)["done"] == 2
+    assert {path.name: path.stat().st_mtime_ns for path in (plan / "made" / "cells").glob("*.json")} == done

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bit_transformer.config import ComparisonConfig, Contender, DataConfig
 from bit_transformer.config.comparison import KNOWN
-from bit_transformer.errors import ConfigError
+from bit_transformer.errors import ConfigError, NonFiniteLoss
 from bit_transformer.evaluation.significance import holm, paired_test
-from bit_transformer.service.comparing.cells import Cell, CellResult, Scored, cells_of, model_config, read_result
+from bit_transformer.service.comparing.cells import (
+    Cell,
+    CellResult,
+    Scored,
+    cells_of,
+    model_config,
+    read_result,
+    run_cell,
+)
 from bit_transformer.service.comparing.findings import findings_of
 from bit_transformer.service.comparing.plan_file import quick_plan, read_plan, with_changes
 from bit_transformer.service.comparing.report import write_report
@@ -38,6 +48,13 @@ def plan_of(**fields: object) -> ComparisonConfig:
         ({"seeds": [1, 1]}, "got seed '1' twice"),
         ({"reference": "gpt2"}, "a trained model of the plan is needed: patches-8, byte-softmax"),
         ({"model": []}, "Did you mean 'models'?"),
+        ({"corpora": ["a/x.txt", "b/x.txt"]}, "got corpus 'x.txt' twice"),
+        ({"corpora": [{"corpora": ["a"], "validation": "held-out"}]}, "must select nothing"),
+        ({"corpora": ["-"]}, "standard input"),
+        ({"seeds": [-1]}, "got seed -1"),
+        ({"models": [{"name": "patchs-9", "model": {"num_layers": 3}}]}, "which is not known"),
+        ({"models": [{"name": "a", "kind": "counts", "vocabulary": 300}]}, "it is of gpt2-bpe"),
+        ({"models": [{"name": "a", "preset": "tiny", "learning": ["online"]}], "reference": "a"}, "scored frozen"),
     ],
 )
 def test_a_wrong_plan_is_refused_in_one_line(fields, said):
@@ -135,27 +152,54 @@ def test_differences_are_paired_and_corrected_by_table():
     mine = [c.scores["patches-8"].bpb for c in cells if c.model == "patches-8" and c.corpus == "a"]
     theirs = [c.scores["byte-softmax"].bpb for c in cells if c.model == "byte-softmax" and c.corpus == "a"]
     assert by["byte-softmax", "a"].test == paired_test(mine, theirs)
-    assert [c.p_holm for c in found.claims] == holm([c.test.p for c in found.claims])
+    together = [*found.claims, *found.joint]
+    assert [c.p_holm for c in together] == holm([c.test.p for c in together])
     whole = by["byte-softmax", None]
     assert whole.test.n == 12 and whole.shown and "better than byte-softmax by 0.0" in whole.says
     assert by["byte-softmax", "a"].test.p == 2 / 2**6 and not by["byte-softmax", "a"].shown  # 4 claims: 4 * 0.031
-    assert not by["flat-bits", None].shown and by["flat-bits", None].seeds_needed > 2
+    assert not by["flat-bits", None].shown and by["flat-bits", "a"].seeds_needed >= 8
+    assert by["flat-bits", None].spread is None and by["flat-bits", None].seeds_needed is None
     low, high = by["byte-softmax", "a"].window_low, by["byte-softmax", "a"].window_high
     assert low < by["byte-softmax", "a"].test.difference < high < 0
-    assert any(
-        "With 6 seeds and 4 claims about a single corpus" in line and "8 seeds would do" in line
-        for line in found.limits
-    )
+    assert any("With 6 pairs and 6 claims in all" in line and "8 seeds would do" in line for line in found.limits)
     assert any("flat-bits, over all corpora together: no difference shown" in line for line in found.limits)
     rows = {(row.corpus, row.name): row for row in found.rows}
     assert rows["a", "patches-8"].low < rows["a", "patches-8"].mean < rows["a", "patches-8"].high
+
+
+def test_frozen_and_adaptive_figures_are_kept_apart():
+    plan, cells = made(6, ("a",))
+    plan = ComparisonConfig.of(
+        {**plan.model_dump(), "models": [*plan.model_dump()["models"], {"name": "z", "kind": "compressor"}]}
+    )
+    learns = Scored(True, 8.0, 64 * 1024, 0.1, "online")
+    cells = [
+        replace(c, scores={**c.scores, "patches-8, online": learns}) if c.model == "patches-8" else c for c in cells
+    ]
+    squeezed = CellResult(
+        "z", "z", "compressor", "a", None, {"xz -9e, primed": replace(learns, bits=9.0)}, {}, ("d", "e")
+    )
+    found = findings_of(plan, [*cells, squeezed], {})
+    assert [row.name for row in found.rows if row.adaptive] == ["patches-8, online", "xz -9e, primed"]
+    assert not found.rows[0].adaptive and found.rows[-1].adaptive
+    assert abs(found.claims[0].test.difference) < 0.1  # of the frozen scores
+    assert {claim.other for claim in found.claims} == {"byte-softmax", "flat-bits"}
+
+
+def test_a_result_that_is_no_number_is_no_result(monkeypatch, tmp_path):
+    (tmp_path / "t").write_bytes(bytes(range(256)) * 40)
+    plan = plan_of(models=["counts-1"], corpora=[str(tmp_path / "t")])
+    bad = {"scores": {"counts-1": Scored(False, float("nan"), 10, 0.1, "")}}
+    monkeypatch.setattr("bit_transformer.service.comparing.cells._counts", lambda *_: bad)
+    with pytest.raises(NonFiniteLoss, match="counts-1 that is not finite"):
+        run_cell(plan, cells_of(plan)[0], tmp_path / "made")
 
 
 def test_with_few_seeds_it_says_what_cannot_be_said():
     plan, cells = made(2, ("a",))
     found = findings_of(plan, cells, {"x": "no space"})
     assert not any(claim.shown for claim in found.claims) and found.joint == []
-    assert any("With 2 seeds" in line and "no claim" in line for line in found.limits)
+    assert any("With 2 pairs" in line and "no claim" in line for line in found.limits)
     assert "x failed: no space" in found.limits
     alone = findings_of(*made(1, ("a",)), {})
     assert all(claim.test is None and claim.says.endswith("nothing can be said") for claim in alone.claims)

@@ -95,7 +95,7 @@ def _show(result: ComparisonResult) -> None:
                 claim.other,
                 claim.corpus or "all",
                 "-" if test is None else f"{test.difference:+.4f}",
-                "-" if test is None else f"{test.low:+.4f} to {test.high:+.4f}",
+                "-" if test is None or claim.corpus is None else f"{test.low:+.4f} to {test.high:+.4f}",
                 "-" if test is None else f"{claim.p_holm:.2g}",
                 "yes" if claim.shown else "no",
             )

@@ -1,6 +1,6 @@
 """One cell of a comparison: a model on a corpus with a seed. Trained and scored in a process of its own, with nothing left from the others.
 
-python -m bit_transformer.service.comparing.cells FOLDER KEY
+python -m bit_transformer.service.comparing.cells FOLDER KEY PARENT
 """
 
 from __future__ import annotations
@@ -8,20 +8,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bit_transformer.config import ComparisonConfig, Contender, DataConfig, ModelConfig
 from bit_transformer.config.comparison import corpus_label
-from bit_transformer.errors import BitTransformerError, MissingExtra
+from bit_transformer.errors import BitTransformerError, Cancelled, NonFiniteLoss, RunNotFound, StoreError
 from bit_transformer.presets import preset
 from bit_transformer.service.files import write_file
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 PLAN_FILE, CELLS, RUNS, STORE_FILE = "plan.json", "cells", "runs", "runs.sqlite"
 BLOCK = 1024  # bytes of a block of held-out data, over which costs are paired
+NO_ROOM = 4  # exit code of a cell whose result could not be written
 SAMPLE_PIECE = 1 << 14  # bytes of each piece of the held-out sample
 
 
@@ -53,7 +57,7 @@ class Cell:
             whole |= {"train": plan.train, "shape": plan.shape.model_dump(), "threads": [plan.threads, plan.at_once]}
         digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
         seed = "" if self.seed is None else f"-s{self.seed}"
-        return re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{self.model.label}-{corpus_label(self.data)}{seed}-{digest}")
+        return f"{file_name(f'{self.model.label}-{corpus_label(self.data)}{seed}')}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,11 @@ def model_config(plan: ComparisonConfig, model: Contender) -> ModelConfig:
     return ModelConfig.of({**shape, "experts": None, **fields})
 
 
+def file_name(text: str) -> str:
+    """A text as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)[:100]
+
+
 def result_file(folder: Path, key: str) -> Path:
     """Where the result of a cell is."""
     return folder / CELLS / f"{key}.json"
@@ -155,7 +164,7 @@ def run_cell(plan: ComparisonConfig, cell: Cell, folder: Path) -> CellResult:
     """
     from bit_transformer.service.training import train_and_held_out
 
-    training, held_out = train_and_held_out(cell.data)
+    training, held_out = train_and_held_out(cell.data, leave_out=(folder,))
     sample = held_out.thinned(plan.eval_bytes, SAMPLE_PIECE)
     made = {
         "bits": _bits,
@@ -165,6 +174,10 @@ def run_cell(plan: ComparisonConfig, cell: Cell, folder: Path) -> CellResult:
         "counts": _counts,
         "compressor": _compressors,
     }[cell.model.kind](plan, cell, folder, training, sample)
+    if bad := next((name for name, score in made["scores"].items() if not math.isfinite(score.bits)), None):
+        raise NonFiniteLoss(
+            f"got a score of {bad} that is not finite. Try a lower train.optim.lr", made.get("steps", 0)
+        )
     from bit_transformer.service.provenance import provenance
 
     return CellResult(
@@ -212,7 +225,9 @@ def _bits(plan: ComparisonConfig, cell: Cell, folder: Path, training: Corpus, sa
 
     request = _request(plan, cell, folder, model_config(plan, cell.model))
     workspace = Workspace(folder / STORE_FILE, "cpu")
-    made = train(request, workspace, Job())
+    made = train(request, workspace, Job(listens=False))  # a cell that is to stop just ends, and is trained anew
+    if made.status != "finished":
+        raise Cancelled(f"{made.run} was stopped before its end. Try the same command again")
     model = load_checkpoint(request.out)
     scores = {}
     for learning in cell.model.learning:
@@ -352,25 +367,22 @@ def _gpt2(plan: ComparisonConfig, cell: Cell, folder: Path, training: Corpus, sa
     }
 
 
-class _recorded:
-    """Within: a training that is in the comparison's store, as ours are."""
+@contextmanager
+def _recorded(folder: Path, request: Any) -> Iterator[tuple[Any, Any, str]]:
+    """Within: a training that is in the comparison's store, as ours are: workspace, store, name."""
+    from bit_transformer.service.provenance import provenance
+    from bit_transformer.service.workspace import Workspace
 
-    def __init__(self, folder: Path, request: Any) -> None:
-        from bit_transformer.service.workspace import Workspace
-
-        self.workspace, self.request = Workspace(folder / STORE_FILE, "cpu"), request
-        self.store, self.run = self.workspace.store, request.out.name
-
-    def __enter__(self) -> tuple[Any, Any, str]:
-        from bit_transformer.service.provenance import provenance
-
-        r = self.request
-        document = {part: getattr(r, part).model_dump(mode="json") for part in ("model", "train", "data")}
-        self.store.begin(self.run, r.out, {**document, "provenance": provenance()})
-        return self.workspace, self.store, self.run
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.store.end(self.run, "failed" if error else "finished", str(error or "budget spent"))
+    workspace, run = Workspace(folder / STORE_FILE, "cpu"), request.out.name
+    store = workspace.store
+    document = {part: getattr(request, part).model_dump(mode="json") for part in ("model", "train", "data")}
+    store.begin(run, request.out, {**document, "provenance": provenance()})
+    try:
+        yield workspace, store, run
+    except BaseException as failed:
+        store.end(run, "failed", str(failed))
+        raise
+    store.end(run, "finished", "budget spent")
 
 
 # ---- models without updates ----
@@ -419,15 +431,19 @@ def _end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        with suppress(OSError):
+            os.killpg(0, signal.SIGKILL)  # with the programs that it has started
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(folder: Path, key: str) -> int:
+def main(folder: Path, key: str, parent: int) -> int:
     """Run a cell of the plan in a folder; the exit code. Its result, or its error, is in a file."""
-    _end_with(os.getppid())
+    _end_with(parent)
     import torch
+
+    from bit_transformer.runs.store import RunStore
 
     plan = ComparisonConfig.of(json.loads((folder / PLAN_FILE).read_text()))
     cell = next(one for one in cells_of(plan) if one.key(plan) == key)
@@ -436,15 +452,22 @@ def main(folder: Path, key: str) -> int:
     error = path.with_suffix(".error")
     error.unlink(missing_ok=True)
     shutil.rmtree(folder / RUNS / key, ignore_errors=True)  # of a try that was killed
+    with suppress(RunNotFound, StoreError):
+        RunStore(folder / STORE_FILE).remove(key)
     try:
         made = run_cell(plan, cell, folder)
     except (BitTransformerError, OSError) as failed:
-        write_file(error, json.dumps({"error": type(failed).__name__, "message": str(failed)}).encode())
         print(f"{type(failed).__name__}: {failed}", file=sys.stderr)
-        return 3 if isinstance(failed, MissingExtra) else 2
-    write_file(path, json.dumps(dataclasses.asdict(made)).encode())
+        with suppress(OSError):  # the disk may be full
+            write_file(error, json.dumps({"error": type(failed).__name__, "message": str(failed)}).encode())
+        return NO_ROOM if isinstance(failed, OSError) else 2
+    try:
+        write_file(path, json.dumps(dataclasses.asdict(made), allow_nan=False).encode())
+    except OSError as full:
+        print(f"{full.filename}: {full.strerror}", file=sys.stderr)
+        return NO_ROOM
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

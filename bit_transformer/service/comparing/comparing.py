@@ -15,14 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bit_transformer.config import ComparisonConfig
-from bit_transformer.data.sources import find_files
-from bit_transformer.errors import ConfigError
+from bit_transformer.config import ComparisonConfig, DataConfig, TrainConfig
+from bit_transformer.config.comparison import corpus_label
+from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.extras import require
 from bit_transformer.runs.lock import held
 from bit_transformer.service.comparing.cells import (
     CELLS,
+    NO_ROOM,
     PLAN_FILE,
+    SAMPLE_PIECE,
     Cell,
     CellResult,
     cells_of,
@@ -30,6 +32,7 @@ from bit_transformer.service.comparing.cells import (
     needs,
     read_result,
     result_file,
+    sha256_of,
 )
 from bit_transformer.service.comparing.findings import Findings, findings_of
 from bit_transformer.service.comparing.report import HTML_FILE, MARKDOWN_FILE, write_report
@@ -37,10 +40,13 @@ from bit_transformer.service.files import write_file
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.requests import CompareRequest
 from bit_transformer.service.settings import train_config
+from bit_transformer.service.training import train_and_held_out
 from bit_transformer.service.workspace import Workspace
 
+# Settings of trainings that those of others do not have.
+IGNORED = ("patience", "accum_steps", "compile_model", "qat", "progressive", "compress_prob", "auto_batch", "window")
+SOFTMAX_IGNORED = ("compress_prob", "progressive", "qat")
 LOOK = 0.1  # seconds between looks at processes
-GRACE = 10.0  # seconds that a process has to end
 LAST = 2000  # characters of a log that an error shows
 
 
@@ -76,7 +82,7 @@ def compare(request: CompareRequest, workspace: Workspace, job: Job) -> Comparis
         RunBusy: another process works in this folder.
     """
     plan, folder = request.plan, request.out
-    _check(plan)
+    digests = _check(plan, folder)
     made: dict[str, CellResult] = {}
     failed: dict[str, str] = {}
     with held(folder), job.stoppable() as asked:
@@ -84,10 +90,13 @@ def compare(request: CompareRequest, workspace: Workspace, job: Job) -> Comparis
         cells = {cell.key(plan): cell for cell in cells_of(plan)}
         waiting = []
         for key, cell in cells.items():
-            if (found := read_result(result_file(folder, key))) is not None:
+            found = read_result(result_file(folder, key))
+            if found is not None and found.data_sha256 != digests[cell.data]:
+                job.notice(f"{key} is of other data than there is now: it is done again")
+            elif found is not None:
                 made[key] = found
-            else:
-                waiting.append((key, cell))
+                continue
+            waiting.append((key, cell))
         write_file(folder / PLAN_FILE, f"{plan.model_dump_json(indent=2)}\n".encode())
         if made and waiting:
             job.notice(f"{len(made)} of {len(cells)} cells are done already")
@@ -95,13 +104,13 @@ def compare(request: CompareRequest, workspace: Workspace, job: Job) -> Comparis
         with tempfile.TemporaryDirectory(prefix="bit-transformer-") as cache:
             for key, cell, error in _ran(plan, folder, waiting, Path(cache), asked):
                 found = read_result(result_file(folder, key))
-                if found is None:
+                if found is None or error:
                     failed[key] = error
                     job.notice(f"{key} failed: {error}")
-                    continue
-                made[key] = found
-                said = ", ".join(f"{name} {score.bpb:.3f}" for name, score in found.scores.items())
-                job.notice(f"{_where(cell, found)}: {said} bits per byte")
+                else:
+                    made[key] = found
+                    said = ", ".join(f"{name} {score.bpb:.3f}" for name, score in found.scores.items())
+                    job.notice(f"{_where(cell, found)}: {said} bits per byte")
                 job.tell(Reading(len(made) + len(failed), len(cells), "compare:", "cells"))
         findings = findings_of(plan, list(made.values()), failed)
         write_report(folder, plan, findings)
@@ -115,27 +124,52 @@ def _where(cell: Cell, found: CellResult) -> str:
     return f"{found.corpus}{seed}, {found.train_seconds:.0f} s"
 
 
-def _check(plan: ComparisonConfig) -> None:
-    """Whatever can be refused before hours of training is."""
+def _check(plan: ComparisonConfig, folder: Path) -> dict[DataConfig, tuple[str, str]]:
+    """Whatever can be refused before hours of training is. The digests of the data: of the part to train on, and of the scored sample."""
     for library in needs(plan):
         require(library, extra="compare", purpose="the comparison with GPT-2")
     for model in plan.models:
-        if model.kind in ("bits", "byte-softmax"):
-            shape = model_config(plan, model)
-            train_config(shape, {**plan.train, **model.train})
-            adaptive = [learning for learning in model.learning if learning != "static"]
-            if adaptive and not shape.experts:
-                raise ConfigError(
-                    f"got model {model.label!r} with learning={adaptive[0]!r} and no experts; only they learn what is scored. Try learning: [static]",
-                    field="plan.models",
-                )
-            if model.kind == "byte-softmax" and (shape.patch_bits, shape.experts) != (8, None):
-                raise ConfigError(
-                    f"got model {model.label!r} with patch_bits={shape.patch_bits}; a softmax over bytes reads bytes. Try patch_bits: 8",
-                    field="plan.models",
-                )
+        if not model.trained:
+            continue
+        shape = model_config(plan, model)
+        for seed in plan.seeds:
+            config = train_config(shape, {**plan.train, **model.train, "seed": seed})
+        ignored = IGNORED if model.kind.startswith("gpt2") else SOFTMAX_IGNORED if model.kind == "byte-softmax" else ()
+        if other := next(
+            (name for name in ignored if getattr(config, name) != TrainConfig.model_fields[name].default), None
+        ):
+            raise ConfigError(
+                f"got train.{other} and model {model.label!r}, whose training has no such thing. Try leaving it out",
+                field="plan.train",
+            )
+        adaptive = [learning for learning in model.learning if learning != "static"]
+        if adaptive and not shape.experts:
+            raise ConfigError(
+                f"got model {model.label!r} with learning={adaptive[0]!r} and no experts; only they learn what is scored. Try learning: [static]",
+                field="plan.models",
+            )
+        if not shape.causal:
+            raise ConfigError(
+                f"got model {model.label!r}, a diffusion model, whose likelihood is only bounded. Try causal: true",
+                field="plan.models",
+            )
+        if model.kind == "byte-softmax" and (shape.patch_bits, shape.parity, shape.experts) != (8, False, None):
+            raise ConfigError(
+                f"got model {model.label!r} with other units than bytes, or experts; a softmax over bytes has neither. Try patch_bits: 8",
+                field="plan.models",
+            )
+        if model.kind.startswith("gpt2") and plan.shape.d_model % plan.shape.nhead:
+            raise ConfigError(
+                f"got shape.d_model={plan.shape.d_model} and shape.nhead={plan.shape.nhead}; the width must be a multiple of the heads. Try nhead: 2",
+                field="plan.shape",
+            )
+    digests = {}
     for data in plan.corpora:
-        find_files(data.corpora)
+        training, held_out = train_and_held_out(data, leave_out=(folder,))
+        if not len(training) or not len(held_out):
+            raise BitStreamError(f"{corpus_label(data)}: got no bytes to train on, or none held out. Try more data")
+        digests[data] = (sha256_of(training), sha256_of(held_out.thinned(plan.eval_bytes, SAMPLE_PIECE)))
+    return digests
 
 
 def _ran(
@@ -156,16 +190,17 @@ def _ran(
                     continue
                 del running[key]
                 shutil.rmtree(cache / key, ignore_errors=True)
-                yield key, cell, "" if process.returncode == 0 else _why(folder, key, process.returncode)
+                error = "" if process.returncode == 0 else _why(folder, key, process.returncode)
+                if process.returncode == NO_ROOM:
+                    raise BitStreamError(f"{folder}: {error}. Try freeing space; the same command goes on")
+                yield key, cell, error
             time.sleep(LOOK)
     finally:
         for _, process in running.values():
-            process.terminate()
-        until = time.monotonic() + GRACE
-        for _, process in running.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, until - time.monotonic()))
-            process.kill()
+            with suppress(OSError):  # it has just ended
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # with the programs that it has started; there is nothing to save
             process.wait()
 
 
@@ -173,7 +208,14 @@ def _started(plan: ComparisonConfig, folder: Path, key: str, cache: Path) -> sub
     """A cell's process. Features of another cell's pass over the data are not there for it: reading is part of its budget."""
     threads = plan.threads or max(1, (os.cpu_count() or 1) // plan.at_once)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "BTLM_CACHE_DIR": str(cache / key)}
-    command = [sys.executable, "-m", "bit_transformer.service.comparing.cells", str(folder.absolute()), key]
+    command = [
+        sys.executable,
+        "-m",
+        "bit_transformer.service.comparing.cells",
+        str(folder.absolute()),
+        key,
+        str(os.getpid()),
+    ]
     with (folder / CELLS / f"{key}.log").open("wb") as log:
         return subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

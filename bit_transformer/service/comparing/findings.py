@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -69,10 +69,11 @@ class Claim:
     Attributes:
         corpus: None: over all corpora together, with a pair for each corpus and seed.
         test: paired by seed; None with fewer than two pairs.
-        p_holm: corrected over all claims of the same table.
+        p_holm: corrected over all claims of the report.
         window_low, window_high: 95 % interval of the difference over blocks of the held-out bytes, given these trainings (BCa bootstrap); None over
             several corpora.
-        seeds_needed: for a difference of 0.01 bits per byte, with power 0.8; None if the spread is not known.
+        spread: standard deviation of the differences between seeds; None over several corpora, which differ for other reasons than luck.
+        seeds_needed: for a difference of 0.01 bits per byte, with power 0.8 among so many claims; None if the spread is not known.
         shown: whether p_holm is at most 0.05.
     """
 
@@ -83,9 +84,10 @@ class Claim:
     p_holm: float
     window_low: float | None
     window_high: float | None
-    seeds_needed: int | None
-    shown: bool
-    says: str
+    spread: float | None
+    seeds_needed: int | None = None
+    shown: bool = False
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Findings:
     """All that a comparison shows.
 
     Attributes:
-        claims: per corpus; `joint`: over all corpora together, if there are several. Each is corrected in itself.
+        claims: per corpus; `joint`: over all corpora together, if there are several. All are corrected together.
         limits: what cannot be said, and why.
         failed: by cell.
         machines: that cells ran on.
@@ -129,16 +131,19 @@ class Findings:
 def findings_of(plan: ComparisonConfig, cells: Sequence[CellResult], failed: dict[str, str]) -> Findings:
     """Tables and tests over cells that are done."""
     rows = _rows(plan, cells)
-    trained = [model.label for model in plan.models if model.trained]
+    trained = [model.label for model in plan.models if model.trained and "static" in model.learning]
     reference = plan.reference or (trained[0] if trained else None)
     claims: list[Claim] = []
     joint: list[Claim] = []
     if reference is not None:
         others = [name for name in trained if name != reference]
         corpora = [corpus_label(data) for data in plan.corpora]
-        claims = _corrected([_claim(cells, reference, other, [corpus]) for corpus in corpora for other in others])
+        wanted = [_claim(cells, reference, other, [corpus]) for corpus in corpora for other in others]
         if len(corpora) > 1:
-            joint = _corrected([_claim(cells, reference, other, corpora) for other in others])
+            wanted += [_claim(cells, reference, other, corpora) for other in others]
+        corrected = _corrected(wanted)
+        claims = [claim for claim in corrected if claim.corpus is not None]
+        joint = [claim for claim in corrected if claim.corpus is None]
     machines: list[dict[str, Any]] = []
     digests: dict[str, list[str]] = defaultdict(list)
     for cell in cells:
@@ -203,30 +208,17 @@ def _row(corpus: str, model: str, name: str, found: Sequence[tuple[CellResult, S
 
 
 def _claim(cells: Sequence[CellResult], reference: str, other: str, corpora: Sequence[str]) -> Claim:
-    pairs = [pair for corpus in corpora for pair in _pairs(cells, reference, other, corpus)]
-    ours, theirs = [a.bpb for a, _ in pairs], [b.bpb for _, b in pairs]
-    test, needed, low, high = None, None, None, None
+    """A claim that is not corrected yet."""
+    by_corpus = [_pairs(cells, reference, other, corpus) for corpus in corpora]
+    pairs = [pair for found in by_corpus for pair in found]
+    test, low, high, spread = None, None, None, None
     if len(pairs) > 1:
-        test = paired_test(ours, theirs)
-        spread = stdev(a - b for a, b in zip(ours, theirs, strict=True))
-        try:
-            needed = pairs_needed(MATTERS, spread) if spread > 0 else 2
-        except ConfigError:  # more than anybody trains
-            needed = None
+        test = paired_test([a.bpb for a, _ in pairs], [b.bpb for _, b in pairs])
     if len(corpora) == 1 and pairs:
         low, high = _over_blocks(pairs)
-    return Claim(
-        reference,
-        other,
-        corpora[0] if len(corpora) == 1 else None,
-        test,
-        test.p if test else 1.0,
-        low,
-        high,
-        needed,
-        False,
-        "",
-    )
+        spread = stdev(a.bpb - b.bpb for a, b in pairs) if len(pairs) > 1 else None
+    where = corpora[0] if len(corpora) == 1 else None
+    return Claim(reference, other, where, test, test.p if test else 1.0, low, high, spread)
 
 
 def _pairs(cells: Iterable[CellResult], a: str, b: str, corpus: str) -> list[tuple[Scored, Scored]]:
@@ -251,25 +243,29 @@ def _over_blocks(pairs: Sequence[tuple[Scored, Scored]]) -> tuple[float | None, 
 
 
 def _corrected(claims: Sequence[Claim]) -> list[Claim]:
-    """The claims of one table, with Holm's correction over them, and in words."""
+    """The claims of a report, with Holm's correction over all of them, and in words."""
     made = []
     for claim, p in zip(claims, holm([claim.p_holm for claim in claims]), strict=True):
         shown = claim.test is not None and p <= ALPHA
-        made.append(
-            Claim(
-                claim.reference,
-                claim.other,
-                claim.corpus,
-                claim.test,
-                p,
-                claim.window_low,
-                claim.window_high,
-                claim.seeds_needed,
-                shown,
-                _said(claim, shown),
-            )
-        )
+        needed = _needed(claim.spread, len(claims))
+        made.append(replace(claim, p_holm=p, shown=shown, seeds_needed=needed, says=_said(claim, shown)))
     return made
+
+
+def _needed(spread: float | None, claims: int) -> int | None:
+    """Seeds with which a difference that matters would be shown in a table of so many claims."""
+    if spread is None:
+        return None
+    try:
+        needed = pairs_needed(MATTERS, spread, ALPHA / claims) if spread > 0 else 2
+    except ConfigError:  # more than anybody trains
+        return None
+    return max(needed, _fewest(claims))
+
+
+def _fewest(claims: int) -> int:
+    """Fewest pairs with which any of so many claims can be shown."""
+    return 1 + math.ceil(math.log2(claims / ALPHA))
 
 
 def _said(claim: Claim, shown: bool) -> str:
@@ -308,21 +304,18 @@ def _limits(
 ) -> list[str]:
     """What the tables do not show."""
     said = []
-    seeds = len(plan.seeds)
-    for family, what, pairs in (
-        (claims, "a single corpus", seeds),
-        (joint, "all corpora together", seeds * len(plan.corpora)),
-    ):
+    seeds, count = len(plan.seeds), len(claims) + len(joint)
+    for family, what in ((claims, "a single corpus"), (joint, "all corpora together")):
         if not family:
             continue
-        least = min(1.0, 2.0 ** (1 - pairs) * len(family)) if pairs > 1 else 1.0
+        pairs = min(claim.test.n if claim.test else 0 for claim in family)
+        least = min(1.0, 2.0 ** (1 - pairs) * count)
         if least > ALPHA:
-            enough = next(n for n in range(2, 64) if 2.0 ** (1 - n) * len(family) <= ALPHA)
-            each = math.ceil(enough / max(1, pairs // seeds))
+            enough = math.ceil(_fewest(count) / (1 if family is claims else len(plan.corpora)))
             said.append(
-                f"With {seeds} {'seed' if seeds == 1 else 'seeds'} and {len(family)} {'claim' if len(family) == 1 else 'claims'} about {what}, p after "
-                f"Holm is at least {least:.2g}: no claim about {what} can be shown at {ALPHA}, however large the difference. "
-                f"{each} seeds would do; what stands is the intervals, and that no difference was shown to be none."
+                f"With {pairs} {'pair' if pairs == 1 else 'pairs'} and {count} {'claim' if count == 1 else 'claims'} in all, p after Holm is at least "
+                f"{least:.2g}: no claim about {what} can be shown at {ALPHA}, however large the difference. {enough} seeds would do. The intervals stand; "
+                "that no difference was shown does not mean that there is none."
             )
     said += _not_shown([*joint, *claims])
     whole = [row for row in rows if row.trained and len(row.bpb) < seeds]

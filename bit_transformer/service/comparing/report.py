@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bit_transformer.config import ComparisonConfig
 from bit_transformer.config.base import flat
+from bit_transformer.service.comparing.cells import file_name
 from bit_transformer.service.comparing.findings import ALPHA, Claim, Findings, Row
 from bit_transformer.service.files import write_file
 from bit_transformer.service.plots import Line, lines_svg
@@ -79,17 +80,19 @@ def _protocol(plan: ComparisonConfig, found: Findings) -> Iterator[Part]:
     yield (
         f"Every trained model has a budget of {amount:,.0f} {UNITS[name]}, {seeds} {'seed' if seeds == 1 else 'seeds'}, and trains {at} on {threads}, in a "
         "process of its own; models take turns within a seed. Whatever a model needs of the training data counts: the pass of the experts, learning a "
-        "vocabulary, validations. Seeds are paired: the same seed draws the same order of windows."
+        "vocabulary, validations. Seeds are paired: the same seed of two models, trained at about the same time; models of the same blocks also draw the "
+        "same windows. Models of these blocks keep the weights of their best validation, or their average over the last tenth; GPT-2 keeps its last, with "
+        "rates that have fallen to zero, and what it loads for its first update does not count."
     )
     yield (
-        f"Bits per byte are of {plan.eval_bytes:,} held-out bytes at most, the same for all: pieces of 16 KiB, evenly spread over the held-out part. "
+        f"Bits per byte are of {plan.eval_bytes:,} held-out bytes at most, the same for all: pieces that are evenly spread over the held-out part. "
         "Frozen models do not learn from what they are scored on. Adaptive ones do, as compressors do; compressors are primed with the training bytes "
-        "where it says so. The two kinds are in tables of their own, and are not compared with each other."
+        "where it says so, with what trained models validate on included. The two kinds are in tables of their own, and are not compared with each other."
     )
     if found.reference:
         yield (
             "Intervals of means are over seeds, by Student's t. Differences are paired by seed; p is exact, by flipping signs, and corrected by Holm over "
-            "the claims of its table. Intervals over blocks of 1,024 held-out bytes are by the BCa bootstrap, of the trainings as they are."
+            "all claims below. Intervals over blocks of 1,024 held-out bytes are by the BCa bootstrap, of the trainings as they are."
         )
     yield [
         f"{corpus}: SHA-256 of the training bytes {training[:16]}..., of the scored bytes {held[:16]}..."
@@ -145,7 +148,7 @@ def _results(found: Findings, corpus: str, rows: Sequence[Row], models: Sequence
         ]
         caption = f"Validation on {corpus} during training, the mean over seeds"
         svg = lines_svg(panels, y="bits per byte", title=caption, log=True)
-        yield Picture(f"curves-{corpus}.svg", caption, svg)
+        yield Picture(f"curves-{file_name(corpus)}.svg", caption, svg)
     with_bits = [row for row in frozen if row.bit_costs]
     if with_bits:
         lines = [
@@ -159,7 +162,7 @@ def _results(found: Findings, corpus: str, rows: Sequence[Row], models: Sequence
         ]
         caption = f"Cost of a bit on {corpus} by its place in the byte, most significant first"
         svg = lines_svg([("bit of the byte", lines)], y="bits", title=caption)
-        yield Picture(f"bits-{corpus}.svg", caption, svg)
+        yield Picture(f"bits-{file_name(corpus)}.svg", caption, svg)
 
 
 def _interval(low: float | None, high: float | None, sign: bool = False) -> str:
@@ -205,7 +208,7 @@ def _tests(found: Findings) -> Iterator[Part]:
 
 def _claims(caption: str, claims: Sequence[Claim]) -> Table:
     columns = (
-        "other", "corpus", "difference", "95 % over seeds", "95 % over blocks", "p", "p, Holm", "effect size", "pairs", "pairs for 0.01", "shown",
+        "other", "corpus", "difference", "95 % over seeds", "95 % over blocks", "p", "p, Holm", "effect size", "pairs", "seeds for 0.01", "shown",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for claim in claims:
@@ -215,11 +218,11 @@ def _claims(caption: str, claims: Sequence[Claim]) -> Table:
                 claim.other,
                 claim.corpus or "all",
                 "-" if test is None else f"{test.difference:+.4f}",
-                "-" if test is None else _interval(test.low, test.high, sign=True),
+                "-" if test is None or claim.corpus is None else _interval(test.low, test.high, sign=True),
                 _interval(claim.window_low, claim.window_high, sign=True),
                 "-" if test is None else f"{test.p:.2g}",
                 "-" if test is None else f"{claim.p_holm:.2g}",
-                "-" if test is None or test.effect is None else f"{test.effect:+.2f}",
+                "-" if test is None or test.effect is None or claim.corpus is None else f"{test.effect:+.2f}",
                 "-" if test is None else str(test.n),
                 "-" if claim.seeds_needed is None else f"{claim.seeds_needed:,}",
                 "yes" if claim.shown else "no",
