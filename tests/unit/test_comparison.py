@@ -46,7 +46,7 @@ def plan_of(**fields: object) -> ComparisonConfig:
         ({"train": {"seconds": 1, "seed": 3}}, "got train.seed"),
         ({"seeds": 0}, "seeds"),
         ({"seeds": [1, 1]}, "got seed '1' twice"),
-        ({"reference": "gpt2"}, "a trained model of the plan is needed: patches-8, byte-softmax"),
+        ({"reference": "gpt2"}, "a trained model of the plan that is scored frozen is needed: patches-8, byte-softmax"),
         ({"model": []}, "Did you mean 'models'?"),
         ({"corpora": ["a/x.txt", "b/x.txt"]}, "got corpus 'x.txt' twice"),
         ({"corpora": [{"corpora": ["a"], "validation": "held-out"}]}, "must select nothing"),

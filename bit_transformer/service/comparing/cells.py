@@ -457,14 +457,14 @@ def main(folder: Path, key: str, parent: int) -> int:
     try:
         made = run_cell(plan, cell, folder)
     except (BitTransformerError, OSError) as failed:
-        print(f"{type(failed).__name__}: {failed}", file=sys.stderr)
+        sys.stderr.write(f"{type(failed).__name__}: {failed}\n")
         with suppress(OSError):  # the disk may be full
             write_file(error, json.dumps({"error": type(failed).__name__, "message": str(failed)}).encode())
         return NO_ROOM if isinstance(failed, OSError) else 2
     try:
         write_file(path, json.dumps(dataclasses.asdict(made), allow_nan=False).encode())
     except OSError as full:
-        print(f"{full.filename}: {full.strerror}", file=sys.stderr)
+        sys.stderr.write(f"{full.filename}: {full.strerror}\n")
         return NO_ROOM
     return 0
 
