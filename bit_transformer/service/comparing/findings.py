@@ -309,9 +309,11 @@ def _limits(
         if not family:
             continue
         pairs = min(claim.test.n if claim.test else 0 for claim in family)
-        least = min(1.0, 2.0 ** (1 - pairs) * count)
+        # Holm's factor is at least the number of claims that are not sure to have a smaller p; those of more pairs may have.
+        rank = len(family) if family is claims else count
+        least = min(1.0, 2.0 ** (1 - pairs) * rank)
         if least > ALPHA:
-            enough = math.ceil(_fewest(count) / (1 if family is claims else len(plan.corpora)))
+            enough = math.ceil(_fewest(rank) / (1 if family is claims else len(plan.corpora)))
             said.append(
                 f"With {pairs} {'pair' if pairs == 1 else 'pairs'} and {count} {'claim' if count == 1 else 'claims'} in all, p after Holm is at least "
                 f"{least:.2g}: no claim about {what} can be shown at {ALPHA}, however large the difference. {enough} seeds would do. The intervals stand; "
