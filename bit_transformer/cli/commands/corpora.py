@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bit_transformer.cli.options import Json
-from bit_transformer.cli.output import EXIT_INPUT, console, errors_in_one_line, gigabytes, show_json, table
+from bit_transformer.cli.output import EXIT_INPUT, console, errors_in_one_line, gigabytes, show_json
 
 if TYPE_CHECKING:
     from bit_transformer.service.corpora import Corpora, ListedCorpus
@@ -32,21 +32,15 @@ def run(
 
 
 def _show(found: Corpora) -> None:
-    made = table("", "name", "size", "train / validation / test", "place", "checksum", "licence", "")
-    made.show_header = True
-    for column in made.columns[2:]:
-        column.justify = "left"
     for corpus in found.corpora:
-        made.add_row(
-            corpus.name,
-            _size(corpus.bytes),
-            " / ".join(map(_size, corpus.parts.values())) or "-",
-            corpus.place,
-            _checksum(corpus),
-            corpus.licence,
-            corpus.about,
+        console.print(
+            f"{corpus.name:<16}{_size(corpus.bytes):>9}  {corpus.place:<12}{corpus.licence}",
+            style="bold",
+            soft_wrap=True,
         )
-    console.print(made)
+        parts = f"; standard parts {' / '.join(map(_size, corpus.parts.values()))}" if corpus.parts else ""
+        checksum = f"; {_checksum(corpus)}" if corpus.files else ""
+        console.print(f"    {corpus.about}{parts}{checksum}", soft_wrap=True)
     for corpus in found.corpora:
         if corpus.problem:
             console.print(corpus.problem, style="bold", soft_wrap=True)
@@ -60,9 +54,7 @@ def _size(count: int | None) -> str:
 
 
 def _checksum(corpus: ListedCorpus) -> str:
-    if not corpus.files:
-        return "-"
     kinds = dict.fromkeys(file.checksum.partition(":")[0] for file in corpus.files)
     said = {True: ", right", False: ", WRONG", None: ""}[corpus.checked]
     first = corpus.files[0].checksum.partition(":")[2][:8]
-    return f"{' and '.join(kinds)} {first}{said}"
+    return f"{' and '.join(kinds)} {first}...{said}"
