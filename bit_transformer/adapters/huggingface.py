@@ -14,6 +14,7 @@ the model's start symbol; it may stand before the first patch, and fills up shor
 # F features of a bit.
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,7 @@ class BitTransformerForCausalLM(PreTrainedModel, GenerationMixin):  # type: igno
             features_BTF = torch.from_numpy(self.model.bank.peek(bits_BT.cpu().numpy())).to(bits_BT.device)
             features_BNPF = features_BTF.view(*z_BNP.shape, -1)
             z_BNP = z_BNP + self.model.mixer(h_BND[:, :N], features_BNPF, tree_nodes(label_BN, P))
+        z_BNP = z_BNP.to(torch.promote_types(z_BNP.dtype, torch.float32))  # half precision is too coarse for sums
         bit_BNP = unpack_patches(label_BN, P).to(z_BNP.dtype)
         nats_BN = F.binary_cross_entropy_with_logits(z_BNP, bit_BNP, reduction="none").sum(-1)
         return (nats_BN * counts_BN).sum() / counts_BN.sum().clamp(min=1)
@@ -412,7 +414,11 @@ class BitTransformerForCausalLM(PreTrainedModel, GenerationMixin):  # type: igno
     ) -> dict[str, Any]:
         """What `forward` reads in the next step: the ids that the cache has not seen."""
         cache = past_key_values if isinstance(past_key_values, PatchCache) else None
-        seen = cache.length if cache is not None and cache.length < input_ids.shape[1] else 0
+        seen = cache.length if cache is not None else 0
+        if seen and seen >= input_ids.shape[1]:
+            raise BitStreamError(
+                f"got {input_ids.shape[1]} ids and a cache that has read {seen}; at least one more is needed. Try without past_key_values"
+            )
         return {
             "input_ids": input_ids[:, seen:],
             "attention_mask": None if seen else attention_mask,
@@ -511,6 +517,11 @@ class BitTransformerForCausalLM(PreTrainedModel, GenerationMixin):  # type: igno
         if not is_main_process:
             return
         folder = Path(save_directory)
+        if _is_run(folder):
+            raise ConfigError(
+                f"got {folder}, the folder of a run, whose settings would be lost. Try another folder",
+                field="save_directory",
+            )
         weights = {name.removeprefix("model."): tensor for name, tensor in (state_dict or {}).items()}
         save_checkpoint(folder, self.model, weights=weights)
         self.config.architectures = [type(self).__name__]
@@ -524,6 +535,14 @@ class BitTransformerForCausalLM(PreTrainedModel, GenerationMixin):  # type: igno
         """As for any module. Names may be those of this class or, as in `model.safetensors`, those of the model in it."""
         named = {name if name.startswith("model.") else f"model.{name}": value for name, value in state_dict.items()}
         return super().load_state_dict(named, strict=strict, assign=assign)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is of a run, that can be resumed."""
+    try:
+        return "store" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 class EvenParity(LogitsProcessor):  # type: ignore[misc]

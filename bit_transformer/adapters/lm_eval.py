@@ -206,11 +206,10 @@ class HarnessLM(LM):  # type: ignore[misc]  # the harness has no types
         by_context: dict[bytes, set[bytes]] = defaultdict(set)
         for context, continuation in pairs:
             by_context[context].add(continuation)
-        same = {
-            (context, wanted)
-            for context, candidates in by_context.items()
-            for wanted in _begun(candidates, self._greedy_bytes(context))
-        }
+        same = set[tuple[bytes, bytes]]()
+        for done, (context, candidates) in enumerate(by_context.items(), 1):
+            same |= {(context, wanted) for wanted in _begun(candidates, self._greedy_bytes(context))}
+            self.answered(done, len(by_context))
         return [pair in same for pair in pairs]
 
     def _greedy_bytes(self, context: bytes) -> Iterator[bytes]:
@@ -239,16 +238,18 @@ class HarnessLM(LM):  # type: ignore[misc]  # the harness has no types
             for at in range(0, len(indices), self.batch_size):
                 batch = indices[at : at + self.batch_size]
                 prompts = [_bytes(requests[index].args[0]) for index in batch]
-                made = generate_bytes(self.model, prompts, most, self._sampling(temperature, top_p), stop=stop)
+                made = generate_bytes(
+                    self.model, prompts, most, self._sampling(temperature, top_p, seed=done), stop=stop
+                )
                 for index, data in zip(batch, made, strict=True):
                     found[index] = data.decode("utf-8", "replace")
                 done += len(batch)
                 self.answered(done, len(requests))
         return self._given(requests, "generate_until", found)
 
-    def _sampling(self, temperature: float = 0.0, top_p: float = 1.0) -> Sampling:
+    def _sampling(self, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> Sampling:
         learn = "prompt" if self.protocol.learning == "online" else "nothing"
-        return Sampling(temperature=temperature, top_p=top_p, learn=learn, seed=0)
+        return Sampling(temperature=temperature, top_p=top_p, learn=learn, seed=seed)
 
 
 def _device(name: str | None) -> str:

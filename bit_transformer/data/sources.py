@@ -344,10 +344,21 @@ def _file_of_part(name: str, part: PartName) -> Path:
     if len(span) == span.path.stat().st_size:
         return span.path
     path = corpus_cache() / f"{name}.{part}"
-    if not path.is_file() or path.stat().st_size != len(span):
+    if not path.is_file() or not _holds(path, span):
         pieces = (span.read(at, at + (1 << 20)).tobytes() for at in range(0, len(span), 1 << 20))
         write_pieces(path, pieces)
     return path
+
+
+def _holds(path: Path, span: Span) -> bool:
+    """Whether a file holds just the bytes of a span."""
+    if path.stat().st_size != len(span):
+        return False
+    there = Span(path, 0, len(span))
+    piece = 1 << 20
+    return all(
+        np.array_equal(there.read(at, at + piece), span.read(at, at + piece)) for at in range(0, len(span), piece)
+    )
 
 
 def _similar(name: str) -> str | None:

@@ -81,12 +81,13 @@ class FeatureReader:
         width = self.model.byte_bits
         stop = min(offset + length, len(self.corpus))
         parts = [self._kept[(offset - self._begin) * width :]]  # what no later window needs goes
+        skipped = max(0, offset - self._done) * width  # read, because the experts' state needs it, but not wanted
         while self._done < stop:
             units = corpus_units(self.corpus, self._done, 2 * WHOLE, self.model)
             made = self.bank.read(units, self._stream, learn=self.learn)
             parts.append(made.reshape(-1, self.bank.features))
             self._done = min(len(self.corpus), self._done + 2 * WHOLE)
-        self._kept, self._begin = np.concatenate(parts) if len(parts) > 1 else parts[0], offset
+        self._kept, self._begin = (np.concatenate(parts) if len(parts) > 1 else parts[0])[skipped:], offset
         wanted = self._kept[: length * width]
         return np.pad(wanted, ((0, length * width - len(wanted)), (0, 0)))
 

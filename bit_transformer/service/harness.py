@@ -20,6 +20,7 @@ from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.requests import HarnessRequest
 from bit_transformer.service.workspace import Workspace
 
+RESAMPLED = 1000  # times, for standard errors that have no formula
 SEED = 1234  # of drawn examples, as the harness's own command has it
 TASK_NAME = re.compile(r"[\w.+-]{1,200}")
 
@@ -93,8 +94,8 @@ def harness(request: HarnessRequest, workspace: Workspace, job: Job) -> Harness:
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEED)
-        with _refusals(ValueError, NotImplementedError):
-            found = evaluator.evaluate(lm, loaded, limit=request.limit, bootstrap_iters=0, log_samples=False)
+        with _refusals(Exception):  # and functions of tasks
+            found = evaluator.evaluate(lm, loaded, limit=request.limit, bootstrap_iters=RESAMPLED, log_samples=False)
     scores = [_score(task, values, found) for task, values in found["results"].items()]
     return Harness(request.run, scores, str(lm.protocol), str(library.__version__))
 
@@ -165,7 +166,7 @@ def _score(task: str, values: Mapping[str, Any], found: Mapping[str, Any]) -> Ta
     errors: dict[str, float] = {}
     for key, value in values.items():
         metric, comma, chosen = key.partition(",")
-        if not comma or not isinstance(value, int | float) or math.isnan(value):
+        if not comma or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         name = metric if chosen in ("none", "") else f"{metric} ({chosen})"
         if metric.endswith("_stderr"):

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,13 +218,16 @@ def pull(request: PullRequest, workspace: Workspace, job: Job) -> Pulled:
                 field="repo",
             )
         temporary = out.absolute().with_name(f".{out.absolute().name}.pull")
-        try:
-            with held(temporary):  # one pull a folder
+        with held(temporary):  # one pull a folder
+            try:
                 new = _download(hub, api, repo, info.sha, {name: sizes[name] for name in wanted}, temporary, job)
                 _check(new, repo)
                 os.replace(new, out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            finally:  # all but the lock, which goes last
+                for place in ("raw", "run"):
+                    shutil.rmtree(temporary / place, ignore_errors=True)
+        with suppress(OSError):  # it was there before, and is empty now
+            temporary.rmdir()
     taken = {name: (out / name).stat().st_size for name in wanted}
     return Pulled(repo, str(out), str(info.sha), taken, left)
 

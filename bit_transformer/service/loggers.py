@@ -147,7 +147,7 @@ class JsonLines:
 
     def end(self, about: Mapping[str, Any]) -> None:
         """Append the last line and close the file."""
-        self._append({"end": dict(about)})
+        self._append({"end": {key: None if _is_nothing(value) else value for key, value in about.items()}})
         self._file.close()
 
     def _append(self, line: Mapping[str, Any]) -> None:
@@ -155,12 +155,18 @@ class JsonLines:
         self._file.flush()
 
 
+def _is_nothing(value: Any) -> bool:
+    """Whether a value is a number that JSON does not have."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def _until(path: Path, step: int) -> Iterator[bytes]:
     """The lines of updates up to one. The last line may be cut."""
     with path.open("rb") as lines:
         for line in lines:
             with contextlib.suppress(ValueError):
-                if line.endswith(b"\n") and json.loads(line).get("step", step + 1) <= step:
+                found = json.loads(line)
+                if line.endswith(b"\n") and isinstance(found, dict) and found.get("step", step + 1) <= step:
                     yield line
 
 

@@ -42,6 +42,7 @@ Source = Annotated[str, Place.SOURCE]
 SourceFile = Annotated[Path, Place.SOURCE]
 NewFile = Annotated[Path, Place.NEW_FILE]
 LocalFile = Annotated[Path, Place.HERE]
+TaskName = Annotated[str, Place.HERE]  # a task of the harness can run its authors' code here, and load any data
 
 
 LogName = Literal["jsonl", "tensorboard", "trackio", "wandb"]
@@ -323,7 +324,7 @@ class HarnessRequest(Request):
     """A run's model on tasks of the Language Model Evaluation Harness."""
 
     run: Checkpoint
-    tasks: tuple[str, ...] = Field((), description="Names of tasks. Default: all of the folder.")
+    tasks: tuple[TaskName, ...] = Field((), description="Names of tasks. Default: all of the folder.")
     include: LocalFile | None = Field(None, description="A folder of task files (.yaml). Python that they name is run.")
     limit: int | None = Field(None, ge=1, description="Documents of each task, at most.")
     shots: int | None = Field(None, ge=0, description="Examples before each question. Default: as the task says.")

@@ -111,6 +111,26 @@ def test_a_long_context_and_a_long_continuation_are_scored_in_windows_each_byte_
     assert short == pytest.approx(-nats_of_bytes(model, text[141:205])[-5:].sum(), abs=1e-4)
 
 
+def test_experts_have_read_the_whole_context_not_only_the_window():
+    model = model_of("experts")
+    context, continuation = texts(3, 200, 5)
+    text = (context + continuation).encode()
+    ((nats, _),) = HarnessLM(model=model).loglikelihood(asks((context, continuation)))
+    units = np.frombuffer(text, np.uint8)
+    features = model.bank.read(units, model.bank.stream(), learn=False).reshape(1, 8 * len(text), -1)
+    window = slice(len(text) - 64, len(text))
+    bits_BT = torch.from_numpy(bytes_to_bits(text[window]))[None]
+    with torch.inference_mode():
+        cost = model.nll(bits_BT, torch.from_numpy(features[:, 8 * window.start :])).view(64, 8).sum(-1)
+    assert nats == pytest.approx(-float(cost[-5:].sum()), abs=1e-4)
+
+
+def test_sampled_answers_to_one_question_differ():
+    how = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
+    made = HarnessLM(model=model_of("bytes"), batch_size=1).generate_until(asks(*[("the", how)] * 4))
+    assert len(set(made)) == 4
+
+
 @pytest.mark.parametrize("align", [1, 3])
 def test_windows_score_every_byte_once_with_at_least_the_overlap(align):
     protocol = Protocol(window=12 * align, stride=6 * align)
@@ -292,6 +312,7 @@ def test_tasks_of_a_folder_give_the_figures_of_our_own_measures(btlm, folder, ru
     pages = [one["page"].encode() for one in DOCUMENTS]
     protocol = HarnessLM(model=model).protocol
     bits = sum(bits_per_byte(model, page, protocol).bits for page in pages)
+    assert {"acc"} <= {name for task in scores.values() for name in task["errors"]}
     metrics = scores["pages"]["metrics"]
     assert metrics["bits_per_byte"] == pytest.approx(bits / sum(map(len, pages)), rel=1e-9)
     assert metrics["byte_perplexity"] == pytest.approx(2 ** metrics["bits_per_byte"], rel=1e-9)

@@ -127,6 +127,8 @@ def test_a_part_can_be_named_by_itself(data_folder, own_cache):
     assert cut.read_bytes() == (data_folder / "one").read_bytes()[8000:9000] and own_cache in cut.parents
     before = cut.stat().st_mtime_ns
     assert find_files(["one:validation"]) == [cut] and cut.stat().st_mtime_ns == before
+    cut.write_bytes(bytes(1000))  # of the right size, and wrong
+    assert find_files(["one:validation"])[0].read_bytes() == (data_folder / "one").read_bytes()[8000:9000]
     assert is_corpus("one:test") and is_corpus("three") and not is_corpus("one:best") and not is_corpus("stdlib:test")
     assert len(find_files(["three"])) == 3
     refusal(find_files, ["one:best"])

@@ -218,6 +218,9 @@ def test_units_of_any_size_go_on_from_piece_to_piece(patch_bits: int, tmp_path: 
     reader = FeatureReader(data, shape, ExpertBank.of(shape), learn=True)
     for offset in range(0, 150_000, 750):
         np.testing.assert_array_equal(reader.read(offset, 1500), whole[offset * 8 : (offset + 1500) * 8])
+    for offset in (200_001, 700_005, 819_000):  # far beyond what was read
+        there = min(1500, len(data) - offset) * 8
+        np.testing.assert_array_equal(reader.read(offset, 1500)[:there], whole[offset * 8 :][:there])
 
 
 def test_windows_start_where_units_do() -> None:
