@@ -72,7 +72,8 @@ def test_a_killed_comparison_goes_on_with_what_is_not_done(btlm, plan):
 
     runs = json.loads(btlm("runs", "list", "--store", "made/runs.sqlite", "--json").stdout)
     assert len(runs) == 6 and {run["status"] for run in runs} == {"finished"}
-    assert all(run["config"]["provenance"]["torch"] and run["config"]["train"]["seed"] in (0, 1, 2) for run in runs)
+    shown = json.loads(btlm("runs", "show", runs[0]["id"], "--store", "made/runs.sqlite", "--json").stdout)
+    assert shown["config"]["provenance"]["torch"] and shown["config"]["train"]["seed"] in (0, 1, 2)
     assert not list((plan / "made").rglob("*.safetensors"))
 
     (plan / "text.txt").write_bytes(TEXT * 6)  # other data is no part of the same comparison
@@ -112,7 +113,7 @@ def test_a_cell_of_each_other_kind(plan, kind):
     chosen = ComparisonConfig.of(fields)
     (cell,) = cells_of(chosen)
     found = run_cell(chosen, cell, plan / "made")
-    assert all(0 < score.bpb < 8.5 for score in found.scores.values())
+    assert all(0 <= score.bpb < 8.5 for score in found.scores.values())
     assert {name: score.adaptive for name, score in found.scores.items() if kind != "compressor"} == {
         "adaptive": {"x": False, "x, online": True},
         "compressor": {},
@@ -132,7 +133,7 @@ def test_a_cell_of_each_other_kind(plan, kind):
         (("patches-8, kind", "patches-8, kid"), [], "unknown key"),
         (("byte-softmax", "byte-softmx"), [], "which is not known"),
         (("{patch_bits: 8}", "{patch_bits: 8}, train: {bytes: 4000}"), [], "all share one budget"),
-        (("{patch_bits: 8}", "{patch_bits: 7}"), [], "patch_bits"),
+        (("{patch_bits: 8}", "{patch_bits: 70}"), [], "patch_bits"),
         (("{patch_bits: 8}", "{patch_bits: 8}, learning: [online]"), [], "no experts"),
         (("text.txt", "nothing.txt"), [], "got corpus 'nothing.txt'"),
         (("", ""), ["--seeds", 0], "got seeds=0"),

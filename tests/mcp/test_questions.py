@@ -26,7 +26,8 @@ torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ha
 
 def test_set_up_on_my_system(trained: Agent) -> None:
     machine = trained.ask("hardware")
-    assert machine["works"] and machine["cores"] >= 1 and machine["versions"]["torch"] and machine["checks"] == []
+    assert machine["works"] and machine["cores"] >= 1 and machine["versions"]["torch"]
+    assert not any(check["needed"] for check in machine["checks"])  # what is listed failed; extras may be missing
     advice = trained.ask("suggest_config", seconds=60, measure=0)
     assert (
         shlex.split(advice["command"])[:2] == ["btlm", "train"]
