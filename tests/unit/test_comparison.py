@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ def test_known_names_stand_for_models_and_can_be_changed():
     )
     for name in ("comparison.yaml", "comparison-bytes.yaml"):
         assert read_plan(ROOT / "recipes" / name).reference in ("btlm", "patches-8")
+    assert read_plan(Path("comparison")) == read_plan(ROOT / "recipes/comparison.yaml")
 
 
 def test_models_have_one_shape_unless_a_preset_says_otherwise():

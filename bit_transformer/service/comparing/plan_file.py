@@ -11,6 +11,7 @@ import yaml
 
 from bit_transformer.config import BUDGETS, ComparisonConfig
 from bit_transformer.errors import ConfigError
+from bit_transformer.service.settings import RECIPES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,16 +30,19 @@ QUICK_PRIMER = 1 << 20  # bytes that compressors read first
 
 
 def read_plan(path: Path) -> ComparisonConfig:
-    """The plan in a file.
+    """The plan in a file, or a recipe of the package by its name.
 
     Raises:
         ConfigError: no such file, another format, or an invalid plan.
     """
+    name = path.name if path.suffix else f"{path.name}.yaml"
+    if not path.exists():
+        path = next((folder / name for folder in RECIPES if (folder / name).is_file()), path)
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as unreadable:
         why = getattr(unreadable, "strerror", None) or "it is not text"
-        raise ConfigError(f"{path}: cannot be read ({why}). Try a file such as recipes/comparison.yaml") from None
+        raise ConfigError(f"{path}: cannot be read ({why}). Try a file, or the recipe comparison") from None
     try:
         if path.suffix == ".toml":
             found = tomllib.loads(text)
@@ -49,11 +53,11 @@ def read_plan(path: Path) -> ComparisonConfig:
     except (tomllib.TOMLDecodeError, ValueError, yaml.YAMLError) as invalid:
         said = " ".join(str(invalid).split())
         raise ConfigError(
-            f"{path}: is not valid {path.suffix[1:].upper() or 'YAML'} ({said}). Try recipes/comparison.yaml"
+            f"{path}: is not valid {path.suffix[1:].upper() or 'YAML'} ({said}). Try the recipe comparison as an example"
         ) from None
     if not isinstance(found, dict):
         raise ConfigError(
-            f"{path}: got {type(found).__name__}; a mapping with models is needed. Try recipes/comparison.yaml"
+            f"{path}: got {type(found).__name__}; a mapping with models is needed. Try the recipe comparison as an example"
         )
     return ComparisonConfig.of(found)
 
