@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from bit_transformer.data.sources import Corpus, find_file, find_files, whole_files
 from bit_transformer.errors import BitTransformerError, ConfigError
-from bit_transformer.evaluation.baselines import Coding, codings, compressors
+from bit_transformer.evaluation.baselines import Coding, codings, compressors, installed
 from bit_transformer.evaluation.metrics import ModelScorer, byte_costs, default_protocol
 from bit_transformer.evaluation.scorer import Score, cost_of
 from bit_transformer.model import BitTransformerLM
@@ -152,10 +152,11 @@ def _codings(
     primer = _primer(request, workspace, job)
     wanted = [None] if primer is None else [None, primer]
     found: list[Coding] = []
+    total = len(wanted) * len(installed(quick=quick))
     for before in wanted:
         for coding in codings(corpus, before, quick=quick):
             found.append(coding)
-            job.tell(Reading(len(found), 0, "compressors: done", "of them"))
+            job.tell(Reading(len(found), total, "compressors: ran", "of them"))
             if asked():
                 return found
     return found
