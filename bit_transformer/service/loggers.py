@@ -142,12 +142,11 @@ class JsonLines:
 
     def write(self, step: int, figures: Figures) -> None:
         """Append a line; what is no number becomes null."""
-        plain = {key: value if math.isfinite(value) else None for key, value in figures.items()}
-        self._append({"step": step, **plain})
+        self._append({"step": step, **_plain(figures)})
 
     def end(self, about: Mapping[str, Any]) -> None:
         """Append the last line and close the file."""
-        self._append({"end": {key: None if _is_nothing(value) else value for key, value in about.items()}})
+        self._append({"end": _plain(about)})
         self._file.close()
 
     def _append(self, line: Mapping[str, Any]) -> None:
@@ -155,9 +154,11 @@ class JsonLines:
         self._file.flush()
 
 
-def _is_nothing(value: Any) -> bool:
-    """Whether a value is a number that JSON does not have."""
-    return isinstance(value, float) and not math.isfinite(value)
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, with null for numbers that JSON does not have."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
 
 
 def _until(path: Path, step: int) -> Iterator[bytes]:

@@ -162,10 +162,7 @@ def run_cell(plan: ComparisonConfig, cell: Cell, folder: Path) -> CellResult:
     Raises:
         BitTransformerError: it failed.
     """
-    from bit_transformer.service.training import train_and_held_out
-
-    training, held_out = train_and_held_out(cell.data, leave_out=(folder,))
-    sample = held_out.thinned(plan.eval_bytes, SAMPLE_PIECE)
+    training, sample = cut(plan, cell.data, folder)
     made = {
         "bits": _bits,
         "byte-softmax": _byte_softmax,
@@ -190,6 +187,14 @@ def run_cell(plan: ComparisonConfig, cell: Cell, folder: Path) -> CellResult:
         data_sha256=(sha256_of(training), sha256_of(sample)),
         **made,
     )
+
+
+def cut(plan: ComparisonConfig, data: DataConfig, folder: Path) -> tuple[Corpus, Corpus]:
+    """The part of a corpus to train on, and the held-out sample that all models score. The comparison's own folder is no data."""
+    from bit_transformer.service.training import train_and_held_out
+
+    training, held_out = train_and_held_out(data, leave_out=(folder,))
+    return training, held_out.thinned(plan.eval_bytes, SAMPLE_PIECE)
 
 
 def sha256_of(corpus: Corpus) -> str:

@@ -24,10 +24,10 @@ from bit_transformer.service.comparing.cells import (
     CELLS,
     NO_ROOM,
     PLAN_FILE,
-    SAMPLE_PIECE,
     Cell,
     CellResult,
     cells_of,
+    cut,
     model_config,
     needs,
     read_result,
@@ -40,7 +40,6 @@ from bit_transformer.service.files import write_file
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.requests import CompareRequest
 from bit_transformer.service.settings import train_config
-from bit_transformer.service.training import train_and_held_out
 from bit_transformer.service.workspace import Workspace
 
 # Settings of trainings that those of others do not have.
@@ -165,10 +164,10 @@ def _check(plan: ComparisonConfig, folder: Path) -> dict[DataConfig, tuple[str, 
             )
     digests = {}
     for data in plan.corpora:
-        training, held_out = train_and_held_out(data, leave_out=(folder,))
-        if not len(training) or not len(held_out):
+        training, sample = cut(plan, data, folder)
+        if not len(training) or not len(sample):
             raise BitStreamError(f"{corpus_label(data)}: got no bytes to train on, or none held out. Try more data")
-        digests[data] = (sha256_of(training), sha256_of(held_out.thinned(plan.eval_bytes, SAMPLE_PIECE)))
+        digests[data] = (sha256_of(training), sha256_of(sample))
     return digests
 
 
