@@ -27,6 +27,7 @@ from bit_transformer.cli.commands import (
     hub,
     infill,
     jobs,
+    maps,
     plan,
     quantize,
     repair,
@@ -54,6 +55,8 @@ app.command("quantize")(quantize.run)
 app.command("estimate")(estimate.run)
 app.command("generate")(generate.run)
 app.command("infill")(infill.run)
+app.command("map")(maps.run)
+app.command("locate")(maps.locate)
 app.command("repair")(repair.run)
 app.command("protect")(repair.protect)
 app.command("compress")(compress.run)

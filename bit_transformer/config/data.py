@@ -15,9 +15,9 @@ class DataConfig(Config):
     corpora: tuple[str, ...] = Field(
         ("stdlib",), description="Names, files, folders, globs, hf:NAME of the hub, or '-' for standard input."
     )
-    split: Literal["auto", "position", "file", "standard"] = Field(
+    split: Literal["auto", "position", "file", "blocks", "standard"] = Field(
         "auto",
-        description="Hold out the end of each file (position) or whole files (file); auto: whole files if there are ten or more; standard: "
+        description="Hold out the end of each file (position), whole files (file), or blocks spread over each file (blocks: for binaries); auto: whole files if there are ten or more; standard: "
         "train, validate and hold out the parts that results on a named corpus are published for.",
     )
     holdout: float = Field(

@@ -34,6 +34,9 @@ from bit_transformer.data.registry import named_file as named_file
 from bit_transformer.errors import BitStreamError, ConfigError, Give
 
 
+HELD_BLOCK = 1 << 16  # bytes: of what `blocks` holds out, at most
+
+
 class InMemory:
     """Bytes in memory instead of a file; the name is their SHA-256."""
 
@@ -396,13 +399,14 @@ def _spool(chunks: Iterable[bytes]) -> Path:
 
 
 def split(
-    files: Sequence[Path] | Corpus, how: Literal["auto", "position", "file"], holdout: float, align: int = 1
+    files: Sequence[Path] | Corpus, how: Literal["auto", "position", "file", "blocks"], holdout: float, align: int = 1
 ) -> tuple[Corpus, Corpus]:
     """Split files, or the spans of a corpus, into a training part and a held-out part. No byte is in both.
 
     Args:
         how: `position` holds out the end of each file. `file` holds out whole files, selected by a hash of the last two
-            parts of their paths, which is the same on every machine. `auto` is `file` for ten files or more.
+            parts of their paths, which is the same on every machine. `blocks` holds out blocks that are spread evenly over each file: for
+            binaries, whose end is unlike their beginning. `auto` is `file` for ten files or more.
         holdout: the fraction to hold out, in [0, 1).
         align: cuts are at multiples of this many bytes.
 
@@ -419,10 +423,27 @@ def split(
             Corpus(replace(span, stop=cut) for span, cut in zip(spans, cuts, strict=True)),
             Corpus(replace(span, start=cut) for span, cut in zip(spans, cuts, strict=True)),
         )
+    if how == "blocks":
+        parts = [_in_blocks(span, holdout, align) for span in spans]
+        return Corpus(s for train, _ in parts for s in train), Corpus(s for _, held in parts for s in held)
     if len(paths) < 2:
         raise BitStreamError(f"got {len(paths)} file to split by file; two are needed. Try data.split='position'")
     held = set(sorted(paths, key=_rank)[: max(1, round(len(paths) * holdout))])
     return Corpus(s for s in spans if s.path not in held), Corpus(s for s in spans if s.path in held)
+
+
+def _in_blocks(span: Span, holdout: float, align: int) -> tuple[list[Span], list[Span]]:
+    """What is kept and what is held out of a span: blocks of at most 64 KiB, at least eight of them held out if there is room."""
+    size = max(1, min(HELD_BLOCK, int(len(span) * holdout / 8)) // align) * align
+    kept, held = list[Span](), list[Span]()
+    for index, start in enumerate(range(span.start, span.stop, size)):
+        block = replace(span, start=start, stop=min(span.stop, start + size))
+        part = held if int((index + 1) * holdout) > int(index * holdout) else kept
+        if part and part[-1].stop == block.start:
+            part[-1] = replace(part[-1], stop=block.stop)
+        else:
+            part.append(block)
+    return kept, held
 
 
 def _rank(path: Path | InMemory) -> bytes:

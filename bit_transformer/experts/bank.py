@@ -121,6 +121,37 @@ class ExpertBank:
         self._read(units.astype(np.uint16), stream, learn, made, kernels.READ, new_coder()[0], _NO_CODE)
         return made
 
+    def probabilities(self, units: NDArray[Any], stream: Stream, *, learn: bool) -> NDArray[np.uint16]:
+        """Advance a stream by N units. What the bank's own mixture says of each bit before it is learned: (N, U), P(bit = 1) in 1/65536."""
+        one_NU = np.empty((len(units), self.unit_bits), dtype=np.uint16)
+        kernels.probabilities(self.shape, self.tables, stream, curves(), units.astype(np.uint16), learn, one_NU)
+        return one_NU
+
+    def variants(
+        self,
+        units: NDArray[Any],
+        stream: Stream,
+        begin_V: NDArray[np.int64],
+        start_V: NDArray[np.int64],
+        replaced: NDArray[Any],
+        *,
+        learn: bool,
+    ) -> NDArray[np.uint16]:
+        """Advance a stream by N units, and read on the way what else could stand there, by the bank as it is at that place.
+
+        Args:
+            begin_V: (V) ascending, in [0, N): the unit before which a variant begins.
+            start_V: (V + 1): its units are `replaced[start_V[v] : start_V[v + 1]]`.
+
+        Returns:
+            (len(replaced), U): P(bit = 1) of the variants' bits, in 1/65536.
+        """
+        one_RU = np.empty((len(replaced), self.unit_bits), dtype=np.uint16)
+        own = np.empty((1, self.unit_bits), dtype=np.uint16)
+        given = units.astype(np.uint16), learn, begin_V, start_V, replaced.astype(np.uint16), one_RU, own
+        kernels.variants(self.shape, self.tables, stream, self.stream(), curves(), *given)
+        return one_RU
+
     def encode(self, units: NDArray[Any], stream: Stream, tell: Tell = ignore) -> NDArray[np.uint8] | None:
         """Code N units with the bank's own predictions, learning each bit. None if the code would be longer than the units in bytes.
 

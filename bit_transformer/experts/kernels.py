@@ -472,6 +472,67 @@ def read(shape, tables, stream, curves, units, learn, features, mode, coder, pay
             return
 
 
+@inline
+def _read_unit(shape, tables, stream, curves, unit, learn, one, i):
+    """Advance a stream by a unit; row i of `one` gets the probability that each of its bits is 1, in 1/65536."""
+    U = shape.unit_bits
+    _begin_unit(shape, tables, stream, learn)
+    about = _about_unit(shape, tables, stream)
+    node, root = 1, np.int64(0)
+    for depth in range(U):
+        if node >> (depth & 3) != root:
+            root = node >> (depth & 3)
+            _find_buckets(shape, tables, stream, root, learn)
+        predicted = _predict_bit(shape, tables, stream, curves, about, node, depth, True, one, 0, 0, False)
+        one[i, depth] = predicted[11]
+        y = (unit >> (U - 1 - depth)) & 1
+        if learn:
+            _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y)
+        node = node << 1 | y
+    _end_unit(shape, tables, stream, unit, learn)
+
+
+@compiled
+def probabilities(shape, tables, stream, curves, units, learn, one):
+    """Advance a stream by units as `read` does, and say what the bank's own mixture made of each bit.
+
+    Args:
+        one: uint16, (N, U): written; the probability that a bit is 1, in 1/65536.
+    """
+    for i in range(len(units)):
+        _read_unit(shape, tables, stream, curves, np.int64(units[i]), learn, one, i)
+
+
+@inline
+def _copy_stream(source, target):
+    """Copy where a stream stands. Hashes, buckets and inputs are made anew for every unit."""
+    for i in range(len(source.place)):
+        target.place[i] = source.place[i]
+    for i in range(len(source.recent)):
+        target.recent[i] = source.recent[i]
+
+
+@compiled
+def variants(shape, tables, stream, aside, curves, units, learn, begins, starts, replaced, one, own):
+    """Read units, and on the way what else could stand there. The variants are read without learning, by the bank as it is at that place.
+
+    Args:
+        aside: another stream of the bank, which reads the variants.
+        begins: (V) ascending: the unit of `units` before which a variant begins.
+        starts: (V + 1): its units are `replaced[starts[v] : starts[v + 1]]`.
+        one: uint16, (len(replaced), U): written; the probability that each bit of the variants is 1, in 1/65536.
+        own: uint16, (1, U): room.
+    """
+    v = 0
+    for i in range(len(units)):
+        while v < len(begins) and begins[v] == i:
+            _copy_stream(stream, aside)
+            for r in range(starts[v], starts[v + 1]):
+                _read_unit(shape, tables, aside, curves, np.int64(replaced[r]), False, one, r)
+            v += 1
+        _read_unit(shape, tables, stream, curves, np.int64(units[i]), learn, own, 0)
+
+
 @compiled
 def end(coder, payload):
     """End a code that `read` wrote."""

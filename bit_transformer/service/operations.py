@@ -92,6 +92,8 @@ OPERATIONS = {
         Operation(
             "generate_gated", requests.GateRequest, "inference:generate_gated", streamed="inference:stream_gated"
         ),
+        Operation("map", requests.MapRequest, "maps.mapping:map_file", writes=True, long=True),
+        Operation("locate", requests.LocateRequest, "locating:locate", long=True),
         Operation(
             "infill",
             requests.InfillRequest,
@@ -121,6 +123,7 @@ OPERATIONS = {
         Operation("telemetry_of_run", requests.RunTelemetryRequest, "telemetry:of_run"),
         Operation("calibrate", requests.CalibrateRequest, "safety:calibrate_run", writes=True, long=True),
         Operation("explain", requests.ExplainRequest, "safety:explain"),
+        Operation("explain_file", requests.ExplainFileRequest, "safety:explain_file", long=True),
         Operation("doctor", questions.DoctorRequest, "advisor.doctor:doctor"),
         Operation("advise", questions.AdviseRequest, "advisor.configuring:advise", long=True),
         Operation("trade", questions.TradeRequest, "advisor.configuring:trade", long=True),

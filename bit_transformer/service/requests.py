@@ -237,6 +237,38 @@ class RepairBytesRequest(Request):
     span: tuple[int, int] | None = Field(None, description="First byte to repair, and the byte after the last.")
 
 
+class MapRequest(Request):
+    """Show where a file is surprising, byte by byte: a page, a picture, tables, bookmarks."""
+
+    path: SourceFile = Field(description="The file.")
+    run: Checkpoint | None = Field(None, description="The model that reads it. Default: experts alone, both ways.")
+    reference: tuple[Source, ...] = Field((), description="Clean files of the same kind; experts read them first.")
+    out: NewFile | None = Field(None, description="An HTML page.")
+    csv: NewFile | None = Field(None, description="A table: CSV.")
+    table: NewFile | None = Field(None, description="The same as JSON, one object a line.")
+    png: NewFile | None = Field(None, description="A picture.")
+    imhex: NewFile | None = Field(None, description="Bookmarks for ImHex.")
+    window: int = Field(1, ge=1, le=1 << 20, description="Bytes of a row of the tables.")
+    hilbert: bool = Field(False, description="Whether the picture winds along a Hilbert curve.")
+    span: tuple[int, int] | None = Field(None, description="First byte, and the byte after the last. Default: all.")
+    false_alarms: float = Field(
+        1.0, gt=0, description="Of damaged ranges, which are marked if a run or a reference is given; per megabyte."
+    )
+    overwrite: bool = Field(False, description="Replace files of these names.")
+
+
+class LocateRequest(Request):
+    """Find damaged ranges of a file, at a known rate of false alarms."""
+
+    path: SourceFile = Field(description="The file.")
+    run: Checkpoint | None = Field(None, description="The model that reads it, and whose held-out data is normal.")
+    reference: tuple[Source, ...] = Field((), description="Clean files of the same kind, in place of a run.")
+    against: Source | None = Field(None, description="An intact version of the file; what it has too is not reported.")
+    false_alarms: float = Field(1.0, gt=0, description="Ranges of clean data that are reported, per megabyte.")
+    span: tuple[int, int] | None = Field(None, description="First byte, and the byte after the last. Default: all.")
+    most: int = Field(1000, ge=1, description="Ranges in the result.")
+
+
 class ProtectRequest(Request):
     """Write a file with a parity bit for each byte, or read such a file back."""
 
@@ -385,6 +417,14 @@ class ExplainRequest(Request):
     C: float
     S: float
     size: int = Field(512, description="Bytes of the measured window.")
+
+
+class ExplainFileRequest(Request):
+    """Explain what the gate of a run makes of a file: which parts are typical, which are not, and why."""
+
+    run: Checkpoint
+    name: Source
+    window: int = Field(512, ge=1, description="Bytes that are judged at once.")
 
 
 class ListRunsRequest(Request):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bit_transformer.compression.profiles import is_text
 from bit_transformer.data.sources import find_files, whole_files
 from bit_transformer.errors import ConfigError
 from bit_transformer.safety import Limits, Reference, Vitals, calibrate, save_calibration
 from bit_transformer.safety.calibration import GATE_FILE, LENGTHS, Calibration
 from bit_transformer.service.jobs import Job, Reading
-from bit_transformer.service.requests import CalibrateRequest, ExplainRequest
+from bit_transformer.service.requests import CalibrateRequest, ExplainFileRequest, ExplainRequest, FileTelemetryRequest
+from bit_transformer.service.telemetry import Window, of_file
 from bit_transformer.service.training import held_out_part
 from bit_transformer.service.workspace import Workspace
 from bit_transformer.telemetry import METRICS
@@ -72,6 +74,80 @@ class Explanation:
     text: str
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring windows of a file that are of one kind.
+
+    Attributes:
+        begin, end: offsets; `text`: why, of the worst of its windows.
+    """
+
+    begin: int
+    end: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class FileExplanation:
+    """What a run's gate makes of a file.
+
+    Attributes:
+        windows: how many were judged; `kinds`: how many of them are of each kind.
+        stretches: those that are not typical, in order.
+        alpha: fraction of typical windows that are called otherwise.
+    """
+
+    run: str
+    file: str
+    window: int
+    windows: int
+    kinds: dict[str, int]
+    stretches: list[Stretch]
+    alpha: float
+
+
+def explain_file(request: ExplainFileRequest, workspace: Workspace, job: Job) -> FileExplanation:
+    """Judge a file window by window, and say what is not typical and why.
+
+    Raises:
+        CheckpointError: no such run, or it is not calibrated.
+        BitStreamError: an unreadable file, or windows of a length that was not calibrated.
+    """
+    calibration, _ = workspace.calibration(request.run)
+    calibration.limits_at(request.window)
+    with job.cancellable():
+        found = of_file(FileTelemetryRequest(name=request.name, run=request.run, window=request.window), workspace, job)
+    kinds, stretches = dict[str, int](), list[Stretch]()
+    lowest = 0.0
+    for w in found.windows:
+        if w.kind is None or w.S is None:
+            continue
+        kinds[w.kind] = kinds.get(w.kind, 0) + 1
+        if w.kind == "typical":
+            continue
+        before = stretches[-1] if stretches else None
+        if before is not None and before.kind == w.kind and before.end == w.offset:
+            if w.S < lowest:
+                lowest, text = w.S, _why(w, calibration)
+            else:
+                text = before.text
+            stretches[-1] = Stretch(before.begin, w.offset + w.bytes, w.kind, text)
+        else:
+            lowest = w.S
+            stretches.append(Stretch(w.offset, w.offset + w.bytes, w.kind, _why(w, calibration)))
+    total = sum(kinds.values())
+    return FileExplanation(request.run, found.file, request.window, total, kinds, stretches, calibration.alpha)
+
+
+def _why(window: Window, calibration: Calibration) -> str:
+    """A window in words, without what is said of all of them."""
+    vitals = Vitals(window.K, window.C, window.S or 0.0, window.bytes)
+    ranks = calibration.ranks(vitals)
+    lines = _in_words(window.kind or "typical", vitals, ranks, calibration.limits_at(vitals.size), calibration.alpha)
+    return " ".join(lines.splitlines()[1:])
+
+
 def calibrate_run(request: CalibrateRequest, workspace: Workspace, job: Job) -> Calibrated:
     """Measure normal values on reference files, and store limits beside the checkpoint.
 
@@ -93,6 +169,10 @@ def calibrate_run(request: CalibrateRequest, workspace: Workspace, job: Job) -> 
         reference = Reference.fit(corpus.part(0, half), model.config)
         what = f"contexts of one to four units, fitted to the first {half:,} bytes"
         corpus = corpus.part(half, len(corpus))
+    if not names and not is_text(corpus.read(0, 1 << 16)):
+        job.notice(
+            "this is binary data: what was held out should be spread over the files, not their ends. Train with --set data.split=blocks"
+        )
     with job.cancellable():
         found = calibrate(
             reference,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bit_transformer.cli.options import Device, Json, Store
-from bit_transformer.cli.output import console, errors_in_one_line, show_json
+from bit_transformer.cli.output import console, errors_in_one_line, show_json, table
 from bit_transformer.errors import ConfigError
 from bit_transformer.service import DEFAULT_STORE
+
+if TYPE_CHECKING:
+    from bit_transformer.service.safety import FileExplanation
+
+LISTED = 12
 
 
 def run(
@@ -17,11 +22,16 @@ def run(
         str | None,
         typer.Argument(metavar="[RUN]", help="A calibrated run. Default: next to what kinds of data measured."),
     ] = None,
+    file: Annotated[
+        str | None, typer.Argument(metavar="[FILE]", help="A file to judge window by window, in place of K, C and S.")
+    ] = None,
     *,
-    K: Annotated[float, typer.Option("--K", help="Negentropy, in [0, 1].")],
-    C: Annotated[float, typer.Option("--C", help="Lempel-Ziv complexity, in [0, 1].")],
+    K: Annotated[float | None, typer.Option("--K", help="Negentropy, in [0, 1].")] = None,
+    C: Annotated[float | None, typer.Option("--C", help="Lempel-Ziv complexity, in [0, 1].")] = None,
     S: Annotated[float | None, typer.Option("--S", help="Symbiosis, in [0, 1].")] = None,
-    bytes_: Annotated[int, typer.Option("--bytes", help="Bytes of the window on which they were measured.")] = 512,
+    bytes_: Annotated[
+        int, typer.Option("--bytes", help="Bytes of the window on which they were measured, or of windows of FILE.")
+    ] = 512,
     predictions: Annotated[
         bool, typer.Option("--predictions", help="Without RUN: they are of a model's predictions in training.")
     ] = False,
@@ -29,11 +39,22 @@ def run(
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
 ) -> None:
-    """Classify K, C and S as typical, repetitive, noise or off-domain, by the quantiles that were calibrated for the run."""
+    """Classify K, C and S, or the windows of a file, as typical, repetitive, noise or off-domain, by what was calibrated for the run."""
     with errors_in_one_line(as_json):
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace
 
+        if file is not None:
+            judged = call("explain_file", {"run": model, "name": file, "window": bytes_}, Workspace(store, device))
+            if as_json:
+                show_json(judged)
+            else:
+                _show_file(judged)
+            return
+        if K is None or C is None:
+            raise ConfigError(
+                "got neither K and C nor a file. Try --K 0.4 --C 0.6 --S 0.6, or btlm explain RUN FILE", field="K"
+            )
         if model is None:
             source = "predictions" if predictions else "bits"
             meant = call("interpret", {"K": K, "C": C, "S": S, "source": source}, Workspace(store, device))
@@ -51,3 +72,19 @@ def run(
             return
         console.print(found.kind, style="bold")
         console.print(found.text, soft_wrap=True)
+
+
+def _show_file(found: FileExplanation) -> None:
+    console.print(
+        f"{found.file}: of {found.windows:,} windows of {found.window:,} bytes "
+        + ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.kinds.items(), key=lambda row: -row[1])),
+        soft_wrap=True,
+    )
+    if found.stretches:
+        made = table("\nnot typical", "offset", "bytes", "kind", "")
+        for stretch in sorted(found.stretches, key=lambda s: s.begin - s.end)[:LISTED]:
+            made.add_row(f"{stretch.begin:#x}", f"{stretch.end - stretch.begin:,}", stretch.kind, stretch.text)
+        console.print(made)
+    if len(found.stretches) > LISTED:
+        console.print(f"{len(found.stretches) - LISTED:,} more are in --json", style="dim")
+    console.print(f"{found.alpha:.1%} of typical windows are called otherwise", style="dim")
