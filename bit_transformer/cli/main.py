@@ -42,7 +42,7 @@ app = typer.Typer(
     name="btlm",
     help="Language modelling on bits: no tokenizer, any file, text or binary.",
     epilog="Exit codes: 0 done, 1 a fault of this program, 2 invalid input, 3 a benchmark missed a goal, "
-    "4 the gate blocked what was generated, 130 interrupted, a training under way saved.",
+    "4 the gate blocked what was generated, 5 a repair that nothing proves, 130 interrupted, a training under way saved.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,7 +1,7 @@
 """Output of the command line: results go to standard output, progress and errors to standard error.
 
 Exit codes: 0 done · 1 a fault of this program (with a traceback) · 2 invalid input (one line) · 3 a benchmark missed a
-goal · 4 the gate blocked what was generated · 130 interrupted; a training under way is saved.
+goal · 4 the gate blocked what was generated · 5 a repair that nothing proves · 130 interrupted; a training under way is saved.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bit_transformer.errors import Advice, Ask, BitTransformerError, Cancelled, 
 if TYPE_CHECKING:
     from bit_transformer.service.evaluation import Comparison
 
-EXIT_INPUT, EXIT_GOAL_MISSED, EXIT_BLOCKED, EXIT_INTERRUPTED = 2, 3, 4, 130
+EXIT_INPUT, EXIT_GOAL_MISSED, EXIT_BLOCKED, EXIT_UNPROVED, EXIT_INTERRUPTED = 2, 3, 4, 5, 130
 COMMANDS = {  # operations that are verbs of other names here
     "train_further": "train --init RUN",
     "resume": "train --resume",
@@ -47,6 +47,8 @@ COMMANDS = {  # operations that are verbs of other names here
     "hub.pull": "hub pull",
     "telemetry_of_run": "telemetry",
     "interpret": "explain",
+    "explain_file": "explain",
+    "repair_proved": "repair",
     "diagnose_error": "diagnose --log LOG",
     "diagnose_gate": "diagnose --gate",
 }
@@ -57,6 +59,9 @@ FLAGS = {
     "bit_holes": "--hide-bits",
     "max_bytes": "--bytes",
     "data": "--text",
+    "proofs": "--proof",
+    "table": "--json-lines",
+    "span": "--range",
     "train.workers": "--workers",
     "train.auto_batch": "--auto-batch",
 }

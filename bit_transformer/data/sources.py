@@ -33,7 +33,6 @@ from bit_transformer.data.registry import REGISTRY as REGISTRY
 from bit_transformer.data.registry import named_file as named_file
 from bit_transformer.errors import BitStreamError, ConfigError, Give
 
-
 HELD_BLOCK = 1 << 16  # bytes: of what `blocks` holds out, at most
 
 

@@ -102,6 +102,7 @@ OPERATIONS = {
             streamed="restoration:stream_infill",
         ),
         Operation("repair", requests.RepairRequest, "restoration:repair_file", writes=True, long=True),
+        Operation("repair_proved", requests.ProveRequest, "proving:repair_proved", writes=True, long=True),
         Operation(
             "repair_bytes",
             requests.RepairBytesRequest,

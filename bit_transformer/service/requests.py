@@ -224,6 +224,32 @@ class RepairRequest(Request):
     span: tuple[int, int] | None = Field(None, description="First byte to repair, and the byte after the last.")
 
 
+class ProveRequest(Request):
+    """Repair a file so that a checksum or hash proves it. Nothing is written that is not proved."""
+
+    path: SourceFile = Field(description="The damaged file.")
+    out: NewFile | None = Field(
+        None, description="The repaired file. Default: the file's name with .repaired at its end."
+    )
+    proofs: tuple[str, ...] = Field(
+        (),
+        description="crc32:HEX, sha256:HEX, md5:HEX, crc16:HEX, adler32:HEX, ...; auto: what is in a PNG, ZIP, gzip, tar, Intel HEX.",
+    )
+    checksums: SourceFile | None = Field(
+        None, description="A file of checksums, as sha256sum writes it, or one of each block."
+    )
+    block_size: int | None = Field(None, ge=1, description="Bytes of a block, if the checksums are of blocks.")
+    run: Checkpoint | None = Field(None, description="The model that ranks what may have been. Default: experts alone.")
+    reference: tuple[Source, ...] = Field((), description="Intact files of the same kind; experts read them first.")
+    lost: tuple[int, int] | Literal["located"] | None = Field(
+        None,
+        description="A range whose bytes are unknown, to be filled in; located: the clearest damage that is found.",
+    )
+    most_flips: int = Field(4, ge=1, le=4, description="Flipped bits, at most, in a range with a check of its own.")
+    seconds: float = Field(60.0, gt=0, description="When to stop looking.")
+    overwrite: bool = Field(False, description="Replace a file of that name.")
+
+
 class RepairBytesRequest(Request):
     """Correct flipped bits of bytes in memory, as far as the model can tell."""
 

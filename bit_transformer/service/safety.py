@@ -128,7 +128,7 @@ def explain_file(request: ExplainFileRequest, workspace: Workspace, job: Job) ->
             continue
         before = stretches[-1] if stretches else None
         if before is not None and before.kind == w.kind and before.end == w.offset:
-            if w.S < lowest:
+            if lowest > w.S:
                 lowest, text = w.S, _why(w, calibration)
             else:
                 text = before.text

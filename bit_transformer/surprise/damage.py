@@ -5,7 +5,7 @@ There are five signs, each with a score and a limit of its own:
 - `flip`: flipping one bit back makes the file so much likelier (nats).
 - `shift`: moving the bits of 64 bytes by one to seven makes them so much likelier (nats).
 - `burst`, `patch`: the bytes of 16, of 64 bytes cost much, both ways (bits).
-- `fill`: a pattern of one to eight bytes goes on and on, of bytes that are rare elsewhere (bits that they would cost without contexts).
+- `fill`: a pattern of one to eight bytes goes on and on, and begins and ends where nobody expected it (bits of its ends).
 
 The limits follow from the false alarms that are allowed. Clean data of the same kind is read in the same way, and what would be reported in it is
 counted: a limit is the score that no more ranges per megabyte exceed than were allowed.
@@ -36,14 +36,14 @@ BURST, PATCH, SHIFTED = 16, 64, 64  # bytes of a window
 GAP = 32  # bytes between ranges that are one
 TRIED = 1 / 50  # of all bytes, the dearest: their bits are flipped back; and of all windows: their bits are moved
 MOST_PERIOD = 8
-LEAST = {"fill": 64.0, "shift": 8.0, "patch": 12.0, "flip": 8.0, "burst": 12.0}  # scores that are never damage
+LEAST = {"fill": 12.0, "shift": 8.0, "patch": 12.0, "flip": 8.0, "burst": 12.0}  # scores that are never damage
 LEAST_EVIDENCE = 10.0  # bits
-LEAST_SEAM = 6.0  # bits that the first bytes of a fill, and the last, must cost: else it was to be expected
-PER_MEGABYTE = 200  # candidates of a sign that are kept
+SEAM = 4  # bytes where a fill begins, and where it ends
+PER_MEGABYTE = 2000  # candidates of a sign that are kept
 _UNKNOWN: dict[Sign, float] = {
     "flip": 14.0,
     "shift": 14.0,
-    "fill": 700.0,
+    "fill": 32.0,
 }  # limits where there is nothing clean to compare with
 _BACKGROUND = 2.0  # bits more than the file's mean that a byte of a damaged range brings, on average
 _MOVES = (*range(1, 8), *range(-7, 0))
@@ -125,18 +125,15 @@ def _kept(size: int) -> int:
 
 def _highest(begin: NDArray[np.int64], score: NDArray[np.float64], reach: int, most: int) -> NDArray[np.int64]:
     """Indices of the highest scores, by descending score, none within `reach` bytes of a higher one."""
-    found, taken = list[int](), set[int]()
+    found, taken = list[int](), dict[int, int]()  # a cell of `reach` bytes has one at most
     for index in np.argsort(-score, kind="stable").tolist():
-        cell = int(begin[index]) // reach
-        near = [c for c in (cell - 1, cell, cell + 1) if c in taken]
-        if near and any(
-            abs(int(begin[other]) - int(begin[index])) < reach for other in found if int(begin[other]) // reach in near
-        ):
-            continue
-        taken.add(cell)
-        found.append(index)
-        if len(found) == most:
-            break
+        at = int(begin[index])
+        cell = at // reach
+        if all(abs(taken.get(near, -reach) - at) >= reach for near in (cell - 1, cell, cell + 1)):
+            taken[cell] = at
+            found.append(index)
+            if len(found) == most:
+                break
     return np.array(found, dtype=np.int64)
 
 
@@ -168,44 +165,28 @@ def _densest(excess_N: NDArray[np.float64]) -> tuple[int, int, float]:
 
 
 def _fills(data: Bytes, costs: Costs) -> list[Candidate]:
-    """Patterns of up to eight bytes that go on: how many bits their bytes would cost by how often each value occurs."""
-    if len(data) < 2:
-        return []
-    count = np.bincount(data, minlength=256)
-    dear = -np.log2((count + 0.5) / (len(data) + 128))
-    total = np.concatenate(([0.0], np.cumsum(dear[data])))
-    rows = list[tuple[int, int, int]]()
+    """Patterns of up to eight bytes that go on: how much it costs where they begin, read forwards, and where they end, read backwards."""
+    before_N, after_N = (
+        np.concatenate(([0.0], np.cumsum(cost, dtype=np.float64))) for cost in (costs.ahead, costs.back)
+    )
+    made = list[Candidate]()
     for period in range(1, min(MOST_PERIOD, len(data) - 1) + 1):
         edge = np.flatnonzero(np.diff(np.concatenate(([0], data[period:] == data[:-period], [0]))))
         begin, end = edge[::2], edge[1::2] + period
-        long = np.flatnonzero(end - begin >= max(BURST, 4 * period))
-        rows += [
-            (b, e, period)
-            for b, e in zip(begin[long].tolist(), end[long].tolist(), strict=True)
-            if _unexpected(costs, b, e)
-        ]
-    if not rows:
-        return []
-    begin, end = (np.array([row[i] for row in rows], dtype=np.int64) for i in (0, 1))
-    score = total[end] - total[begin]
-    order = _highest(begin, score, BURST, _kept(len(data)))
-    made = list[Candidate]()
-    for i in order.tolist():
-        first, last, period = rows[i]
-        pattern = data[first : first + period].tobytes()
-        value = pattern[0]
-        if period == 1:
-            text = "all bytes are 0" if not value else f"all bytes are 0x{value:02x}"
-        else:
-            text = f"the bytes {pattern.hex(' ')} again and again"
-        kind: DamageKind = "filled" if period > 1 or value else "zeros"
-        made.append(Candidate(first, last, "fill", float(score[i]), float(score[i]), kind, text))
+        long = end - begin >= max(BURST, 4 * period)
+        begin, end = begin[long], end[long]
+        seam = np.minimum(begin + SEAM, len(data)), np.maximum(end - SEAM, 0)
+        ahead, back = before_N[seam[0]] - before_N[begin], after_N[end] - after_N[seam[1]]
+        for i in np.flatnonzero(np.minimum(ahead, back) >= LEAST["fill"] / 2).tolist():
+            first, last, score = int(begin[i]), int(end[i]), float(ahead[i] + back[i])
+            if any(c.begin <= first and last <= c.end for c in made):
+                continue  # a run of one byte is also one of two
+            pattern = data[first : first + period].tobytes()
+            again = f"the bytes {pattern.hex(' ')} again and again"
+            text = again if period > 1 else f"all bytes are 0x{pattern[0]:02x}" if pattern[0] else "all bytes are 0"
+            kind: DamageKind = "zeros" if pattern == b"\0" else "filled"
+            made.append(Candidate(first, last, "fill", score, score, kind, text))
     return made
-
-
-def _unexpected(costs: Costs, begin: int, end: int) -> bool:
-    """Whether where a fill begins and where it ends surprises those who come from outside."""
-    return min(float(costs.ahead[begin : begin + 4].sum()), float(costs.back[end - 4 : end].sum())) >= LEAST_SEAM
 
 
 def _better(data: Bytes, costs: Costs, banks: tuple[ExpertBank, ExpertBank], tell: Tell) -> list[Candidate]:
