@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from bit_transformer.presets import preset
     from bit_transformer.quantization import convert_qat, prepare_qat, quantize_dynamic, quantize_weights
     from bit_transformer.safety import SafetyGate, hil_safe_inference, safe_sample_with_retry
+    from bit_transformer.surprisal.mapping import find_damage, surprise_map
+    from bit_transformer.surprisal.proved import prove
+    from bit_transformer.surprisal.reading import BankReader
     from bit_transformer.telemetry import (
         TelemetrySynthesizer,
         bit_negentropy,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 # Names load on first use, so that `btlm --help` need not wait for torch.
 _HOME = {
+    "BankReader": "surprisal.reading",
     "BitTransformerLM": "model",
     "DataConfig": "config",
     "ModelConfig": "config",
@@ -58,6 +62,7 @@ _HOME = {
     "diffusion_inference": "diffusion",
     "estimate_memory": "memory",
     "expand_model": "growth",
+    "find_damage": "surprisal.mapping",
     "generate": "decoding",
     "generate_bytes": "decoding",
     "hil_safe_inference": "safety",
@@ -70,6 +75,7 @@ _HOME = {
     "negentropy": "telemetry",
     "prepare_qat": "quantization",
     "preset": "presets",
+    "prove": "surprisal.proved",
     "quantize_dynamic": "quantization",
     "quantize_weights": "quantization",
     "repair": "diffusion",
@@ -79,6 +85,7 @@ _HOME = {
     "set_sparse": "model",
     "stream_bytes": "decoding",
     "surprise": "evaluation.metrics",
+    "surprise_map": "surprisal.mapping",
     "symbiosis": "telemetry",
     "text_to_bits": "bit_io",
     "train_loop": "training",
@@ -86,6 +93,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BankReader",
     "BitTransformerLM",
     "DataConfig",
     "ModelConfig",
@@ -106,6 +114,7 @@ __all__ = [
     "diffusion_inference",
     "estimate_memory",
     "expand_model",
+    "find_damage",
     "generate",
     "generate_bytes",
     "hil_safe_inference",
@@ -118,6 +127,7 @@ __all__ = [
     "negentropy",
     "prepare_qat",
     "preset",
+    "prove",
     "quantize_dynamic",
     "quantize_weights",
     "repair",
@@ -127,6 +137,7 @@ __all__ = [
     "set_sparse",
     "stream_bytes",
     "surprise",
+    "surprise_map",
     "symbiosis",
     "text_to_bits",
     "train_loop",

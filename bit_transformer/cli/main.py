@@ -29,6 +29,7 @@ from bit_transformer.cli.commands import (
     jobs,
     maps,
     plan,
+    quality,
     quantize,
     repair,
     runs,
@@ -61,6 +62,8 @@ app.command("repair")(repair.run)
 app.command("protect")(repair.protect)
 app.command("compress")(compress.run)
 app.command("decompress")(compress.decompress)
+app.command("fit")(quality.fit)
+app.command("filter")(quality.run)
 app.command("evaluate")(evaluate.run)
 app.command("harness")(harness.run)
 app.command("compare")(compare.run)

@@ -8,8 +8,8 @@ from bit_transformer.service.jobs import Job
 from bit_transformer.service.readers import opened, prepared, progress
 from bit_transformer.service.requests import LocateRequest
 from bit_transformer.service.workspace import Workspace
-from bit_transformer.surprise.damage import Damage
-from bit_transformer.surprise.segments import segments_of
+from bit_transformer.surprisal.damage import Damage
+from bit_transformer.surprisal.segments import segments_of
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ OPERATIONS = {
         Operation("protect", requests.ProtectRequest, "restoration:protect_file", writes=True),
         Operation("compress", requests.CompressRequest, "compression:compress", writes=True, long=True),
         Operation("decompress", requests.DecompressRequest, "compression:decompress", writes=True, long=True),
+        Operation("fit", requests.FitRequest, "fitting:fit", writes=True, long=True),
+        Operation("filter", requests.FilterRequest, "filtering:filter_texts", writes=True, long=True),
         Operation("evaluate", requests.EvaluateRequest, "evaluation:evaluate", long=True),
         Operation("compare", requests.CompareRequest, "comparing.comparing:compare", writes=True, long=True),
         Operation("score", requests.ScoreRequest, "evaluation:score", long=True),

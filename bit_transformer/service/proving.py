@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from bit_transformer.errors import BitStreamError, ConfigError, Give
 from bit_transformer.proof.checks import Check, parse_proof
 from bit_transformer.proof.edits import Edit, Solution
 from bit_transformer.proof.found import block_checks, checksum_file, found_checks
 from bit_transformer.proof.guesses import Progress
-from bit_transformer.proof.solve import Outcome, Priors, solve
 from bit_transformer.service.files import check_out, new_file
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.readers import opened, prepared, progress
 from bit_transformer.service.requests import ProveRequest
 from bit_transformer.service.workspace import Workspace
-from bit_transformer.surprise.damage import candidates, damages, uncalibrated
-from bit_transformer.surprise.filling import fills
-from bit_transformer.surprise.opinion import Opinion
-from bit_transformer.surprise.reading import Bytes, Reader
+from bit_transformer.surprisal.damage import candidates, damages, uncalibrated
+from bit_transformer.surprisal.proved import prove
+from bit_transformer.surprisal.reading import Bytes, Reader
 
 SUFFIX = ".repaired"
 AUTO = "auto"
@@ -120,12 +114,24 @@ def repair_proved(request: ProveRequest, workspace: Workspace, job: Job) -> Prov
     check_out(out)
     if out.exists() and not request.overwrite:
         raise ConfigError(f"{out}: is there already", field="out", tries=(Give("out"), Give("overwrite", True)))
-    given = np.frombuffer(data, dtype=np.uint8)
     with job.cancellable():
         reader = prepared(request.run, request.reference, workspace, job).reader
-        failing = [check for check, good in zip(checks, held, strict=True) if not good]
-        lost = _lost(request, given, reader, job)
-        found = _solved(request, given, reader, checks, failing, lost, job)
+        lost = _lost(request, file.data, reader, job)
+
+        def tell(so_far: Progress) -> None:
+            doing = f"{so_far.stage}: {so_far.tried:,} tried, {so_far.per_second:,.0f} a second; time"
+            job.tell(Reading(round(min(so_far.seconds, request.seconds)), round(request.seconds), doing, "seconds"))
+
+        found = prove(
+            data,
+            checks,
+            reader,
+            lost=lost,
+            most_flips=request.most_flips,
+            seconds=request.seconds,
+            read=progress(job, 2 * len(data), "read"),
+            tell=tell,
+        )
     if found.proved is not None:
         with new_file(out, like=path) as target:
             target.write(found.proved)
@@ -148,59 +154,14 @@ def repair_proved(request: ProveRequest, workspace: Workspace, job: Job) -> Prov
     )
 
 
-def _solved(
-    request: ProveRequest,
-    data: Bytes,
-    reader: Reader,
-    checks: Sequence[Check],
-    failing: Sequence[Check],
-    lost: tuple[int, int] | None,
-    job: Job,
-) -> Outcome:
-    ranges = [(check.begin, check.end) for check in failing]
-    opinion = Opinion(data, reader, ranges, progress(job, 2 * len(data), "read"))
-
-    def tell(so_far: Progress) -> None:
-        doing = f"{so_far.stage}: {so_far.tried:,} tried, {so_far.per_second:,.0f} a second; time"
-        job.tell(Reading(round(min(so_far.seconds, request.seconds)), round(request.seconds), doing, "seconds"))
-
-    return solve(
-        data.tobytes(),
-        checks,
-        opinion.odds_N8,
-        opinion.judge,
-        most_flips=request.most_flips,
-        lost=lost,
-        guessed=() if lost is None else _guesses(data, lost, reader),
-        surprise_N=opinion.surprise_N,
-        priors=Priors(flip=opinion.prior),
-        seconds=request.seconds,
-        threads=os.cpu_count() or 1,
-        tell=tell,
-    )
-
-
-def _guesses(data: Bytes, lost: tuple[int, int], reader: Reader) -> Iterator[bytes]:
-    yield from fills(data, *lost, reader.banks(data)[0])
-
-
 def _lost(request: ProveRequest, data: Bytes, reader: Reader, job: Job) -> tuple[int, int] | None:
     """The range that is to be filled in, if there is one.
 
     Raises:
-        BitStreamError: it is to be located, and no damage is found; or it is not in the file.
+        BitStreamError: it is to be located, and no damage is found.
     """
-    if isinstance(request.lost, tuple):
-        begin, end = request.lost
-        if not 0 <= begin < end <= len(data):
-            raise BitStreamError(
-                f"got lost={begin}:{end} of {len(data):,} bytes; it must be in 0:{len(data)}",
-                field="lost",
-                tries=(Give("lost", f"0:{min(16, len(data))}"),),
-            )
-        return begin, end
-    if request.lost is None:
-        return None
+    if request.lost is None or isinstance(request.lost, tuple):
+        return request.lost
     costs = reader.costs(data, tell=progress(job, len(data), "read"))
     found = damages(candidates(data, costs, reader.banks(data)), uncalibrated(costs))
     if not found:

@@ -13,8 +13,8 @@ from bit_transformer.errors import BitStreamError, Give
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.training import held_out_part, trained_on
 from bit_transformer.service.workspace import Workspace
-from bit_transformer.surprise.damage import Candidate, Damage, Limits, calibrated, candidates, damages, uncalibrated
-from bit_transformer.surprise.reading import BankReader, Bytes, Costs, ModelReader, Reader, Tell
+from bit_transformer.surprisal.damage import Candidate, Damage, Limits, calibrated, candidates, damages, uncalibrated
+from bit_transformer.surprisal.reading import BankReader, Bytes, Costs, ModelReader, Reader, Tell
 
 MOST_BYTES = 1 << 28  # of a file, and of a reference: what is kept of each byte must fit in memory
 LEAST_ALONE = 1 << 10  # bytes that experts need to learn what is normal

@@ -333,6 +333,40 @@ class DecompressRequest(Request):
     overwrite: bool = Field(False, description="Replace a file of that name.")
 
 
+class FitRequest(Request):
+    """Learn what clean text is like, to filter other texts by it: one small file, in seconds."""
+
+    names: tuple[Source, ...] = Field(description="Clean text: files, folders, JSON lines, parquet, corpora.")
+    out: NewFile = Field(Path("quality.btlm"), description="The file of the quality model.")
+    field: str = Field("text", description="Of JSON lines and parquet: the field with the text.")
+    overwrite: bool = Field(False, description="Replace a file of that name.")
+
+
+class FilterRequest(Request):
+    """Score texts by how much they are like clean ones, and leave out the odd ones."""
+
+    names: tuple[Source, ...] = Field(
+        description="JSON lines (also .gz, .zst, or - for standard input), parquet, folders of text."
+    )
+    run: Source = Field(description="A file that `fit` wrote, or a run whose experts read bytes.")
+    field: str = Field("text", description="Of JSON lines and parquet: the field with the text.")
+    keep_below: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Keep texts whose percentile is lower: 95 leaves out what is odder than 95 % of clean texts.",
+    )
+    out: NewFile | None = Field(None, description="Default: the input's name with .filtered; standard output for -.")
+    rejects: NewFile | None = Field(
+        None, description="A file of JSON lines for what is left out or cannot be read, and why."
+    )
+    report: NewFile | None = Field(None, description="An HTML page of what was found.")
+    jobs: int | None = Field(
+        None, ge=1, description="Threads; default: one per core. The result does not depend on it."
+    )
+    overwrite: bool = Field(False, description="Replace files of these names.")
+
+
 class CompareRequest(Request):
     """Compare models: trainings under one budget, paired tests of the differences, and a report."""
 

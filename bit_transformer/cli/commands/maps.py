@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bit_transformer.service.locating import Located
     from bit_transformer.service.maps.mapping import Mapped
-    from bit_transformer.surprise.damage import Damage
+    from bit_transformer.surprisal.damage import Damage
 
 LISTED = 12
 

@@ -18,7 +18,7 @@ from bit_transformer.service.maps.marks import Mark, ranges_above
 from bit_transformer.service.maps.overview import CELLS, MILLI, Overview, bounds, hilbert, look
 from bit_transformer.service.maps.scale import STEPS, colours, finite
 from bit_transformer.service.plots import COLOURS, INK, VALIDATION, check_plot
-from bit_transformer.surprise.records import Kind, SurpriseMap
+from bit_transformer.surprisal.records import Kind, SurpriseMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

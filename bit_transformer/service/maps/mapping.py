@@ -20,9 +20,9 @@ from bit_transformer.service.maps.page import write_page
 from bit_transformer.service.readers import opened, prepared, progress
 from bit_transformer.service.requests import MapRequest
 from bit_transformer.service.workspace import Workspace
-from bit_transformer.surprise.damage import Damage
-from bit_transformer.surprise.records import Segment, SurpriseMap
-from bit_transformer.surprise.segments import segments_of
+from bit_transformer.surprisal.damage import Damage
+from bit_transformer.surprisal.records import Segment, SurpriseMap
+from bit_transformer.surprisal.segments import segments_of
 
 PIPE = Path("-")
 BITS_UP_TO = 1 << 24  # bytes of a file whose single bits are kept: eight more numbers for each byte

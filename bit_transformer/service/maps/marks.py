@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bit_transformer.surprise.records import SurpriseMap
+from bit_transformer.surprisal.records import SurpriseMap
 
 PIECE = 1 << 20  # bytes looked at at once
 

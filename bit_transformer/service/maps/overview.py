@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.service.maps.scale import finite, in_steps
-from bit_transformer.surprise.records import SurpriseMap
+from bit_transformer.surprisal.records import SurpriseMap
 
 BLOCK = 1 << 16  # bytes that the page unpacks at once
 CELLS = 1 << 16  # at most: a Hilbert curve of 256 by 256

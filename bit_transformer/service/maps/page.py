@@ -17,7 +17,7 @@ from bit_transformer.service.files import new_file
 from bit_transformer.service.maps.marks import Mark
 from bit_transformer.service.maps.overview import BLOCK, GAPS, MILLI, REACH, Overview, look
 from bit_transformer.service.maps.scale import LEVELS, STEPS, colours, in_levels, in_steps
-from bit_transformer.surprise.records import SurpriseMap
+from bit_transformer.surprisal.records import SurpriseMap
 
 HERE = Path(__file__).parent
 SCALES = ("light", "dark", "grey-light", "grey-dark")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.experts.bank import ExpertBank
-from bit_transformer.surprise.reading import Bytes, Tell, bit_costs_of, ignore
+from bit_transformer.surprisal.reading import Bytes, Tell, bit_costs_of, ignore
 
 BEYOND = 8  # bytes after an alternative that are read with it
 AT_ONCE = 1 << 21  # bytes of alternatives that are read in one pass

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bit_transformer.errors import ConfigError, Give
 from bit_transformer.experts.bank import FEATURE_ONE, ExpertBank
 from bit_transformer.experts.kernels import Stream
-from bit_transformer.surprise.reading import Bytes
+from bit_transformer.surprisal.reading import Bytes
 
 WIDTH, MOST = 64, 1 << 14  # hypotheses that go on after each byte; fills in the end
 LONGEST = 256

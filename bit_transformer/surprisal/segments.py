@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.compression.profiles import is_text
-from bit_transformer.surprise.reading import Bytes, Costs
-from bit_transformer.surprise.records import Kind, Segment
+from bit_transformer.surprisal.reading import Bytes, Costs
+from bit_transformer.surprisal.records import Kind, Segment
 
 LEAST_BLOCK, MOST_BLOCKS = 256, 1 << 14
 INCOMPRESSIBLE = 7.2  # bits per byte: neither way of reading finds anything
