@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.data.sources import stdlib_files, whole_files
-from bit_transformer.surprise.damage import calibrated, candidates, damages
-from bit_transformer.surprise.reading import BankReader, Bytes, Costs
+from bit_transformer.surprisal.damage import calibrated, candidates, damages
+from bit_transformer.surprisal.reading import BankReader, Bytes, Costs
 
 SIZE, WINDOW = 1 << 20, 32
 FLIP_RATE, PLACES = 1e-4, 16
@@ -65,7 +65,7 @@ def main(quick: bool) -> int:
             began = time.perf_counter()
             costs = BankReader().costs(damaged)
             seconds, read = seconds + time.perf_counter() - began, read + len(damaged)
-            wrong_W: NDArray[Any] = wrong_N[: len(wrong_N) // WINDOW * WINDOW].reshape(-1, WINDOW).any(1)
+            wrong_W = np.logical_or.reduce(wrong_N[: len(wrong_N) // WINDOW * WINDOW].reshape(-1, WINDOW), axis=1)
             model, entropy = auc(misfit(costs), wrong_W), auc(entropy_of(damaged), wrong_W)
             ours, entropies = [*ours, model], [*entropies, entropy]
             report.figures |= {f"auc_model {kind} {name}": model, f"auc_entropy {kind} {name}": entropy}

@@ -30,8 +30,8 @@ from bit_transformer.data.sources import stdlib_files, whole_files
 from bit_transformer.proof.checks import Check, parse_proof
 from bit_transformer.proof.edits import flips
 from bit_transformer.proof.solve import Outcome, Priors, solve
-from bit_transformer.surprise.opinion import Opinion
-from bit_transformer.surprise.reading import BankReader, Bytes
+from bit_transformer.surprisal.opinion import Opinion
+from bit_transformer.surprisal.reading import BankReader, Bytes
 
 SIZE, FILES, BY_HASH = 1 << 16, 200, 40
 MINUTE = 60.0

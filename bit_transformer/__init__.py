@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from bit_transformer.model import BitTransformerLM, set_dropout, set_sparse
     from bit_transformer.presets import preset
     from bit_transformer.quantization import convert_qat, prepare_qat, quantize_dynamic, quantize_weights
+    from bit_transformer.quality.model import QualityModel
+    from bit_transformer.quality.scoring import score_texts
     from bit_transformer.safety import SafetyGate, hil_safe_inference, safe_sample_with_retry
     from bit_transformer.surprisal.mapping import find_damage, surprise_map
     from bit_transformer.surprisal.proved import prove
@@ -46,6 +48,7 @@ _HOME = {
     "DataConfig": "config",
     "ModelConfig": "config",
     "OptimConfig": "config",
+    "QualityModel": "quality.model",
     "SafetyGate": "safety",
     "Sampling": "config",
     "Session": "decoding",
@@ -81,6 +84,7 @@ _HOME = {
     "repair": "diffusion",
     "safe_sample_with_retry": "safety",
     "save_checkpoint": "checkpoint",
+    "score_texts": "quality.scoring",
     "set_dropout": "model",
     "set_sparse": "model",
     "stream_bytes": "decoding",
@@ -98,6 +102,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "OptimConfig",
+    "QualityModel",
     "SafetyGate",
     "Sampling",
     "Session",
@@ -133,6 +138,7 @@ __all__ = [
     "repair",
     "safe_sample_with_retry",
     "save_checkpoint",
+    "score_texts",
     "set_dropout",
     "set_sparse",
     "stream_bytes",

@@ -14,7 +14,7 @@ from bit_transformer.service.maps.marks import Mark, ranges_above
 from bit_transformer.service.maps.overview import edges_of
 from bit_transformer.service.maps.page import write_page
 from bit_transformer.service.maps.scale import in_steps
-from bit_transformer.surprise.records import Segment, SurpriseMap
+from bit_transformer.surprisal.records import Segment, SurpriseMap
 from tests.ui.conftest import sync_api
 
 Open = Callable[..., Any]

@@ -21,7 +21,7 @@ from bit_transformer.service.maps.marks import Mark, ranges_above
 from bit_transformer.service.maps.overview import BLOCK, GAPS, Overview, edges_of, hilbert, look
 from bit_transformer.service.maps.page import pack_block, write_page
 from bit_transformer.service.maps.scale import LEVELS, colours, in_levels, in_steps
-from bit_transformer.surprise.records import Segment, SurpriseMap
+from bit_transformer.surprisal.records import Segment, SurpriseMap
 
 
 def made(size: int, *, bits: bool = True, name: str = "file.bin") -> SurpriseMap:
