@@ -16,6 +16,7 @@ import io
 import math
 import os
 import statistics
+import sys
 import sysconfig
 import time
 import unicodedata
@@ -31,6 +32,7 @@ from bit_transformer.proof.checks import Check, parse_proof
 from bit_transformer.proof.edits import flips
 from bit_transformer.proof.solve import Outcome, Priors, solve
 from bit_transformer.surprisal.opinion import Opinion
+from bit_transformer.surprisal.proved import JUDGED
 from bit_transformer.surprisal.reading import BankReader, Bytes
 
 SIZE, FILES, BY_HASH = 1 << 16, 200, 40
@@ -88,8 +90,8 @@ def main(quick: bool) -> int:
             alone = _solve(damaged, [digest], opinion)
             took = read + time.perf_counter() - began
             hashed.append((alone.proved == right and took <= MINUTE, took, _rank(opinion, bits), alone.tried))
-        print(f"\r{number + 1} of {count}", end="", flush=True)
-    print()
+        print(f"\r{number + 1} of {count}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     for many, rows in solved.items():
         if rows:
             report.figures[f"solved_{many}_flip{'s' * (many > 1)}"] = float(np.mean(rows))
@@ -133,6 +135,7 @@ def _solve(damaged: Bytes, checks: list[Check], opinion: Opinion) -> Outcome:
         opinion.judge,
         surprise_N=opinion.surprise_N,
         priors=Priors(flip=opinion.prior),
+        judged=JUDGED,
         seconds=MINUTE,
         threads=os.cpu_count() or 1,
     )

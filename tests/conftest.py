@@ -37,6 +37,7 @@ COMPILED = (
     "decoding/portable_kernels.py",
     "decoding/bit_loop.py",
     "restoration/beam_kernel.py",
+    "proof/kernels.py",
 )
 newest = 0.0
 for name in COMPILED:

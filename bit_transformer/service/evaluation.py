@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from bit_transformer.data.sources import Corpus, find_file, find_files, whole_files
 from bit_transformer.errors import BitTransformerError, ConfigError
@@ -19,6 +22,7 @@ from bit_transformer.service.requests import EvaluateRequest, ScoreRequest
 from bit_transformer.service.workspace import Workspace
 
 PLAIN = ("zlib -9", "bz2 -9", "xz -9e")  # compressors that every evaluation has
+SHOWN = 48  # bytes of a region
 MOST_CODED = 16 << 20  # bytes for which the slowest compressors are run
 
 
@@ -73,10 +77,28 @@ class Surprise:
 
 
 @dataclass(frozen=True)
+class Region:
+    """Neighbouring windows that cost unusually much, or unusually little.
+
+    Attributes:
+        bytes: of all of them. `bpb`: of all of them.
+        dear: whether they cost much; else little, as where bytes repeat themselves.
+        content: how it begins, bytes that are not printable as dots.
+    """
+
+    offset: int
+    bytes: int
+    bpb: float
+    dear: bool
+    content: str
+
+
+@dataclass(frozen=True)
 class Scoring:
     """A file, window by window.
 
     Attributes:
+        regions: windows beyond 19 of 20 others on either side, neighbours joined, the most unusual first.
         of_bytes: bytes to score.
         stopped: whether scoring was stopped early. The figures are then of the windows so far.
     """
@@ -88,6 +110,7 @@ class Scoring:
     windows: list[Surprise]
     of_bytes: int
     stopped: bool = False
+    regions: list[Region] = field(default_factory=list)
 
 
 def compare_on(model: BitTransformerLM, corpus: Corpus, job: Job) -> Comparison:
@@ -210,7 +233,30 @@ def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:
         windows.append(Surprise(offset, inside, bits / inside))
     if plot:
         plot_windows([w.offset for w in windows], [w.bpb for w in windows], plot, title=str(path))
-    return Scoring(run, str(path), total / (offset + inside), str(protocol), windows, len(corpus), stopped)
+    regions = regions_of(windows, corpus)
+    return Scoring(run, str(path), total / (offset + inside), str(protocol), windows, len(corpus), stopped, regions)
+
+
+def regions_of(windows: Sequence[Surprise], corpus: Corpus) -> list[Region]:
+    """Windows that cost more or less than nineteen of twenty do, as regions: the most unusual first, in distances of that limit from the median."""
+    if len(windows) < 3:
+        return []
+    cost = np.array([w.bpb for w in windows])
+    low, middle, high = np.quantile(cost, [0.05, 0.5, 0.95])
+    scales = {True: max(high - middle, 1e-9), False: max(middle - low, 1e-9)}
+    side = np.where(cost > high, 1, np.where(cost < low, -1, 0)).tolist()
+    made = list[tuple[float, Region]]()
+    for sign, group in itertools.groupby(zip(side, windows, strict=True), key=lambda row: row[0]):
+        if not sign:
+            continue
+        of = [window for _, window in group]
+        size, dear = sum(w.bytes for w in of), sign > 0
+        bpb = sum(w.bpb * w.bytes for w in of) / size
+        content = "".join(
+            chr(b) if 32 <= b < 127 else "·" for b in corpus.read(of[0].offset, min(size, SHOWN)).tolist()
+        )
+        made.append((abs(bpb - middle) / scales[dear], Region(of[0].offset, size, bpb, dear, content)))
+    return [region for _, region in sorted(made, key=lambda row: -row[0])]
 
 
 def check_overlap(overlap: float) -> None:

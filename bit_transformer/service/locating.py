@@ -49,6 +49,7 @@ def locate(request: LocateRequest, workspace: Workspace, job: Job) -> Located:
     file = opened(request.path, request.span, alone=alone)
     with job.cancellable():
         ready = prepared(request.run, request.reference, workspace, job, against=request.against)
+        ready.check(request.false_alarms)
         costs = ready.reader.costs(file.data, tell=progress(job, len(file.data), "read"))
         found, limits = ready.judge(file.data, costs, request.false_alarms, job)
     blind = sum(part.end - part.begin for part in segments_of(file.data, costs) if part.kind == "compressed")

@@ -13,7 +13,16 @@ from bit_transformer.errors import BitStreamError, Give
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.training import held_out_part, trained_on
 from bit_transformer.service.workspace import Workspace
-from bit_transformer.surprisal.damage import Candidate, Damage, Limits, calibrated, candidates, damages, uncalibrated
+from bit_transformer.surprisal.damage import (
+    Candidate,
+    Damage,
+    Limits,
+    allowed_in,
+    calibrated,
+    candidates,
+    damages,
+    uncalibrated,
+)
 from bit_transformer.surprisal.reading import BankReader, Bytes, Costs, ModelReader, Reader, Tell
 
 MOST_BYTES = 1 << 28  # of a file, and of a reference: what is kept of each byte must fit in memory
@@ -51,8 +60,6 @@ def opened(path: Path, span: tuple[int, int] | None, *, alone: bool) -> Opened:
     """
     path = find_file(str(path), "map")
     size = path.stat().st_size
-    if not size:
-        raise BitStreamError(f"{path}: is empty; at least one byte is needed. Try another file")
     begin, end = span or (0, size)
     if not 0 <= begin < end <= size:
         raise BitStreamError(
@@ -90,6 +97,15 @@ class Prepared:
     def known(self) -> bool:
         """Whether there is something to compare with."""
         return bool(self.folds)
+
+    def check(self, false_alarms: float) -> None:
+        """Refuse a rate of false alarms that is too low for so little clean data, before anything is read.
+
+        Raises:
+            BitStreamError: it is.
+        """
+        if self.folds:
+            allowed_in(sum(len(clean) for clean, _ in self.folds), false_alarms)
 
     def judge(self, data: Bytes, costs: Costs, false_alarms: float, job: Job) -> tuple[list[Damage], Limits]:
         """Damaged ranges of data that the reader has read, and the limits that they exceed.

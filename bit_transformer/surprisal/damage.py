@@ -253,15 +253,7 @@ def calibrated(
         BitStreamError: too little data to know so low a rate.
     """
     size = sum(len(data) for data, _, _ in clean)
-    megabytes = size / 1e6
-    allowed = math.floor(false_alarms * megabytes)
-    if allowed < 1:
-        least = math.ceil(1 / max(megabytes, 1e-9))
-        raise BitStreamError(
-            f"got false_alarms={false_alarms:g} per megabyte and {size:,} clean bytes, which can only show {least:,} per megabyte or more",
-            field="false_alarms",
-            tries=(Give("false_alarms", least), Give("reference")),
-        )
+    allowed, megabytes = allowed_in(size, false_alarms), size / 1e6
     of, alarms = dict[Sign, float](), 0
     for sign, count in _shares(allowed).items():
         score = sorted((c.score for _, _, found in clean for c in found if c.sign == sign), reverse=True)
@@ -273,6 +265,23 @@ def calibrated(
     ]
     between = (_poisson(alarms, low=True) / megabytes, _poisson(alarms + 1, low=False) / megabytes)
     return Limits(of, alarms / megabytes, between, size, float(np.quantile(blocks, 0.99)) if blocks else None)
+
+
+def allowed_in(size: int, false_alarms: float) -> int:
+    """How many ranges of so much clean data may be beyond the limits.
+
+    Raises:
+        BitStreamError: none: it is too little data to know so low a rate.
+    """
+    allowed = math.floor(false_alarms * size / 1e6)
+    if allowed < 1:
+        least = math.ceil(1e6 / max(size, 1))
+        raise BitStreamError(
+            f"got false_alarms={false_alarms:g} per megabyte and {size:,} clean bytes, which can only show {least:,} per megabyte or more",
+            field="false_alarms",
+            tries=(Give("false_alarms", least), Give("reference")),
+        )
+    return allowed
 
 
 def _shares(allowed: int) -> dict[Sign, int]:

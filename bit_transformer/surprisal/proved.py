@@ -15,6 +15,8 @@ from bit_transformer.surprisal.filling import fills
 from bit_transformer.surprisal.opinion import Opinion
 from bit_transformer.surprisal.reading import BankReader, Bytes, Reader, Tell, ignore
 
+JUDGED = 2000  # solutions of each kind: a flip that nobody suspects, among others that all do, is far down the list
+
 
 def prove(
     data: bytes,
@@ -69,6 +71,7 @@ def prove(
         guessed=() if lost is None else _guesses(given, lost, reader),
         surprise_N=opinion.surprise_N,
         priors=Priors(flip=opinion.prior),
+        judged=JUDGED,
         seconds=seconds,
         threads=os.cpu_count() or 1,
         tell=tell,

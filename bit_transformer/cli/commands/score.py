@@ -29,7 +29,7 @@ def run(
     model: RunArgument,
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to score, or '-'.")],
     window: Annotated[int, typer.Option(help="Bytes per stretch.")] = 256,
-    top: Annotated[int, typer.Option(help="Number of most surprising stretches to list.")] = 10,
+    top: Annotated[int, typer.Option(help="Regions to list: of the most surprising, and of the least.")] = 10,
     plot: Annotated[Path | None, typer.Option(help="Also draw bits per byte by offset, as a PNG.")] = None,
     overlap: Overlap = 0.5,
     protocol: Protocol = None,
@@ -59,10 +59,15 @@ def _show(found: Scoring, top: int) -> None:
         f"{found.file}: {bpb(found.bpb)} bits per byte; stretches from {bpb(min(costs))} to {bpb(max(costs))}"
     )
     console.print(spark(costs), soft_wrap=True)
-    made = table("\nmost surprising", "offset", "bytes", "bits per byte")
-    for stretch in sorted(found.windows, key=lambda w: -w.bpb)[:top]:
-        made.add_row(f"{stretch.offset:,}", str(stretch.bytes), bpb(stretch.bpb))
-    console.print(made)
+    for title, dear in (("\nmost surprising", True), ("\nleast surprising", False)):
+        regions = [region for region in found.regions if region.dear == dear][:top]
+        if not regions:
+            continue
+        made = table(title, "offset", "bytes", "bits per byte", "begins with")
+        made.columns[-1].justify = "left"
+        for region in regions:
+            made.add_row(f"{region.offset:,}", f"{region.bytes:,}", bpb(region.bpb), region.content)
+        console.print(made)
     console.print(f"model: {found.protocol}", style="dim", soft_wrap=True)
     if found.stopped:
         show_stopped(sum(w.bytes for w in found.windows), found.of_bytes, f"{bpb(found.bpb)} bits per byte so far")

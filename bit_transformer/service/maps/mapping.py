@@ -70,6 +70,7 @@ def map_file(request: MapRequest, workspace: Workspace, job: Job) -> Mapped:
     began = time.perf_counter()
     with job.cancellable():
         ready = prepared(request.run, request.reference, workspace, job)
+        ready.check(request.false_alarms)
         size = len(file.data)
         costs = ready.reader.costs(file.data, bits=size <= BITS_UP_TO, tell=progress(job, size, "read"))
         seconds = time.perf_counter() - began
