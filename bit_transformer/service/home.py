@@ -42,6 +42,11 @@ from bit_transformer.service.workspace import Workspace
 HOME_VARIABLE = "BTLM_HOME"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 UPLOAD, DATA = "upload:", "data:"
+_ENDINGS = {
+    "map": ".map.html",
+    "repair_proved": ".repaired",
+    "filter": ".filtered.jsonl",
+}  # of the files that operations write
 TOKEN, READ_TOKEN = "token", "token.read"
 
 
@@ -332,7 +337,9 @@ class Home:
         new_files: list[str] = []
         for name, place in _places(kind):
             given = prepared.get(name)
-            if place is Place.NEW_FILE:
+            if place is Place.NEW_FILE and (
+                given is not None or name == "out"
+            ):  # other files are written only if they are asked for
                 made, _ = self.new_upload(str(given or _file_name(operation, prepared, self)))
                 prepared[name] = made
                 new_files.append(made)
@@ -457,7 +464,9 @@ def _file_name(operation: str, fields: Mapping[str, Any], home: Home) -> str:
         return f"{fields.get('run', 'model')}.zip"
     source = str(fields.get("path", "data"))
     name = next((item.name for item in home.list_uploads() if item.id == source), source.rpartition(":")[2])
-    return name.removesuffix(".btlm") if operation == "decompress" else f"{name}.btlm"
+    if operation == "decompress":
+        return name.removesuffix(".btlm")
+    return name + _ENDINGS.get(operation, ".btlm")
 
 
 def _text(given: Any, field: str) -> str:

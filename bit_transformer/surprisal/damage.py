@@ -43,7 +43,7 @@ PER_MEGABYTE = 2000  # candidates of a sign that are kept
 _UNKNOWN: dict[Sign, float] = {
     "flip": 14.0,
     "shift": 14.0,
-    "fill": 32.0,
+    "fill": 20.0,
 }  # limits where there is nothing clean to compare with
 _BACKGROUND = 2.0  # bits more than the file's mean that a byte of a damaged range brings, on average
 _MOVES = (*range(1, 8), *range(-7, 0))

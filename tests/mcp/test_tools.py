@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import sqlite3
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,7 +91,26 @@ def test_every_tool_answers_in_its_schema(trained: Agent) -> None:
         "remove_run",
         "calibrate_gate",
         "add_data",
+        "repair_with_proof",
     }
+
+
+def test_damage_is_located_and_repaired_with_proof(new_agent) -> None:
+    agent = new_agent()
+    whole = Path(json.__file__).read_bytes()
+    wrong = bytearray(whole)
+    wrong[3000] ^= 4
+    wrong[6000:6064] = bytes(64)
+    sum_ = f"crc32:{zlib.crc32(whole):08x}"
+    both = {
+        name: agent.ask("add_data", encoded=base64.b64encode(data).decode())["id"]
+        for name, data in (("wrong", bytes(wrong)), ("flipped", bytes(wrong[:6000]) + whole[6000:]))
+    }
+    found = agent.ask("score", data=both["wrong"], damage=True, top=20)
+    assert "not known" in found["false_alarms_per_mb"]
+    assert any(d["kind"] == "zeros" and abs(d["offset"] - 6000) <= 1 for d in found["damaged"])
+    job = agent.done("repair_with_proof", data=both["flipped"], proofs=[sum_])
+    assert job["result"]["proved"] and agent.state.home.upload_path(job["data"]).read_bytes() == whole
 
 
 def _branched(agent: Agent) -> bool:

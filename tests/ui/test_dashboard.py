@@ -174,6 +174,10 @@ def test_data_is_looked_at(site: Site, open_page: Open, shot: Shot):
     page.wait_for_function("btlm.size('window:K') > 5")
     page.get_by_role("button", name="Score").click()
     expect(page.locator(".stat", has_text=re.compile("^Bits per byte")).locator(".value")).to_be_visible()
+    page.get_by_role("button", name="Find damage").click()
+    expect(page.get_by_text("experts alone, from nothing").first).to_be_visible()
+    page.get_by_role("button", name="Make a map").click()
+    expect(page.get_by_text("makes the page")).to_be_visible()
     shot(page, "data")
 
 

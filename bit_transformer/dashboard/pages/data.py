@@ -153,6 +153,8 @@ class DataView:
                     self._telemetry(source, models)
                 with card("Bits per byte under a model"):
                     self._score(source, models)
+            with card("Surprise and damage, byte by byte"):
+                self._damage(source, models)
 
     async def _histogram(self, source: str) -> None:
         trouble, progress = Trouble(), Progress()
@@ -216,6 +218,44 @@ class DataView:
                             text(f"{kinds.count(kind):,} windows", kinds="muted small")
             go.props(remove="loading")
 
+    def _damage(self, source: str, models: dict[str, str]) -> None:
+        text(
+            "Experts alone, or a model, read the data from both ends. What fits neither side stands out.", "p", "muted"
+        )
+        with box("bar"):
+            run = (
+                ui.select({"": "experts alone", **models}, label="Read by", value="")
+                .props("outlined dense")
+                .style("flex: 2; min-width: 160px")
+            )
+            find = button("Find damage", lambda: show(), kinds="main")
+            button("Make a map", lambda: make(), icon="grid_on")
+        trouble, progress = Trouble(), Progress()
+        place = ui.element("div").classes("grid")
+
+        async def show() -> None:
+            find.props("loading")
+            progress.show(None, "reading")
+            with trouble.guard():
+                async for kind, piece in self.frame.server.pieces("locate", path=source, run=run.value or None):
+                    if kind == "progress":
+                        progress.show(piece)
+                    elif kind == "result":
+                        place.clear()
+                        with place:
+                            show_damage(piece)
+            progress.hide()
+            find.props(remove="loading")
+
+        async def make() -> None:
+            with trouble.guard():
+                job = await self.frame.server.start("map", path=source, run=run.value or None)
+                place.clear()
+                with place:
+                    text(
+                        f"Job {job['id']} makes the page. It is listed here as data when it is done, to be downloaded and opened."
+                    )
+
     def _score(self, source: str, models: dict[str, str]) -> None:
         if not models:
             empty("speed", "No model yet", "Scores need a trained model.")
@@ -277,3 +317,27 @@ def show_score(found: dict[str, Any]) -> None:
     text("Most surprising windows", "h3")
     table([("Offset", "num"), ("Bytes", "num"), ("Bits per byte", "num")], rows, "Most surprising windows")
     text(str(found.get("protocol", "")), "p", "muted small")
+
+
+def show_damage(found: dict[str, Any]) -> None:
+    """Damaged ranges of data, the clearest first."""
+    rows = [
+        [f"{one['begin']:#x}", formats.count(one["length"]), f"{one['bits']:.0f}", one["kind"], one["text"]]
+        for one in found["ranges"][:20]
+    ]
+    with box("stats"):
+        stat("Ranges", formats.count(found["found"]))
+        known = found["false_alarms"]
+        stat(
+            "False alarms, per megabyte",
+            "not known" if known is None else formats.figure(known),
+            "Counted in clean data",
+        )
+    if rows:
+        columns = [("Offset", "num"), ("Bytes", "num"), ("Bits of evidence", "num"), ("Kind", ""), ("What", "")]
+        table(columns, rows, "Damaged ranges")
+    else:
+        empty("check_circle", "No damage found", "Nothing stands out.")
+    if found["blind"]:
+        text(f"{found['blind']:,} bytes are compressed or encrypted: damage leaves no mark there.", "p", "muted small")
+    text(found["reader"], "p", "muted small")

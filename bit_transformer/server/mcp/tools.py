@@ -89,6 +89,8 @@ OF_OPERATION = {  # what advice names -> the tool
     "quantize": "quantize_run",
     "export": "export_run",
     "decompress": "compress",
+    "locate": "score",
+    "repair_proved": "repair_with_proof",
     "generate_gated": "generate",
     "runs.list": "list_runs",
     "runs.show": "show_run",
@@ -169,7 +171,7 @@ class SuggestConfig(Arguments):
     seconds: float | None = Field(None, description="Of training.")
     memory: int | None = Field(None, ge=1, description="Bytes of a device.")
     devices: int = Field(1, ge=1)
-    device: Literal["cpu", "cuda"] | None = Field(None, description="Of another machine.")
+    device: Literal["cpu", "cuda"] | None = Field(None)
     data: str | None = Field(None, description="Id of corpora.")
     measure: float = Field(10.0, ge=0, le=60, description="Seconds to time; 0: none.")
     script: bool = Field(False, description="Also a Python script.")
@@ -187,7 +189,7 @@ class SuggestConfig(Arguments):
     train="object",
 )
 async def suggest_config(desk: Desk, asked: SuggestConfig) -> Answer:
-    """Settings and command for a task, size and budget, with memory and measured time. Causal or diffusion, batch, FSDP, learning rates."""
+    """Settings and command for a task, size and budget, with memory and measured time."""
     fields = asked.model_dump(exclude={"script", "detail"})
     found: Answer = await desk.ask("advise", fields)
     if not asked.script:
@@ -214,14 +216,14 @@ class EstimateMemory(Arguments):
     model: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     in_use: bool = Field(False, description="Scoring or generating.")
-    batch: int = Field(1, ge=1, description="In use.")
+    batch: int = Field(1, ge=1)
     devices: int = Field(1, ge=1)
     memory: int | None = Field(None, ge=1, description="Bytes of a device.")
 
 
 @_tool(estimate="object", savings="array")
 async def estimate_memory(desk: Desk, asked: EstimateMemory) -> Answer:
-    """Peak memory by part, the largest batch that fits, and settings that would lower it (reversible, checkpointing, ...), each with its price."""
+    """Peak memory by part, the largest batch that fits, and settings that would lower it, each with its price."""
     model, train = _settings(asked.preset, asked.model, asked.train)
     fields = {
         "model": model,
@@ -588,9 +590,9 @@ async def remove_run(desk: Desk, asked: RemoveRun) -> Answer:
 class ExplainTelemetry(Arguments):
     """Values."""
 
-    K: float = Field(ge=0, le=1, description="Order.")
-    C: float = Field(ge=0, le=1, description="Complexity.")
-    S: float | None = Field(None, ge=0, le=1, description="Likeness.")
+    K: float = Field(ge=0, le=1)
+    C: float = Field(ge=0, le=1)
+    S: float | None = Field(None, ge=0, le=1)
     run: str | None = Field(None, description="Calibrated, for ranks.")
     source: Literal["bits", "predictions"] = Field("bits", description="Of a text, or of training.")
     size: int = Field(512, ge=1, description="With run: bytes.")
@@ -742,17 +744,20 @@ async def generate(desk: Desk, asked: Generate) -> Answer:
 class Score(Arguments):
     """What to score."""
 
-    run: str = Run
+    run: str | None = Field(None)
     text: str | None = Field(None, max_length=200_000)
     data: str | None = Field(None, description="Or an id.")
     window: int = Field(256, ge=1, le=65_536)
-    top: int = Field(5, ge=1, le=MOST, description="Windows to list.")
+    top: int = Field(5, ge=1, le=MOST)
+    damage: bool = Field(False, description="Damaged ranges instead.")
 
 
 @_tool(bpb="number", bytes="integer", protocol="string", surprising="array")
 async def score(desk: Desk, asked: Score) -> Answer:
-    """Bits per byte of a text or file, and its most surprising windows by offset."""
+    """Bits per byte of a text or file, and its most surprising windows; without a run, what of it is damaged."""
     async with desk.given(asked.text, asked.data) as name:
+        if asked.damage or asked.run is None:
+            return _damage(await desk.ask("locate", {"path": name, "run": asked.run}), asked.top)
         found = await desk.ask("score", {"run": asked.run, "name": name, "window": asked.window})
     windows = sorted(found["windows"], key=lambda w: -w["bpb"])
     rows = [{key: _short(value) for key, value in window.items()} for window in windows[: asked.top]]
@@ -763,6 +768,24 @@ async def score(desk: Desk, asked: Score) -> Answer:
         "protocol": found["protocol"],
         "median": _short(middle),
         "surprising": rows,
+    }
+
+
+def _damage(found: dict[str, Any], top: int) -> Answer:
+    """Damaged ranges, in few words."""
+    rows = [
+        {"offset": d["begin"], "bytes": d["length"], "bits": _short(d["bits"]), "kind": d["kind"], "text": d["text"]}
+        for d in found["ranges"][:top]
+    ]
+    rate = found["false_alarms"]
+    return {
+        "bpb": _short(found["bpb"]),
+        "bytes": found["bytes"],
+        "protocol": found["reader"],
+        "damaged": rows,
+        "found": found["found"],
+        "false_alarms_per_mb": "not known: nothing clean to compare with" if rate is None else _short(rate),
+        "compressed_bytes_where_none_shows": found["blind"],
     }
 
 
@@ -869,7 +892,7 @@ class AddData(Arguments):
 
 @_tool(writes=True, again=False, id="string", bytes="integer")
 async def add_data(desk: Desk, asked: AddData) -> Answer:
-    """Keep a text or bytes as data, for training or scoring."""
+    """Keep a text or bytes as data."""
     if (asked.text is None) == (asked.encoded is None):
         raise ConfigError("got text and encoded, or neither; one is needed. Try text='...'", field="text")
     try:
@@ -895,10 +918,23 @@ class Compress(Arguments):
 
 @_tool(writes=True, again=False, job="integer", state="string")
 async def compress(desk: Desk, asked: Compress) -> Answer:
-    """Compress data, decode it again and compare; or decompress (undo). Sizes, ratio, and the id of the file."""
+    """Compress data and check it; or decompress (undo)."""
     if asked.undo:
         return await desk.job("decompress", {"path": asked.data, "run": asked.run}, WAIT)
     return await desk.job("compress", {"path": asked.data, "run": asked.run, "verify": True}, WAIT)
+
+
+class Prove(Arguments):
+    """A damaged file."""
+
+    data: str
+    proofs: list[str] = Field(min_length=1, max_length=10, description="crc32:HEX, sha256:HEX; or auto: checks in it.")
+
+
+@_tool(writes=True, again=False, job="integer", state="string")
+async def repair_with_proof(desk: Desk, asked: Prove) -> Answer:
+    """Repair data if a checksum proves it; else ranked candidates."""
+    return await desk.job("repair_proved", {"path": asked.data, "proofs": asked.proofs}, WAIT)
 
 
 class GrowRun(Arguments):
@@ -925,7 +961,7 @@ class QuantizeRun(Arguments):
 
 @_tool(writes=True, again=False, job="integer", state="string")
 async def quantize_run(desk: Desk, asked: QuantizeRun) -> Answer:
-    """A copy with weights of 8 or 4 bits; bits per byte, size, memory and speed before and after."""
+    """A copy with weights of 8 or 4 bits, compared with the run."""
     name = asked.name or f"{asked.run.replace('@', '-')}-int{asked.bits}"
     return await desk.job("quantize", {"run": asked.run, "out": name, "bits": asked.bits}, WAIT)
 
