@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from bit_transformer.memory import estimate_memory
     from bit_transformer.model import BitTransformerLM, set_dropout, set_sparse
     from bit_transformer.presets import preset
-    from bit_transformer.quantization import convert_qat, prepare_qat, quantize_dynamic, quantize_weights
     from bit_transformer.quality.model import QualityModel
     from bit_transformer.quality.scoring import score_texts
+    from bit_transformer.quantization import convert_qat, prepare_qat, quantize_dynamic, quantize_weights
     from bit_transformer.safety import SafetyGate, hil_safe_inference, safe_sample_with_retry
     from bit_transformer.surprisal.mapping import find_damage, surprise_map
     from bit_transformer.surprisal.proved import prove

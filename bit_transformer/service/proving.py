@@ -21,6 +21,7 @@ from bit_transformer.surprisal.reading import Bytes, Reader
 
 SUFFIX = ".repaired"
 AUTO = "auto"
+MOST_BYTES = 1 << 26  # of a file: odds of all its bits, and their syndromes, must fit in memory
 LISTED = 20  # candidates in the result
 
 
@@ -104,6 +105,12 @@ def repair_proved(request: ProveRequest, workspace: Workspace, job: Job) -> Prov
     """
     path = request.path
     out = request.out or path.with_name(path.name + SUFFIX)
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise BitStreamError(
+            f"{path}: got {path.stat().st_size:,} bytes; at most {MOST_BYTES:,} can be repaired at once",
+            field="path",
+            tries=("the part that a checksum covers, cut out with split or dd",),
+        )
     file = opened(path, None, alone=False)
     data = file.data.tobytes()
     checks = _checks(request, data)

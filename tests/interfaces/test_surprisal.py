@@ -104,6 +104,7 @@ def test_damage_in_what_is_compressed_leaves_no_mark_and_that_is_said(btlm, tmp_
         (("map", "huge"), "got 10,000,000,000 bytes; at most 268,435,456 can be read at once. Try --range 0:268435456"),
         (("map", "clean.py", "--range", "50000:70000"), "it must be in 0:60000"),
         (("locate", "clean.py", "--reference", "clean.py"), "can only show 17 per megabyte or more"),
+        (("repair", "huge", "--proof", "crc32:12345678"), "at most 67,108,864 can be repaired at once"),
         (("repair", "clean.py"), "got neither a run nor a proof"),
         (("repair", "clean.py", "--proof", "crc32:12"), "got 2 characters for crc32; must be 8 hex digits"),
         (("repair", "clean.py", "--proof", "crc31:12345678"), "got 'crc31'; must be one of"),

@@ -749,7 +749,7 @@ class Score(Arguments):
     data: str | None = Field(None, description="Or an id.")
     window: int = Field(256, ge=1, le=65_536)
     top: int = Field(5, ge=1, le=MOST)
-    damage: bool = Field(False, description="Damaged ranges instead.")
+    damage: bool = False
 
 
 @_tool(bpb="number", bytes="integer", protocol="string", surprising="array")
