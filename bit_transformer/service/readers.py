@@ -49,12 +49,11 @@ class Opened:
     size: int
 
 
-def opened(path: Path, span: tuple[int, int] | None, *, alone: bool, most: int = MOST_BYTES) -> Opened:
+def opened(path: Path, span: tuple[int, int] | None, *, alone: bool) -> Opened:
     """Map a file into memory.
 
     Args:
         alone: whether no run and no reference helps to read it.
-        most: bytes that can be read at once.
 
     Raises:
         BitStreamError: it cannot be read, is too small to be read alone, or too large.
@@ -68,11 +67,11 @@ def opened(path: Path, span: tuple[int, int] | None, *, alone: bool, most: int =
             field="span",
             tries=(Give("span", f"0:{min(size, 1 << 20)}"),),
         )
-    if end - begin > most:
+    if end - begin > MOST_BYTES:
         raise BitStreamError(
-            f"{path}: got {end - begin:,} bytes; at most {most:,} can be read at once",
+            f"{path}: got {end - begin:,} bytes; at most {MOST_BYTES:,} can be read at once",
             field="span",
-            tries=(Give("span", f"{begin}:{begin + most}"),),
+            tries=(Give("span", f"{begin}:{begin + MOST_BYTES}"),),
         )
     if alone and end - begin < LEAST_ALONE:
         raise BitStreamError(
