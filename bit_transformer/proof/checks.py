@@ -671,7 +671,7 @@ def parse_proof(
     if not 0 <= begin < end <= size:
         raise ConfigError(
             f"proof: got bytes {begin}:{end} of a file of {size}; the range must be in the file and not empty",
-            field="proof",
+            field="proofs",
         )
     kind, _, digits = text.strip().partition(":")
     kind = kind.strip().lower().replace("_", "-")
@@ -681,16 +681,18 @@ def parse_proof(
     if kind not in _NAMES:
         raise ConfigError(
             f"proof: got {kind[:40]!r}; must be one of {', '.join(_NAMES)}",
-            field="proof",
-            tries=(Give("proof", "crc32:1c291ca3"),),
+            field="proofs",
+            tries=(Give("proofs", "crc32:1c291ca3"),),
         )
     length = CRCS[kind].width // 4 if kind in CRCS else 8 if kind == "adler32" else 2 * DIGESTS[kind]
     if len(digits) != length or any(digit not in "0123456789abcdef" for digit in digits):
         got = f"{len(digits)} characters" if len(digits) != length else f"{digits[:40]!r}"
         raise ConfigError(
             f"proof: got {got} for {kind}; must be {length} hex digits",
-            field="proof",
-            tries=(Give("proof", f"{kind}:{'0123456789abcdef' * (length // 16) + '0123456789abcdef'[: length % 16]}"),),
+            field="proofs",
+            tries=(
+                Give("proofs", f"{kind}:{'0123456789abcdef' * (length // 16) + '0123456789abcdef'[: length % 16]}"),
+            ),
         )
     if kind in CRCS:
         return Crc(begin, end, what, moves, to_end, CRCS[kind], int(digits, 16))

@@ -201,12 +201,12 @@ def checksum_file(text: str, size: int, name: str | None = None, kind: str | Non
     if not found:
         raise BitStreamError(
             "checksums: got a file without a line of a checksum and a name; must be lines 'HEX  NAME' or 'SHA256 (NAME) = HEX'",
-            field="proof",
+            field="proofs",
         )
     if name is None and len(names) > 1:
         raise ConfigError(
             f"checksums: got {len(names)} names and none to look for; name one",
-            field="proof",
+            field="proofs",
             tries=(Give("name", min(names)),),
         )
     short = (name or min(names)).replace("\\", "/").rsplit("/", 1)[-1]
@@ -215,7 +215,7 @@ def checksum_file(text: str, size: int, name: str | None = None, kind: str | Non
     ]
     if not chosen:
         raise ConfigError(
-            f"checksums: got no line for {short}; there are {len(names)}, {min(names)} first", field="proof"
+            f"checksums: got no line for {short}; there are {len(names)}, {min(names)} first", field="proofs"
         )
     return [parse_proof(f"{kind_}:{digits}", size) for kind_, _, digits in chosen]
 
@@ -242,13 +242,13 @@ def block_checks(lines: Iterable[str], block_size: int, size: int, kind: str | N
             begin = int(words[1], 0) if len(words) > 1 else number * block_size
         except ValueError:
             raise BitStreamError(
-                f"checksums: got {words[1][:20]!r} as an offset in line {number + 1}; must be a number", field="proof"
+                f"checksums: got {words[1][:20]!r} as an offset in line {number + 1}; must be a number", field="proofs"
             ) from None
         name = kind or {4: "crc16"}.get(len(digits)) or _BY_LENGTH.get(len(digits))
         if name is None:
             raise ConfigError(
                 f"checksums: got {len(digits)} digits in line {number + 1}; must be 4, 8, 32, 40, 64 or 128",
-                field="proof",
+                field="proofs",
             )
         if begin >= size:
             raise ConfigError(

@@ -270,7 +270,7 @@ def guesses(
     """
     if check.end <= check.begin:
         raise BitStreamError(
-            f"proof: got a check of no bytes at {check.begin}; it must cover at least one", field="proof"
+            f"proof: got a check of no bytes at {check.begin}; it must cover at least one", field="proofs"
         )
     trials, tried, began = Trials(check, changes), 0, time.monotonic()
     with ThreadPoolExecutor(max(1, threads)) as pool:

@@ -201,13 +201,13 @@ def _refuse(data: bytes, checks: Sequence[Check], odds_N8: Odds, most_flips: int
         raise BitStreamError("data: got an empty file; it must have at least one byte", field="data")
     if not checks:
         raise ConfigError(
-            "proof: got no check; at least one is needed", field="proof", tries=(Give("proof", "crc32:1c291ca3"),)
+            "proof: got no check; at least one is needed", field="proofs", tries=(Give("proofs", "crc32:1c291ca3"),)
         )
     for check in checks:
         if not 0 <= check.begin < check.end <= len(data):
             raise ConfigError(
                 f"proof: got {check.name} of bytes {check.begin}:{check.end} of a file of {len(data)}; the range must be in the file and not empty",
-                field="proof",
+                field="proofs",
             )
     if odds_N8.shape != (len(data), 8):
         raise ConfigError(f"odds: got shape {odds_N8.shape}; must be {(len(data), 8)}")

@@ -1,0 +1,1 @@
+"""What a filter leaves: files that grow and can be taken up again, what was counted, a report."""
