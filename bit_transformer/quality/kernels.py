@@ -1,6 +1,6 @@
 """The loops of measuring documents, compiled by numba: what a text costs, and how regular its bits are.
 
-They let go of Python's lock, so documents are measured on all cores. The results are those of `surprise.reading`, `telemetry.measures.symbiosis`
+They let go of Python's lock, so documents are measured on all cores. The results are those of `surprisal.reading`, `telemetry.measures.symbiosis`
 and `telemetry.measures.bit_negentropy`, which make arrays and tensors for every document; a test compares them.
 """
 
