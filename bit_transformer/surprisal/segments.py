@@ -30,7 +30,8 @@ def segments_of(data: Bytes, costs: Costs, normal_bpb: float | None = None) -> t
         normal_bpb: bits per byte that parts like the reference do not exceed; None without a reference.
     """
     block = block_size(len(data))
-    names = [kind_of(data[b : b + block], costs.mean[b : b + block]) for b in range(0, len(data), block)]
+    mean_N, lower_N = costs.mean, costs.lower  # each is made anew when it is asked for
+    names = [kind_of(data[b : b + block], mean_N[b : b + block]) for b in range(0, len(data), block)]
     made = list[Segment]()
     first = 0
     names = _without_islands(names)
@@ -38,7 +39,7 @@ def segments_of(data: Bytes, costs: Costs, normal_bpb: float | None = None) -> t
         if index < len(names) and names[index] == names[first]:
             continue
         begin, end = first * block, min(len(data), index * block)
-        bpb = float(costs.lower[begin:end].mean(dtype=np.float64))
+        bpb = float(lower_N[begin:end].mean(dtype=np.float64))
         ahead = float(costs.ahead[begin:end].mean(dtype=np.float64))
         made.append(Segment(begin, end, names[first], bpb, None if normal_bpb is None else ahead <= normal_bpb))
         first = index
