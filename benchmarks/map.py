@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.data.sources import stdlib_files, whole_files
-from bit_transformer.surprisal.damage import calibrated, candidates, damages
+from bit_transformer.surprisal.mapping import judged as judge
 from bit_transformer.surprisal.reading import BankReader, Bytes, Costs
 
 SIZE, WINDOW = 1 << 20, 32
@@ -86,15 +86,10 @@ def located(report: harness.Report, files: dict[str, Bytes]) -> None:
         blocks = [data[b : b + BLOCK] for b in range(0, len(data), BLOCK)]
         judged = np.concatenate(blocks[3::4])
         halves = [np.concatenate(blocks[0::4]), np.concatenate([*blocks[1::4], *blocks[2::4]])]
-        known = []
-        for part, reader in ((halves[0], BankReader([halves[1]])), (halves[1], BankReader([halves[0]]))):
-            costs = reader.costs(part)
-            known.append((part, costs, candidates(part, costs, reader.banks(part))))
-        limits = calibrated(known, FALSE_ALARMS)
         damaged, places = _all_kinds(judged)
+        folds = [(halves[0], BankReader([halves[1]])), (halves[1], BankReader([halves[0]]))]
         reader = BankReader(halves)
-        costs = reader.costs(damaged)
-        found = damages(candidates(damaged, costs, reader.banks(damaged)), limits)
+        found, limits = judge(damaged, reader.costs(damaged), reader, folds, FALSE_ALARMS)
         shown, hit = [], 0
         for kind in sorted({kind for _, _, kind in places}):
             of_kind = [(b, e) for b, e, k in places if k == kind]

@@ -33,7 +33,7 @@ from bit_transformer.data.registry import REGISTRY as REGISTRY
 from bit_transformer.data.registry import named_file as named_file
 from bit_transformer.errors import BitStreamError, ConfigError, Give
 
-HELD_BLOCK = 1 << 16  # bytes: of what `blocks` holds out, at most
+LEAST_BLOCK, HELD_BLOCK = 1 << 12, 1 << 16  # bytes of what `blocks` holds out
 
 
 class InMemory:
@@ -432,8 +432,12 @@ def split(
 
 
 def _in_blocks(span: Span, holdout: float, align: int) -> tuple[list[Span], list[Span]]:
-    """What is kept and what is held out of a span: blocks of at most 64 KiB, at least eight of them held out if there is room."""
-    size = max(1, min(HELD_BLOCK, int(len(span) * holdout / 8)) // align) * align
+    """What is kept and what is held out of a span: blocks of 4 to 64 KiB, at least eight of them held out if there is room for that. Of a smaller
+    span its end is held out."""
+    size = max(LEAST_BLOCK, min(HELD_BLOCK, int(len(span) * holdout / 8))) // align * align
+    if size * 2 > len(span) * holdout:
+        cut = span.start + int(len(span) * (1 - holdout)) // align * align
+        return [replace(span, stop=cut)], [replace(span, start=cut)]
     kept, held = list[Span](), list[Span]()
     for index, start in enumerate(range(span.start, span.stop, size)):
         block = replace(span, start=start, stop=min(span.stop, start + size))

@@ -140,7 +140,7 @@ class ExpertBank:
         """Advance a stream by N units, and read on the way what else could stand there, by the bank as it is at that place.
 
         Args:
-            begin_V: (V) ascending, in [0, N): the unit before which a variant begins.
+            begin_V: (V) ascending, in [0, N]: the unit before which a variant begins; N: after all of them.
             start_V: (V + 1): its units are `replaced[start_V[v] : start_V[v + 1]]`.
 
         Returns:

@@ -518,19 +518,20 @@ def variants(shape, tables, stream, aside, curves, units, learn, begins, starts,
 
     Args:
         aside: another stream of the bank, which reads the variants.
-        begins: (V) ascending: the unit of `units` before which a variant begins.
+        begins: (V) ascending, up to N: the unit of `units` before which a variant begins; N: after all of them.
         starts: (V + 1): its units are `replaced[starts[v] : starts[v + 1]]`.
         one: uint16, (len(replaced), U): written; the probability that each bit of the variants is 1, in 1/65536.
         own: uint16, (1, U): room.
     """
     v = 0
-    for i in range(len(units)):
+    for i in range(len(units) + 1):
         while v < len(begins) and begins[v] == i:
             _copy_stream(stream, aside)
             for r in range(starts[v], starts[v + 1]):
                 _read_unit(shape, tables, aside, curves, np.int64(replaced[r]), False, one, r)
             v += 1
-        _read_unit(shape, tables, stream, curves, np.int64(units[i]), learn, own, 0)
+        if i < len(units):
+            _read_unit(shape, tables, stream, curves, np.int64(units[i]), learn, own, 0)
 
 
 @compiled

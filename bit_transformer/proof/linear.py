@@ -398,7 +398,7 @@ def range_guesses(
 ) -> Iterator[tuple[Edit, float]]:
     """What may have been in a range of known length that is lost.
 
-    A range that is no wider than the CRC has one solution. For a longer one guesses are taken: as they are, and with a run of few bytes
+    A range that is no wider than the CRC has one solution, whose rank is that among the guesses. For a longer one guesses are taken: as they are, and with a run of few bytes
     corrected at any place of the range; a run of more than half of the CRC's width would fit by chance.
 
     Yields:
@@ -438,7 +438,10 @@ def range_guesses(
     if size <= width:
         pattern = int(patterns(bytes(size))[0])
         if pattern >> 8 * size == 0:
-            yield Edit(first, old, corrected(bytes(size), 0, pattern)), 0.0
+            made_up = corrected(bytes(size), 0, pattern)
+            # Some bytes always fit, whatever is wrong elsewhere. What speaks for these is that they are among the likely ones.
+            rank = next((number for number, guess in enumerate(guesses, 1) if guess == made_up), None)
+            yield Edit(first, old, made_up), math.log(rank) if rank else size * math.log(256)
         return
     few = max(1, width // 2)
     shifts_B = 8 * np.arange(width, dtype=np.uint64)

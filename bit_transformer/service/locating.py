@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from bit_transformer.service.jobs import Job
@@ -20,7 +21,7 @@ class Located:
         bpb: bits per byte of the file, as read.
         ranges: by descending evidence; offsets are of the file.
         found: how many there are; `ranges` may have fewer.
-        false_alarms: per megabyte of clean data, as counted in the reference; None without one.
+        false_alarms: per megabyte of clean data, as counted in the reference; None without one, or against an intact version.
         between: the 95 % interval of that.
         reference_bytes: clean bytes by which the limits were set.
         blind: bytes that are compressed or encrypted, where damage leaves no mark.
@@ -53,7 +54,7 @@ def locate(request: LocateRequest, workspace: Workspace, job: Job) -> Located:
         costs = ready.reader.costs(file.data, tell=progress(job, len(file.data), "read"))
         found, limits = ready.judge(file.data, costs, request.false_alarms, job)
     blind = sum(part.end - part.begin for part in segments_of(file.data, costs) if part.kind == "compressed")
-    known = limits.reference_bytes > 0
+    known = not math.isnan(limits.false_alarms)
     return Located(
         str(file.path),
         len(file.data),

@@ -12,16 +12,17 @@ from bit_transformer.proof.found import block_checks, checksum_file, found_check
 from bit_transformer.proof.guesses import Progress
 from bit_transformer.service.files import check_out, new_file
 from bit_transformer.service.jobs import Job, Reading
-from bit_transformer.service.readers import opened, prepared, progress
+from bit_transformer.service.readers import Prepared, opened, prepared, progress
 from bit_transformer.service.requests import ProveRequest
 from bit_transformer.service.workspace import Workspace
-from bit_transformer.surprisal.damage import candidates, damages, uncalibrated
+from bit_transformer.surprisal.filling import LONGEST
 from bit_transformer.surprisal.proved import prove
-from bit_transformer.surprisal.reading import Bytes, Reader
+from bit_transformer.surprisal.reading import Bytes
 
 SUFFIX = ".repaired"
 AUTO = "auto"
-MOST_BYTES = 1 << 26  # of a file: odds of all its bits, and their syndromes, must fit in memory
+MOST_BYTES = 1 << 25  # of a file: odds of all its bits, and their syndromes, must fit in memory
+LOCATED_ALARMS = 20.0  # per megabyte of clean data, where damage is to be located
 LISTED = 20  # candidates in the result
 
 
@@ -105,13 +106,9 @@ def repair_proved(request: ProveRequest, workspace: Workspace, job: Job) -> Prov
     """
     path = request.path
     out = request.out or path.with_name(path.name + SUFFIX)
-    if path.is_file() and path.stat().st_size > MOST_BYTES:
-        raise BitStreamError(
-            f"{path}: got {path.stat().st_size:,} bytes; at most {MOST_BYTES:,} can be repaired at once",
-            field="path",
-            tries=("the part that a checksum covers, cut out with split or dd",),
-        )
-    file = opened(path, None, alone=False)
+    file = opened(
+        path, None, alone=False, most=MOST_BYTES, tries=("the part that a checksum covers, cut out with split or dd",)
+    )
     data = file.data.tobytes()
     checks = _checks(request, data)
     held = [check.holds(data) for check in checks]
@@ -122,8 +119,9 @@ def repair_proved(request: ProveRequest, workspace: Workspace, job: Job) -> Prov
     if out.exists() and not request.overwrite:
         raise ConfigError(f"{out}: is there already", field="out", tries=(Give("out"), Give("overwrite", True)))
     with job.cancellable():
-        reader = prepared(request.run, request.reference, workspace, job).reader
-        lost = _lost(request, file.data, reader, job)
+        ready = prepared(request.run, request.reference, workspace, job)
+        reader = ready.reader
+        lost = _lost(request, file.data, ready, job)
 
         def tell(so_far: Progress) -> None:
             doing = f"{so_far.stage}: {so_far.tried:,} tried, {so_far.per_second:,.0f} a second; time"
@@ -161,7 +159,7 @@ def repair_proved(request: ProveRequest, workspace: Workspace, job: Job) -> Prov
     )
 
 
-def _lost(request: ProveRequest, data: Bytes, reader: Reader, job: Job) -> tuple[int, int] | None:
+def _lost(request: ProveRequest, data: Bytes, ready: Prepared, job: Job) -> tuple[int, int] | None:
     """The range that is to be filled in, if there is one.
 
     Raises:
@@ -169,11 +167,17 @@ def _lost(request: ProveRequest, data: Bytes, reader: Reader, job: Job) -> tuple
     """
     if request.lost is None or isinstance(request.lost, tuple):
         return request.lost
-    costs = reader.costs(data, tell=progress(job, len(data), "read"))
-    found = damages(candidates(data, costs, reader.banks(data)), uncalibrated(costs))
+    costs = ready.reader.costs(data, tell=progress(job, len(data), "read"))
+    found, _ = ready.judge(data, costs, LOCATED_ALARMS, job)
     if not found:
         raise BitStreamError("got lost=located, and no damage that shows. Try a range FROM:TO", field="lost")
-    return found[0].begin, found[0].begin + found[0].length
+    begin, length = found[0].begin, found[0].length
+    if length > LONGEST:
+        raise BitStreamError(
+            f"got lost=located, and the clearest damage, {begin}:{begin + length}, is of {length:,} bytes; at most {LONGEST} can be filled in",
+            field="lost",
+        )
+    return begin, begin + length
 
 
 def _checks(request: ProveRequest, data: bytes) -> list[Check]:
@@ -204,7 +208,7 @@ def _checks(request: ProveRequest, data: bytes) -> list[Check]:
         if request.block_size is not None:
             made += block_checks(text.splitlines(), request.block_size, len(data))
         else:
-            made += checksum_file(text, len(data), request.path.name)
+            made += checksum_file(text, len(data), request.called or request.path.name)
     elif request.block_size is not None:
         raise ConfigError(
             f"got block_size={request.block_size} and no checksums of blocks",

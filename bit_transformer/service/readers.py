@@ -9,20 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from bit_transformer.data.sources import Corpus, find_file, find_files, whole_files
-from bit_transformer.errors import BitStreamError, Give
+from bit_transformer.errors import BitStreamError, ConfigError, Give
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.training import held_out_part, trained_on
 from bit_transformer.service.workspace import Workspace
 from bit_transformer.surprisal.damage import (
-    Candidate,
     Damage,
     Limits,
     allowed_in,
-    calibrated,
-    candidates,
-    damages,
-    uncalibrated,
 )
+from bit_transformer.surprisal.mapping import judged
 from bit_transformer.surprisal.reading import BankReader, Bytes, Costs, ModelReader, Reader, Tell
 
 MOST_BYTES = 1 << 28  # of a file, and of a reference: what is kept of each byte must fit in memory
@@ -32,6 +28,7 @@ RUN_BEFORE, RUN_CLEAN = (
     1 << 20,
 )  # of a run's training bytes, for banks; of its held-out bytes, to know what is normal
 BLOCK = 1 << 16
+LEAST_REFERENCE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -40,20 +37,21 @@ class Opened:
 
     Attributes:
         begin: offset of the first byte in the file.
-        size: of the whole file.
     """
 
     path: Path
     data: Bytes
     begin: int
-    size: int
 
 
-def opened(path: Path, span: tuple[int, int] | None, *, alone: bool) -> Opened:
+def opened(
+    path: Path, span: tuple[int, int] | None, *, alone: bool, most: int = MOST_BYTES, tries: tuple[str, ...] = ()
+) -> Opened:
     """Map a file into memory.
 
     Args:
         alone: whether no run and no reference helps to read it.
+        most: bytes that can be read at once. `tries`: what to try with more. Default: a range.
 
     Raises:
         BitStreamError: it cannot be read, is too small to be read alone, or too large.
@@ -67,11 +65,11 @@ def opened(path: Path, span: tuple[int, int] | None, *, alone: bool) -> Opened:
             field="span",
             tries=(Give("span", f"0:{min(size, 1 << 20)}"),),
         )
-    if end - begin > MOST_BYTES:
+    if end - begin > most:
         raise BitStreamError(
-            f"{path}: got {end - begin:,} bytes; at most {MOST_BYTES:,} can be read at once",
+            f"{path}: got {end - begin:,} bytes; at most {most:,} can be read at once",
             field="span",
-            tries=(Give("span", f"{begin}:{begin + MOST_BYTES}"),),
+            tries=tries or (Give("span", f"{begin}:{begin + most}"),),
         )
     if alone and end - begin < LEAST_ALONE:
         raise BitStreamError(
@@ -79,7 +77,7 @@ def opened(path: Path, span: tuple[int, int] | None, *, alone: bool) -> Opened:
             field="run",
             tries=(Give("run", "RUN"), Give("reference", "FILE")),
         )
-    return Opened(path, np.memmap(path, dtype=np.uint8, mode="r", offset=begin, shape=(end - begin,)), begin, size)
+    return Opened(path, np.memmap(path, dtype=np.uint8, mode="r", offset=begin, shape=(end - begin,)), begin)
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,12 @@ class Prepared:
 
     Attributes:
         folds: clean data, and a reader that has not read it.
+        memorised: it has: the clean data is another version of the file.
     """
 
     reader: Reader
     folds: Sequence[tuple[Bytes, Reader]]
+    memorised: bool = False
 
     @property
     def known(self) -> bool:
@@ -104,7 +104,7 @@ class Prepared:
         Raises:
             BitStreamError: it is.
         """
-        if self.folds:
+        if self.folds and not self.memorised:
             allowed_in(sum(len(clean) for clean, _ in self.folds), false_alarms)
 
     def judge(self, data: Bytes, costs: Costs, false_alarms: float, job: Job) -> tuple[list[Damage], Limits]:
@@ -113,16 +113,8 @@ class Prepared:
         Raises:
             BitStreamError: too little clean data.
         """
-        total, done = sum(len(clean) for clean, _ in self.folds), 0
-        known = list[tuple[Bytes, Costs, list[Candidate]]]()
-        for clean, reader in self.folds:
-            normal = reader.costs(clean, tell=progress(job, total, "clean data: read", done))
-            tell = progress(job, total, "clean data: looked through", done)
-            known.append((clean, normal, candidates(clean, normal, reader.banks(clean), tell)))
-            done += len(clean)
-        limits = calibrated(known, false_alarms) if known else uncalibrated(costs)
-        tell = progress(job, len(data), "looked through")
-        return damages(candidates(data, costs, self.reader.banks(data), tell), limits), limits
+        telling = lambda doing, total, done: progress(job, total, doing, done)  # noqa: E731
+        return judged(data, costs, self.reader, self.folds, false_alarms, memorised=self.memorised, telling=telling)
 
 
 def progress(job: Job, total: int, doing: str, before: int = 0) -> Tell:
@@ -149,14 +141,18 @@ def prepared(
         BitTransformerError: no such run or file, or its data is gone.
     """
     before = [_bytes_of(whole_files([find_file(against, "compare with")]))] if against else []
+    if run is not None and reference:
+        raise ConfigError(
+            "got a run and a reference; one of them says what is normal", field="reference", tries=("one of them",)
+        )
     if run is not None:
         return _of_run(run, before, workspace, job)
     if reference:
         clean = _bytes_of(whole_files(find_files(list(reference))))
         halves = [np.concatenate(part) for part in _scattered(clean) if part]
-        if len(halves) < 2:
+        if len(clean) < LEAST_REFERENCE:
             raise BitStreamError(
-                f"got a reference of {len(clean):,} bytes; more than {BLOCK:,} are needed",
+                f"got a reference of {len(clean):,} bytes; at least {LEAST_REFERENCE:,} are needed",
                 field="reference",
                 tries=(Give("reference", "MORE"),),
             )
@@ -165,7 +161,7 @@ def prepared(
         return Prepared(BankReader([clean, *before], words), folds)
     if against:
         reader = BankReader(before, f"experts that had read {Path(against).name}, forwards and backwards")
-        return Prepared(reader, [(before[0], reader)])
+        return Prepared(reader, [(before[0], reader)], memorised=True)
     return Prepared(BankReader(), [])
 
 

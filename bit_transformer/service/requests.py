@@ -243,8 +243,9 @@ class ProveRequest(Request):
     reference: tuple[Source, ...] = Field((), description="Intact files of the same kind; experts read them first.")
     lost: tuple[int, int] | Literal["located"] | None = Field(
         None,
-        description="A range whose bytes are unknown, to be filled in; located: the clearest damage that is found.",
+        description="At most 256 bytes that are unknown, to be filled in; located: the clearest damage that is found.",
     )
+    called: str = Field("", description="What the file is called in the list of checksums. Default: as its path says.")
     most_flips: int = Field(4, ge=1, le=4, description="Flipped bits, at most, in a range with a check of its own.")
     seconds: float = Field(60.0, gt=0, description="When to stop looking.")
     overwrite: bool = Field(False, description="Replace a file of that name.")
@@ -280,6 +281,7 @@ class MapRequest(Request):
     false_alarms: float = Field(
         1.0, gt=0, description="Of damaged ranges, which are marked if a run or a reference is given; per megabyte."
     )
+    called: str = Field("", description="What the file is called. Default: as its path says.")
     overwrite: bool = Field(False, description="Replace files of these names.")
 
 

@@ -12,7 +12,7 @@ from bit_transformer.safety.calibration import GATE_FILE, LENGTHS, Calibration
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.requests import CalibrateRequest, ExplainFileRequest, ExplainRequest, FileTelemetryRequest
 from bit_transformer.service.telemetry import Window, of_file
-from bit_transformer.service.training import held_out_part
+from bit_transformer.service.training import held_out_part, split_of
 from bit_transformer.service.workspace import Workspace
 from bit_transformer.telemetry import METRICS
 
@@ -79,7 +79,7 @@ class Stretch:
     """Neighbouring windows of a file that are of one kind.
 
     Attributes:
-        begin, end: offsets; `text`: why, of the worst of its windows.
+        begin, end: offsets; `text`: why, of the one of its windows that is least like the reference.
     """
 
     begin: int
@@ -169,7 +169,7 @@ def calibrate_run(request: CalibrateRequest, workspace: Workspace, job: Job) -> 
         reference = Reference.fit(corpus.part(0, half), model.config)
         what = f"contexts of one to four units, fitted to the first {half:,} bytes"
         corpus = corpus.part(half, len(corpus))
-    if not names and not is_text(corpus.read(0, 1 << 16)):
+    if not names and not is_text(corpus.read(0, 1 << 16)) and split_of(checkpoint.parent) not in ("blocks", "standard"):
         job.notice(
             "this is binary data: what was held out should be spread over the files, not their ends. Train with --set data.split=blocks"
         )

@@ -682,6 +682,15 @@ def held_out_part(out: Path, workspace: Workspace) -> Corpus:
     return data.held_out
 
 
+def split_of(out: Path) -> str:
+    """How a run's data was split.
+
+    Raises:
+        CheckpointError: no run folder.
+    """
+    return _read_request(out, Workspace())[0].data.split
+
+
 def trained_on(out: Path, workspace: Workspace) -> Corpus:
     """The bytes that the run in a folder was trained on.
 

@@ -70,41 +70,39 @@ def gains(
     data: Bytes,
     banks: tuple[ExpertBank, ExpertBank],
     alternatives: Alternatives,
-    *,
-    beyond: int = BEYOND,
     tell: Tell = ignore,
 ) -> NDArray[np.float64]:
     """How much likelier each alternative makes the file, in nats: (V,).
 
     Args:
         banks: about to read the data from front to back and from back to front; they learn it.
-        beyond: bytes after an alternative that are read with it.
         tell: called with the bytes of the file that were passed since its last call; each way counts.
     """
     if not len(alternatives.begin):
         return np.empty(0)
     ahead, back = banks
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(_gains, data, ahead, alternatives, beyond, tell)
-        two = pool.submit(_gains, data[::-1], back, alternatives.turned(len(data)), beyond, tell)
+        one = pool.submit(_gains, data, ahead, alternatives, tell)
+        two = pool.submit(_gains, data[::-1], back, alternatives.turned(len(data)), tell)
         return (one.result() + two.result()) * (math.log(2) / 2)
 
 
-def _gains(data: Bytes, bank: ExpertBank, alternatives: Alternatives, beyond: int, tell: Tell) -> NDArray[np.float64]:
+def _gains(data: Bytes, bank: ExpertBank, alternatives: Alternatives, tell: Tell) -> NDArray[np.float64]:
     """The same one way, in bits: piece by piece of the file."""
     order = np.argsort(alternatives.begin, kind="stable")
     begin_V = alternatives.begin[order]
     made = np.empty(len(order))
     stream = bank.stream()
-    room = np.cumsum(np.diff(alternatives.start)[order] + beyond)
+    room = np.cumsum(np.diff(alternatives.start)[order] + BEYOND)
     first, passed = 0, 0
-    while passed < len(data):
-        last = int(np.searchsorted(room, (room[first - 1] if first else 0) + AT_ONCE)) if first < len(order) else first
-        last = max(last, first + 1) if first < len(order) else first
+    while first < len(order) or passed < len(data):
+        last = first
+        if first < len(order):
+            last = max(first + 1, int(np.searchsorted(room, (room[first - 1] if first else 0) + AT_ONCE)))
         while first < last < len(order) and begin_V[last] == begin_V[last - 1]:
             last += 1
         end = int(begin_V[last]) if last < len(order) else len(data)
-        made[order[first:last]] = _gains_in(data, bank, stream, alternatives, order[first:last], passed, end, beyond)
+        made[order[first:last]] = _gains_in(data, bank, stream, alternatives, order[first:last], passed, end)
         tell(end - passed)
         first, passed = last, end
     return made
@@ -118,9 +116,8 @@ def _gains_in(
     which: Ints,
     passed: int,
     end: int,
-    beyond: int,
 ) -> NDArray[np.float64]:
-    """Gains of the alternatives that begin in [passed, end), while the bank reads these bytes."""
+    """Gains of the alternatives that begin in [passed, end], while the bank reads these bytes."""
     begin, length = alternatives.begin[which], alternatives.length[which]
     places, place_of = np.unique(np.stack((begin, length)), axis=1, return_inverse=True)
     place_of = place_of.reshape(-1)
@@ -128,7 +125,7 @@ def _gains_in(
     all_begin = np.concatenate((begin, places[0]))
     all_length = np.concatenate((length, places[1]))
     size = np.concatenate((np.diff(alternatives.start)[which], places[1]))
-    after = np.minimum(beyond, len(data) - all_begin - all_length)
+    after = np.minimum(BEYOND, len(data) - all_begin - all_length)
     order = np.argsort(all_begin, kind="stable")
     total = (size + after)[order]
     start = np.concatenate(([0], np.cumsum(total)))

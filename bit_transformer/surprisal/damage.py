@@ -35,6 +35,7 @@ DamageKind = Literal["flips", "overwritten", "zeros", "filled", "shifted"]
 BURST, PATCH, SHIFTED = 16, 64, 64  # bytes of a window
 GAP = 32  # bytes between ranges that are one
 TRIED = 1 / 50  # of all bytes, the dearest: their bits are flipped back; and of all windows: their bits are moved
+LEAST_TRIED = 2000  # bytes
 MOST_PERIOD = 8
 LEAST = {"fill": 12.0, "shift": 8.0, "patch": 12.0, "flip": 8.0, "burst": 12.0}  # scores that are never damage
 LEAST_EVIDENCE = 10.0  # bits
@@ -95,7 +96,7 @@ class Limits:
     Attributes:
         of: by sign.
         false_alarms: ranges per megabyte that clean data has beyond them; NaN: not known.
-        between: the 95 % interval of that.
+        between: the 95 % interval of that, if ranges are independent and the file is as its reference; odd files have several.
         reference_bytes: clean bytes by which they were set.
         bpb: that 99 of 100 blocks of clean data do not exceed, read forwards; None without a reference.
     """
@@ -107,15 +108,24 @@ class Limits:
     bpb: float | None = None
 
 
-def candidates(data: Bytes, costs: Costs, banks: tuple[ExpertBank, ExpertBank], tell: Tell = ignore) -> list[Candidate]:
+def tried_of(size: int) -> float:
+    """The fraction of a file of so many bytes in which alternatives are tried: more of a small one."""
+    return min(1.0, max(TRIED, LEAST_TRIED / size))
+
+
+def candidates(
+    data: Bytes, costs: Costs, banks: tuple[ExpertBank, ExpertBank], tried: float, tell: Tell = ignore
+) -> list[Candidate]:
     """Ranges that may be damaged, by all signs, the highest scores of each.
 
     Args:
         banks: about to read the data, as of `Reader.banks`.
+        tried: the fraction of the bytes in which alternatives are tried: the dearest. Clean data is compared at the fraction of the file
+            that is judged.
         tell: called with the bytes that were passed while alternatives were tried; each way counts.
     """
     made = [*_fills(data, costs), *_dear(costs.mean, BURST, "burst"), *_dear(costs.lower, PATCH, "patch")]
-    made += _better(data, costs, banks, tell)
+    made += _better(data, costs, banks, tried, tell)
     return made
 
 
@@ -169,7 +179,7 @@ def _fills(data: Bytes, costs: Costs) -> list[Candidate]:
     before_N, after_N = (
         np.concatenate(([0.0], np.cumsum(cost, dtype=np.float64))) for cost in (costs.ahead, costs.back)
     )
-    made = list[Candidate]()
+    made, covered_N = list[Candidate](), np.zeros(len(data), dtype=bool)
     for period in range(1, min(MOST_PERIOD, len(data) - 1) + 1):
         edge = np.flatnonzero(np.diff(np.concatenate(([0], data[period:] == data[:-period], [0]))))
         begin, end = edge[::2], edge[1::2] + period
@@ -179,20 +189,23 @@ def _fills(data: Bytes, costs: Costs) -> list[Candidate]:
         ahead, back = before_N[seam[0]] - before_N[begin], after_N[end] - after_N[seam[1]]
         for i in np.flatnonzero(np.minimum(ahead, back) >= LEAST["fill"] / 2).tolist():
             first, last, score = int(begin[i]), int(end[i]), float(ahead[i] + back[i])
-            if any(c.begin <= first and last <= c.end for c in made):
+            if covered_N[first:last].all():
                 continue  # a run of one byte is also one of two
+            covered_N[first:last] = True
             pattern = data[first : first + period].tobytes()
             again = f"the bytes {pattern.hex(' ')} again and again"
             text = again if period > 1 else f"all bytes are 0x{pattern[0]:02x}" if pattern[0] else "all bytes are 0"
             kind: DamageKind = "zeros" if pattern == b"\0" else "filled"
             made.append(Candidate(first, last, "fill", score, score, kind, text))
-    return made
+    return sorted(made, key=lambda c: -c.score)[: _kept(len(data))]
 
 
-def _better(data: Bytes, costs: Costs, banks: tuple[ExpertBank, ExpertBank], tell: Tell) -> list[Candidate]:
+def _better(
+    data: Bytes, costs: Costs, banks: tuple[ExpertBank, ExpertBank], tried: float, tell: Tell
+) -> list[Candidate]:
     """Bits that may have been flipped, and windows whose bits may have been moved."""
     cost_N = costs.mean
-    count = min(len(data), max(2000, int(len(data) * TRIED)))
+    count = min(len(data), max(1, math.ceil(len(data) * tried)))
     place_P = np.sort(np.argpartition(-cost_N, count - 1)[:count]).astype(np.int64)
     flips = Alternatives.flips(data, place_P)
     step = SHIFTED // 2
@@ -204,7 +217,7 @@ def _better(data: Bytes, costs: Costs, banks: tuple[ExpertBank, ExpertBank], tel
     total = np.concatenate(([0.0], np.cumsum(cost_N, dtype=np.float64)))
     windows = np.empty(0, dtype=np.int64)
     if len(begin):
-        wanted = min(len(begin), max(64, int(len(begin) * TRIED)))
+        wanted = min(len(begin), max(1, math.ceil(len(begin) * tried)))
         windows = np.sort(begin[np.argpartition(-(total[begin + SHIFTED] - total[begin]), wanted - 1)[:wanted]])
     moved = Alternatives.of(
         [(int(w), SHIFTED, _moved(data[w : w + SHIFTED], by)) for w in windows.tolist() for by in _MOVES]
@@ -293,7 +306,7 @@ def _shares(allowed: int) -> dict[Sign, int]:
 
 
 def _poisson(count: int, *, low: bool) -> float:
-    """An end of the exact 95 % interval of a Poisson mean: a quantile of the gamma distribution, by Wilson and Hilferty's cube."""
+    """About an end of the exact 95 % interval of a Poisson mean: a quantile of the gamma distribution, by Wilson and Hilferty's cube."""
     if count == 0:
         return 0.0
     z = -1.959964 if low else 1.959964

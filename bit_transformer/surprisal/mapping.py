@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from bit_transformer.surprisal.damage import Candidate, Damage, Limits, calibrated, candidates, damages, uncalibrated
-from bit_transformer.surprisal.reading import BankReader, Bytes, Costs, Reader
+from bit_transformer.surprisal.damage import (
+    Candidate,
+    Damage,
+    Limits,
+    calibrated,
+    candidates,
+    damages,
+    tried_of,
+    uncalibrated,
+)
+from bit_transformer.surprisal.reading import BankReader, Bytes, Costs, Reader, Tell, ignore
 from bit_transformer.surprisal.records import SurpriseMap
 from bit_transformer.surprisal.segments import segments_of
+
+Telling = Callable[[str, int, int], Tell]
 
 
 def surprise_map(data: bytes, reader: Reader | None = None, name: str = "") -> SurpriseMap:
@@ -40,12 +53,42 @@ def find_damage(data: bytes, clean: Sequence[bytes] = (), false_alarms: float = 
         BitStreamError: too little clean data to know so low a rate.
     """
     pieces = [np.frombuffer(piece, dtype=np.uint8) for piece in clean]
-    known = list[tuple[Bytes, Costs, list[Candidate]]]()
-    for i, piece in enumerate(pieces if len(pieces) > 1 else []):
-        other = BankReader([*pieces[:i], *pieces[i + 1 :]])
-        costs = other.costs(piece)
-        known.append((piece, costs, candidates(piece, costs, other.banks(piece))))
+    folds = [(piece, BankReader([*pieces[:i], *pieces[i + 1 :]])) for i, piece in enumerate(pieces)]
     given, reader = np.frombuffer(data, dtype=np.uint8), BankReader(pieces)
-    costs = reader.costs(given)
-    limits = calibrated(known, false_alarms) if known else uncalibrated(costs)
-    return damages(candidates(given, costs, reader.banks(given)), limits), limits
+    return judged(given, reader.costs(given), reader, folds if len(folds) > 1 else [], false_alarms)
+
+
+def judged(
+    data: Bytes,
+    costs: Costs,
+    reader: Reader,
+    folds: Sequence[tuple[Bytes, Reader]],
+    false_alarms: float,
+    *,
+    memorised: bool = False,
+    telling: Telling = lambda doing, total, done: ignore,
+) -> tuple[list[Damage], Limits]:
+    """The same of data that was read already.
+
+    Args:
+        costs: of the data, to the reader.
+        folds: clean data, and a reader that has not read it.
+        memorised: it has read it, so what is alike costs nothing, and of what differs nobody knows how much is damage.
+        telling: gives what readers call with the bytes that they passed, by what is done, of how many bytes, after how many.
+
+    Raises:
+        BitStreamError: too little clean data to know so low a rate.
+    """
+    total, done, tried = sum(len(piece) for piece, _ in folds), 0, tried_of(len(data))
+    known = list[tuple[Bytes, Costs, list[Candidate]]]()
+    for piece, other in folds:
+        normal = other.costs(piece, tell=telling("clean data: read", total, done))
+        tell = telling("clean data: looked through", total, done)
+        known.append((piece, normal, candidates(piece, normal, other.banks(piece), tried, tell)))
+        done += len(piece)
+    if memorised:
+        limits = replace(calibrated(known, 1e6 / total), false_alarms=math.nan, between=(math.nan, math.nan))
+    else:
+        limits = calibrated(known, false_alarms) if known else uncalibrated(costs)
+    found = candidates(data, costs, reader.banks(data), tried, telling("looked through", len(data), 0))
+    return damages(found, limits), limits

@@ -64,9 +64,8 @@ class Opinion:
         count = min(size, max(LEAST_TRIED, int(size * TRIED)))
         place_P = np.sort(np.argpartition(-cost_N, count - 1)[:count]).astype(np.int64)
         guess_N = np.minimum(_UNTRIED, _UNTRIED - 4 + 0.25 * self.surprise_N)
-        self.odds_N8 = np.repeat(np.where(inside_N, guess_N + self.prior, -np.inf)[:, None], 8, axis=1).astype(
-            np.float32
-        )
+        odds_N = np.where(inside_N, guess_N + self.prior, -np.inf).astype(np.float32)
+        self.odds_N8 = np.repeat(odds_N[:, None], 8, axis=1)
         gain = gains(data, reader.banks(data), Alternatives.flips(data, place_P), tell=tell)
         self.odds_N8[place_P] = gain.reshape(-1, 8) + self.prior
 

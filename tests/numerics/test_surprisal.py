@@ -14,7 +14,7 @@ from bit_transformer.data.sources import stdlib_files
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.proof.edits import Edit
 from bit_transformer.surprisal.alternatives import BEYOND, Alternatives, gains
-from bit_transformer.surprisal.damage import Candidate, calibrated, candidates, damages, uncalibrated
+from bit_transformer.surprisal.damage import Candidate, calibrated, candidates, damages, tried_of, uncalibrated
 from bit_transformer.surprisal.filling import fills
 from bit_transformer.surprisal.mapping import find_damage, surprise_map
 from bit_transformer.surprisal.opinion import Opinion
@@ -77,6 +77,7 @@ def test_variants_are_read_by_the_bank_as_it_is_at_their_place() -> None:
 def test_gains_are_the_mean_of_both_ways_by_explicit_loops() -> None:
     data = SMALL[:1500]
     rows = [(0, 1, b"x"), (700, 1, b"\0"), (700, 2, b""), (700, 0, b"abc"), (1200, 5, b"hello"), (1499, 1, b"?")]
+    rows += [(0, 0, b"#"), (0, 1, b""), (1500, 0, b"\n"), (1500, 0, b"xyz"), (1499, 1, b"")]  # at both ends
     found = gains(data, (bank(), bank()), Alternatives.of(rows))
 
     def one_way(data, begin: int, length: int, new: bytes) -> float:
@@ -158,9 +159,9 @@ def test_damage_against_an_intact_version_is_found_and_named() -> None:
     before = CODE[300_000:420_000]
     reader = BankReader([before])
     clean = reader.costs(before)
-    limits = calibrated([(before, clean, candidates(before, clean, reader.banks(before)))], 10.0)
+    limits = calibrated([(before, clean, candidates(before, clean, reader.banks(before), tried_of(len(before))))], 10.0)
     costs = reader.costs(data)
-    found = damages(candidates(data, costs, reader.banks(data)), limits)
+    found = damages(candidates(data, costs, reader.banks(data), tried_of(len(data))), limits)
     assert len(found) == len(planted)
     for begin, kind in planted:
         here = next(d for d in found if abs(d.begin - begin) < 40)
@@ -175,12 +176,12 @@ def test_no_more_alarms_than_allowed_in_the_reference_and_its_like() -> None:
     for i, piece in enumerate(pieces[:3]):
         reader = BankReader([*pieces[:i], *pieces[i + 1 : 3]])
         costs = reader.costs(piece)
-        known.append((piece, costs, candidates(piece, costs, reader.banks(piece))))
+        known.append((piece, costs, candidates(piece, costs, reader.banks(piece), tried_of(150_000))))
     limits = calibrated(known, 20.0)
     assert limits.false_alarms <= 20.0 and limits.between[0] <= limits.false_alarms <= limits.between[1]
     reader = BankReader(pieces[:3])
     costs = reader.costs(pieces[3])
-    found = damages(candidates(pieces[3], costs, reader.banks(pieces[3])), limits)
+    found = damages(candidates(pieces[3], costs, reader.banks(pieces[3]), tried_of(150_000)), limits)
     assert len(found) <= 4 * 20.0 * 0.15  # of another kind of code: not many more
 
 
@@ -239,6 +240,22 @@ def test_two_flips_are_proved_by_a_crc_and_nothing_else_is_written(seed: int) ->
 def test_bytes_that_fit_hold_already() -> None:
     found = prove(SMALL.tobytes(), [f"crc32:{zlib.crc32(SMALL.tobytes()):08x}"])
     assert found.already and found.proved == SMALL.tobytes() and not found.solutions
+
+
+@pytest.mark.parametrize("at", [0, 2000, 3999])
+def test_a_lost_byte_is_put_back_wherever_it_was(at: int) -> None:
+    whole = CODE[600_000:604_000].tobytes()
+    found = prove(whole[:at] + whole[at + 1 :], [f"crc32:{zlib.crc32(whole):08x}"])
+    assert found.solutions[0].edits[0].new == whole[at : at + 1] and found.solutions[0].kind == "lost"
+    assert found.proved in (whole, None)
+
+
+def test_what_fits_a_lost_range_by_necessity_proves_nothing() -> None:
+    """Four bytes can always be made to fit a CRC-32, whatever is wrong elsewhere."""
+    whole = CODE[600_000:604_000].tobytes()
+    damaged = whole[:3000] + b"~~~~" + whole[3004:]
+    found = prove(damaged, [f"crc32:{zlib.crc32(whole):08x}"], lost=(10, 14))
+    assert found.proved is None and found.solutions and found.unseen > 0.5
 
 
 def test_a_lost_range_is_filled_in() -> None:

@@ -181,6 +181,20 @@ def test_less_than_a_window_is_refused():
         CorpusWindows(bytes_corpus(b"short"), 32)
 
 
+@pytest.mark.parametrize(
+    ("size", "holdout"), [(1_000_000, 0.1), (300_000, 0.25), (9, 0.5), (5_000, 0.1), (70_001, 0.1)]
+)
+def test_split_by_blocks_spreads_what_is_held_out(size, holdout):
+    data = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    train, held = split(bytes_corpus(data), "blocks", holdout)
+    spans = sorted([*train.spans, *held.spans], key=lambda span: span.start)
+    assert spans[0].start == 0 and spans[-1].stop == size
+    assert all(a.stop == b.start for a, b in itertools.pairwise(spans))
+    assert abs(len(held) - holdout * size) <= max(1, 4096 if size > 100_000 else 1) + holdout
+    if size >= 300_000:
+        assert len(held.spans) >= 4 and held.spans[0].start < size / 2
+
+
 def test_split_by_position_holds_out_the_last_bytes(tmp_path):
     file = tmp_path / "a"
     file.write_bytes(bytes(100))

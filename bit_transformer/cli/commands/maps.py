@@ -10,6 +10,7 @@ import typer
 from bit_transformer.cli.options import Device, Json, Store, parse_range
 from bit_transformer.cli.output import bpb, console, errors_in_one_line, show_json, table
 from bit_transformer.cli.training_output import live_progress
+from bit_transformer.errors import ConfigError
 from bit_transformer.service import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ LISTED = 12
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Any file.")]
 Model = Annotated[
-    str | None, typer.Option("--run", metavar="RUN", help="A run whose model reads the file. Default: experts alone.")
+    str | None,
+    typer.Option("--run", "--model", metavar="RUN", help="A run whose model reads the file. Default: experts alone."),
 ]
 Reference = Annotated[
     list[str] | None,
@@ -65,6 +67,10 @@ def run(
         from bit_transformer.service.operations import call
         from bit_transformer.service.workspace import Workspace
 
+        if png is not None and png.suffix.lower() != ".png":
+            raise ConfigError(
+                f"got --png {png}; a name that ends in .png is needed. Try --png {png.with_suffix('.png')}"
+            )
         others = (csv, json_lines, png, imhex)
         page = out or (None if any(others) else file.with_name(f"{file.name}.map.html"))
         asked = {
@@ -84,9 +90,11 @@ def run(
         }
         with live_progress() as job:
             found = call("map", asked, Workspace(store, device), job)
+        if Path("-") in others:
+            return
         if as_json:
             show_json(found)
-        elif Path("-") not in others:
+        else:
             _show_map(found)
 
 
@@ -143,12 +151,16 @@ def locate(
         if as_json:
             show_json(found)
         else:
-            _show_located(found)
+            _show_located(found, against)
 
 
-def _show_located(found: Located) -> None:
+def _show_located(found: Located, against: str | None) -> None:
     _show_damage(found.ranges, found.found)
-    if found.false_alarms is None or found.between is None:
+    if against is not None:
+        console.print(
+            f"what {against} has too is not reported; of what differs, only you know what is damage", soft_wrap=True
+        )
+    elif found.false_alarms is None or found.between is None:
         console.print(
             "How many of these are false alarms is not known: there is nothing clean to compare with. Give --reference or --run",
             style="yellow",
@@ -158,7 +170,7 @@ def _show_located(found: Located) -> None:
         low, high = found.between
         console.print(
             f"{found.reference_bytes:,} bytes of clean data had {found.false_alarms:.2g} such ranges per megabyte "
-            f"(95 % interval {low:.2g} to {high:.2g})",
+            f"(95 % interval {low:.2g} to {high:.2g}, if this file is as they are)",
             soft_wrap=True,
         )
     if found.blind:

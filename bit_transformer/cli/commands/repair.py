@@ -49,7 +49,7 @@ def run(
     lost: Annotated[
         str | None,
         typer.Option(
-            metavar="FROM:TO", help="With a proof: a range whose bytes are unknown; or located: the clearest damage."
+            metavar="FROM:TO", help="With a proof: at most 256 bytes that are unknown; or located: the clearest damage."
         ),
     ] = None,
     reference: Annotated[
@@ -67,7 +67,9 @@ def run(
             "--range", metavar="FROM:TO", help="Without a proof: bytes to repair; the others stay. Default: all."
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option("--run", metavar="RUN", help="The same as RUN before FILE.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--run", "--model", metavar="RUN", help="The same as RUN before FILE.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With a proof: replace an existing file.")] = False,
     device: Device = "auto",
     store: Store = DEFAULT_STORE,
@@ -79,7 +81,13 @@ def run(
 
         file, model = _named(names, model)
         workspace = Workspace(store, device)
-        if proof or checksums or block_size:
+        proved = bool(proof or checksums or block_size)
+        others = {"--rate": rate, "--range": range_} if proved else {"--lost": lost, "--reference": reference}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise ConfigError(
+                f"got {given[0]} {'and a proof' if proved else 'without a proof'}; they do not go together. Try without {given[0]}"
+            )
+        if proved:
             asked = {
                 "path": file,
                 "out": out,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from bit_transformer.service.files import write_file
 from bit_transformer.service.maps.marks import Mark, ranges_above
 from bit_transformer.service.maps.overview import CELLS, MILLI, Overview, bounds, hilbert, look
-from bit_transformer.service.maps.scale import STEPS, colours, finite
-from bit_transformer.service.plots import COLOURS, INK, VALIDATION, check_plot
+from bit_transformer.service.maps.scale import STEPS, colours, finite, number_of
+from bit_transformer.service.plots import COLOURS, INK, VALIDATION
 from bit_transformer.surprisal.records import Kind, SurpriseMap
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write_json(surprise: SurpriseMap, out: TextIO, window: int = 1) -> None:
     head = {
         "name": surprise.name,
         "bytes": size,
-        "bits_per_byte": _number(sum(mean * width for _, width, mean, _ in _all_windows(surprise)) / max(size, 1)),
+        "bits_per_byte": number_of(sum(mean * width for _, width, mean, _ in _all_windows(surprise)) / max(size, 1)),
         "reader": surprise.reader,
         "window": window,
         "segments": [
@@ -77,7 +77,7 @@ def write_json(surprise: SurpriseMap, out: TextIO, window: int = 1) -> None:
                 "begin": surprise.begin + s.begin,
                 "end": surprise.begin + s.end,
                 "kind": s.kind,
-                "bits_per_byte": _number(s.bpb),
+                "bits_per_byte": number_of(s.bpb),
                 "like": s.like,
             }
             for s in surprise.segments
@@ -108,10 +108,9 @@ def write_png(surprise: SurpriseMap, path: Path, *, hilbert: bool = False) -> No
         hilbert: the parts are along a Hilbert curve, where near in the file is near in the picture; else line by line.
 
     Raises:
-        ConfigError: not a PNG file, or it cannot be written to.
+        OSError: writing failed; an old file stays.
         MissingExtra: matplotlib is not installed.
     """
-    check_plot(path)
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -129,7 +128,11 @@ def write_png(surprise: SurpriseMap, path: Path, *, hilbert: bool = False) -> No
     _name(right, "segments" if hilbert else "")
     if not hilbert:
         rows = np.linspace(0, len(picture), 6)
-        left.set_yticks(rows - 0.5, [f"{int(row / len(picture) * len(surprise.costs)):#x}" for row in rows], fontsize=8)
+        left.set_yticks(
+            rows - 0.5,
+            [f"{surprise.begin + int(row / len(picture) * len(surprise.costs)):#x}" for row in rows],
+            fontsize=8,
+        )
     _curve(curve, surprise, seen)
     used = [kind for kind in KINDS if any(s.kind == kind for s in surprise.segments)]
     patches = [Patch(color=KINDS[kind], label="one byte" if kind == "zeros" else kind) for kind in used]
@@ -158,8 +161,8 @@ def write_imhex(surprise: SurpriseMap, path: Path, marks: Sequence[Mark] = (), t
             (begin, end, f"{threshold:g} bits or more", float(surprise.costs[begin:end].sum(dtype=np.float64)))
             for begin, end in ranges_above(surprise, threshold, gap=GAP)
         ]
-    found = sorted(found, key=lambda each: -_number(each[3]))
-    segments = sorted(surprise.segments, key=lambda s: -_number(s.bpb))
+    found = sorted(found, key=lambda each: -number_of(each[3]))
+    segments = sorted(surprise.segments, key=lambda s: -number_of(s.bpb))
     shift = surprise.begin
     room = max(MOST_BOOKMARKS - len(segments), MOST_BOOKMARKS // 2)
     bookmarks = [
@@ -168,7 +171,7 @@ def write_imhex(surprise: SurpriseMap, path: Path, marks: Sequence[Mark] = (), t
     ]
     for segment in segments[: MOST_BOOKMARKS - len(bookmarks)]:
         like = {None: "", True: ", like the reference", False: ", not like the reference"}[segment.like]
-        comment = f"{_number(segment.bpb):.2f} bits per byte{like}"
+        comment = f"{number_of(segment.bpb):.2f} bits per byte{like}"
         bookmarks.append(
             _bookmark(shift + segment.begin, shift + segment.end, segment.kind, comment, KINDS[segment.kind])
         )
@@ -204,7 +207,7 @@ def _bytes(surprise: SurpriseMap) -> Iterator[Iterator[tuple[int, int, list[str]
 def _texts(costs: NDArray[np.float16]) -> list[list[str]]:
     """Costs as text, four digits each: float16 has no more. Each number is made into text once."""
     different, which = np.unique(finite(costs), return_inverse=True)
-    texts = np.array([f"{_number(cost):.4g}" for cost in different.tolist()], dtype=object)
+    texts = np.array([f"{number_of(cost):.4g}" for cost in different.tolist()], dtype=object)
     found: list[list[str]] = texts[which.reshape(costs.shape)].tolist()
     return found
 
@@ -227,10 +230,6 @@ def _windows(surprise: SurpriseMap, window: int) -> Iterator[list[tuple[int, int
 def _all_windows(surprise: SurpriseMap) -> Iterator[tuple[int, int, float, float]]:
     for windows in _windows(surprise, 1 << 20):
         yield from windows
-
-
-def _number(value: float) -> float:
-    return round(float(value), 4) if math.isfinite(value) else 0.0
 
 
 def _cells(surprise: SurpriseMap, seen: Overview, wanted: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -60,12 +60,7 @@ def map_file(request: MapRequest, workspace: Workspace, job: Job) -> Mapped:
         BitTransformerError: a file that cannot be read, no such run, or a result that cannot be written.
     """
     outs = {"out": request.out, "csv": request.csv, "table": request.table, "png": request.png, "imhex": request.imhex}
-    for field, out in outs.items():
-        if out is None or out == PIPE:
-            continue
-        check_out(out, field)
-        if out.exists() and not request.overwrite:
-            raise ConfigError(f"{out}: is there already", field=field, tries=(Give(field), Give("overwrite", True)))
+    _check_outs(request, outs)
     file = opened(request.path, request.span, alone=not (request.run or request.reference))
     began = time.perf_counter()
     with job.cancellable():
@@ -79,7 +74,7 @@ def map_file(request: MapRequest, workspace: Workspace, job: Job) -> Mapped:
             damaged, limits = ready.judge(file.data, costs, request.false_alarms, job)
             damaged, normal = damaged[:MOST_MARKS], limits.bpb
         made = SurpriseMap(
-            file.path.name,
+            (request.called or file.path.name).encode(errors="replace").decode(),
             file.data,
             costs.lower.astype(np.float16),
             costs.bits,
@@ -100,6 +95,32 @@ def map_file(request: MapRequest, workspace: Workspace, job: Job) -> Mapped:
         written,
         seconds,
     )
+
+
+def _check_outs(request: MapRequest, outs: dict[str, Path | None]) -> None:
+    """Refuse results that cannot be written, or would replace each other, or what is read.
+
+    Raises:
+        ConfigError: as above.
+    """
+    inputs: tuple[str | Path, ...] = (request.path, *request.reference)
+    taken = {Path(name).resolve(): "an input" for name in inputs}
+    for field, out in outs.items():
+        if out is None:
+            continue
+        if out == PIPE and field not in ("csv", "table"):
+            raise ConfigError(f"got {field}=-; only tables go to standard output", field=field, tries=(Give(field),))
+        where = out if out == PIPE else out.resolve()
+        if where in taken:
+            raise ConfigError(
+                f"got {field}={str(out)!r}, which is {taken[where]} too", field=field, tries=(Give(field),)
+            )
+        taken[where] = field
+        if out == PIPE:
+            continue
+        check_out(out, field)
+        if out.exists() and not request.overwrite:
+            raise ConfigError(f"{out}: is there already", field=field, tries=(Give(field), Give("overwrite", True)))
 
 
 def _write(

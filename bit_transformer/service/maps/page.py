@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import math
 import re
 import zlib
 from collections import deque
@@ -16,7 +15,7 @@ from pathlib import Path
 from bit_transformer.service.files import new_file
 from bit_transformer.service.maps.marks import Mark
 from bit_transformer.service.maps.overview import BLOCK, GAPS, MILLI, REACH, Overview, look
-from bit_transformer.service.maps.scale import LEVELS, STEPS, colours, in_levels, in_steps
+from bit_transformer.service.maps.scale import LEVELS, STEPS, colours, in_levels, in_steps, number_of
 from bit_transformer.surprisal.records import SurpriseMap
 
 HERE = Path(__file__).parent
@@ -102,7 +101,7 @@ def _facts(surprise: SurpriseMap, marks: Sequence[Mark], overview: Overview) -> 
         "name": surprise.name,
         "begin": surprise.begin,
         "bytes": len(surprise.costs),
-        "bpb": _finite(overview.bits / max(len(surprise.costs), 1)),
+        "bpb": number_of(overview.bits / max(len(surprise.costs), 1)),
         "reader": surprise.reader,
         "block": BLOCK,
         "cells": len(overview.means),
@@ -115,15 +114,11 @@ def _facts(surprise: SurpriseMap, marks: Sequence[Mark], overview: Overview) -> 
         "edgeCounts": overview.edge_counts.tolist(),
         "starts": [found.tolist() for found in overview.starts],
         "scales": {name: base64.b64encode(colours(name).tobytes()).decode() for name in SCALES},
-        "segments": [[s.begin, s.end, s.kind, _finite(s.bpb), s.like] for s in surprise.segments],
-        "marks": [[m.begin, m.end, m.label, _finite(m.bits)] for m in marks],
+        "segments": [[s.begin, s.end, s.kind, number_of(s.bpb), s.like] for s in surprise.segments],
+        "marks": [[m.begin, m.end, m.label, number_of(m.bits)] for m in marks],
     }
 
 
 def _overview(overview: Overview) -> bytes:
     arrays = (overview.means.astype("<u2"), overview.peaks, overview.edges, overview.highest, overview.highest_edge)
     return b"".join(array.tobytes() for array in (*arrays, *overview.lowest))
-
-
-def _finite(value: float) -> float:
-    return round(float(value), 4) if math.isfinite(value) else 0.0

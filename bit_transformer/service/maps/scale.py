@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -96,3 +97,8 @@ def _srgb(lightness: NDArray[np.float64], chroma: NDArray[np.float64], hue: NDAr
         axis=1,
     )
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.abs(linear) ** (1 / 2.4) - 0.055)
+
+
+def number_of(value: float) -> float:
+    """A number for a table or JSON, which have no infinity."""
+    return round(float(value), 4) if math.isfinite(value) else 0.0
