@@ -79,7 +79,8 @@ def parse_range(text: str) -> tuple[int, int]:
     Raises:
         ConfigError: another format.
     """
-    found = re.fullmatch(r"(\d+):(\d+)", text)
+    found = re.fullmatch(r"(\d+|0x[0-9a-f]+):(\d+|0x[0-9a-f]+)", text.lower())
     if not found:
-        raise ConfigError(f"got the range {text!r}; two numbers FROM:TO are needed. Try 10:20")
-    return int(found[1]), int(found[2])
+        raise ConfigError(f"got the range {text!r}; two numbers FROM:TO are needed. Try 10:20, or 0x100:0x200")
+    first, last = (int(number, 16 if number.startswith("0x") else 10) for number in found.groups())
+    return first, last

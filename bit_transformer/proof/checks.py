@@ -519,6 +519,7 @@ class _WholeStream:
 # Hashes.
 
 DIGESTS = {"md5": 16, "sha1": 20, "sha224": 28, "sha256": 32, "sha384": 48, "sha512": 64, "blake2b": 64}
+BY_LENGTH = {2 * size: name for name, size in DIGESTS.items() if name != "blake2b"} | {8: "crc32"}  # hex digits
 
 
 @dataclass(frozen=True)
@@ -676,6 +677,8 @@ def parse_proof(
     kind, _, digits = text.strip().partition(":")
     kind = kind.strip().lower().replace("_", "-")
     digits = digits.strip().lower().removeprefix("0x")
+    if not digits and len(kind) in BY_LENGTH and all(digit in "0123456789abcdef" for digit in kind):
+        kind, digits = BY_LENGTH[len(kind)], kind  # a bare checksum
     kind = DEFAULT_CRC16 if kind == "crc16" else kind
     kind = {"sha-1": "sha1", "sha-256": "sha256", "sha-512": "sha512", "crc-32": "crc32"}.get(kind, kind)
     if kind not in _NAMES:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from bit_transformer.errors import BitStreamError, ConfigError, Give
 from bit_transformer.proof.checks import (
-    DIGESTS,
+    BY_LENGTH,
     TAR_SIZE,
     ByteSum,
     Check,
@@ -176,7 +176,6 @@ def _intel_hex(data: bytes) -> Iterable[Check]:
 
 # Files of checksums.
 
-_BY_LENGTH = {2 * size: name for name, size in DIGESTS.items() if name != "blake2b"} | {8: "crc32"}
 _PLAIN = re.compile(r"^\\?([0-9A-Fa-f]{8,128}) [ *](.+)$")
 _BSD = re.compile(r"^\\?([A-Za-z0-9-]+) ?\((.+)\) ?= ?([0-9A-Fa-f]+)$")
 
@@ -192,11 +191,11 @@ def checksum_file(text: str, size: int, name: str | None = None, kind: str | Non
     for line in text.splitlines():
         if plain := _PLAIN.match(line.rstrip()):
             digits = plain[1]
-            found.append((kind or _BY_LENGTH.get(len(digits), "?"), plain[2], digits))
+            found.append((kind or BY_LENGTH.get(len(digits), "?"), plain[2], digits))
         elif bsd := _BSD.match(line.rstrip()):
             found.append((bsd[1].lower(), bsd[2], bsd[3]))
         elif re.fullmatch(r"[0-9A-Fa-f]{8,128}", line.strip()):
-            found.append((kind or _BY_LENGTH.get(len(line.strip()), "?"), name or "", line.strip()))
+            found.append((kind or BY_LENGTH.get(len(line.strip()), "?"), name or "", line.strip()))
     names = {entry[1] for entry in found}
     if not found:
         raise BitStreamError(
@@ -240,11 +239,9 @@ def block_checks(lines: Iterable[str], block_size: int, size: int, kind: str | N
         digits = words[0].removeprefix("0x")
         try:
             begin = int(words[1], 0) if len(words) > 1 else number * block_size
-        except ValueError:
-            raise BitStreamError(
-                f"checksums: got {words[1][:20]!r} as an offset in line {number + 1}; must be a number", field="proofs"
-            ) from None
-        name = kind or {4: "crc16"}.get(len(digits)) or _BY_LENGTH.get(len(digits))
+        except ValueError:  # the name of a block, as sha256sum writes it
+            begin = number * block_size
+        name = kind or {4: "crc16"}.get(len(digits)) or BY_LENGTH.get(len(digits))
         if name is None:
             raise ConfigError(
                 f"checksums: got {len(digits)} digits in line {number + 1}; must be 4, 8, 32, 40, 64 or 128",

@@ -338,7 +338,7 @@ class _Search:
         repaired: tuple[Edit, ...] = ()
         if regions and all(region.solutions for region in regions):
             for number, solution in enumerate(_combined([region.solutions for region in regions], _COMBINED)):
-                if time.monotonic() > self.deadline + _GRACE:
+                if number >= _LISTED and time.monotonic() > self.deadline + _GRACE:
                     break
                 if not self._passes(solution.edits, self.checks):
                     continue

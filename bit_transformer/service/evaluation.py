@@ -239,10 +239,10 @@ def score(request: ScoreRequest, workspace: Workspace, job: Job) -> Scoring:
 
 def regions_of(windows: Sequence[Surprise], corpus: Corpus) -> list[Region]:
     """Windows that cost more or less than nineteen of twenty do, as regions: the most unusual first, in distances of that limit from the median."""
-    if len(windows) < 3:
-        return []
     cost = np.array([w.bpb for w in windows])
     low, middle, high = np.quantile(cost, [0.05, 0.5, 0.95])
+    if len(windows) < 3:
+        low, high = -1.0, float(cost.max()) - 1e-9  # the dearest
     scales = {True: max(high - middle, 1e-9), False: max(middle - low, 1e-9)}
     side = np.where(cost > high, 1, np.where(cost < low, -1, 0)).tolist()
     made = list[tuple[float, Region]]()

@@ -22,6 +22,7 @@ from bit_transformer.surprisal.reading import Bytes
 SUFFIX = ".repaired"
 AUTO = "auto"
 MOST_BYTES = 1 << 25  # of a file: odds of all its bits, and their syndromes, must fit in memory
+HASHED = 128  # bits of a check that does not hold by chance
 LOCATED_ALARMS = 20.0  # per megabyte of clean data, where damage is to be located
 LISTED = 20  # candidates in the result
 
@@ -115,6 +116,20 @@ def repair_proved(request: ProveRequest, workspace: Workspace, job: Job) -> Prov
     proofs = [Proof(c.name, c.covers, h) for c, h in zip(checks, held, strict=True)]
     if all(held):
         return Proved(str(path), len(data), proofs, True, False, None, [], False, 0.0, [], [], 0, 0.0, "", "")
+    sure = next(
+        (
+            c
+            for c, good in zip(checks, held, strict=True)
+            if good and c.bits >= HASHED and c.begin == 0 and c.end == len(data)
+        ),
+        None,
+    )
+    if sure is not None:
+        wrong = next(c for c, good in zip(checks, held, strict=True) if not good)
+        raise BitStreamError(
+            f"{path}: {sure.name} holds, so the file is intact, and {wrong.name} is of something else. Try without it",
+            field="proofs",
+        )
     check_out(out)
     if out.exists() and not request.overwrite:
         raise ConfigError(f"{out}: is there already", field="out", tries=(Give("out"), Give("overwrite", True)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bit_transformer.compression.profiles import is_text
 from bit_transformer.data.sources import find_files, whole_files
-from bit_transformer.errors import ConfigError
+from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.safety import Limits, Reference, Vitals, calibrate, save_calibration
 from bit_transformer.safety.calibration import GATE_FILE, LENGTHS, Calibration
 from bit_transformer.service.jobs import Job, Reading
@@ -119,6 +119,12 @@ def explain_file(request: ExplainFileRequest, workspace: Workspace, job: Job) ->
     with job.cancellable():
         found = of_file(FileTelemetryRequest(name=request.name, run=request.run, window=request.window), workspace, job)
     kinds, stretches = dict[str, int](), list[Stretch]()
+    if found.windows[0].bytes < request.window:
+        raise BitStreamError(
+            f"{found.file}: got {found.windows[0].bytes:,} bytes; a window of {request.window:,} is needed",
+            field="window",
+            tries=("a longer file, or shorter windows",),
+        )
     lowest = 0.0
     for w in found.windows:
         if w.kind is None or w.S is None:

@@ -236,7 +236,7 @@ def _better(
     for i in good[_highest(place_P[good], best_P[good], 4, _kept(len(data)))].tolist():
         at, bit = int(place_P[i]), int(flip_P8[i].argmax())
         was = int(data[at]) ^ (128 >> bit)
-        text = f"bit {bit} of 0x{int(data[at]):02x}{_shown(int(data[at]))}, was 0x{was:02x}{_shown(was)}"
+        text = f"bit {7 - bit} of 0x{int(data[at]):02x}{_shown(int(data[at]))}, was 0x{was:02x}{_shown(was)}"
         made.append(Candidate(at, at + 1, "flip", float(best_P[i]), float(best_P[i]) / math.log(2), "flips", text))
     for i in np.flatnonzero(move_WM.max(1, initial=-1.0) > 0).tolist():
         by, score = _MOVES[int(move_WM[i].argmax())], float(move_WM[i].max())
@@ -292,7 +292,7 @@ def allowed_in(size: int, false_alarms: float) -> int:
         raise BitStreamError(
             f"got false_alarms={false_alarms:g} per megabyte and {size:,} clean bytes, which can only show {least:,} per megabyte or more",
             field="false_alarms",
-            tries=(Give("false_alarms", least), Give("reference")),
+            tries=(Give("false_alarms", least), "more clean data"),
         )
     return allowed
 

@@ -81,7 +81,7 @@ def test_damage_is_located_against_an_intact_version(btlm, damaged, tmp_path) ->
     assert found["false_alarms"] is None and found["reference_bytes"] == 60_000
     shown = btlm("locate", damaged, "--against", "clean.py")
     assert (
-        "2 damaged ranges" in shown.stdout
+        "2 ranges look damaged" in shown.stdout
         and "1 bit too late" in shown.stdout
         and "what clean.py has too is not reported" in shown.stdout
     )

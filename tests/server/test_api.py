@@ -176,6 +176,7 @@ def test_every_field_that_names_a_place_says_so():
         "models",
         "title",
         "proofs",  # checksums
+        "called",  # only shown, or looked for in a list
         "field",  # of lines of JSON
     }  # of the advisor: names, settings and text that it only reads
     for operation in OPERATIONS.values():

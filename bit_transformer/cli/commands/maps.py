@@ -101,7 +101,7 @@ def run(
 def _show_map(found: Mapped) -> None:
     rate = found.bytes / max(found.seconds, 1e-9)
     console.print(
-        f"{found.file}: {found.bytes:,} bytes, {bpb(found.bpb)} bits per byte; read at {rate / 1e6:.2f} MB/s",
+        f"{found.file}: {found.bytes:,} bytes, {bpb(found.bpb)} bits per byte, of the cheaper way of each; read at {rate / 1e6:.2f} MB/s",
         soft_wrap=True,
     )
     known = any(part.like is not None for part in found.segments)
@@ -184,10 +184,15 @@ def _show_located(found: Located, against: str | None) -> None:
 
 def _show_damage(ranges: Sequence[Damage], count: int) -> None:
     if not count:
-        console.print("no damaged ranges found")
+        console.print("nothing looks damaged")
         return
     made = table(
-        f"\n{count:,} damaged range{'s' * (count > 1)}, the clearest first", "offset", "bytes", "evidence", "kind", ""
+        f"\n{count:,} range{'s look' if count > 1 else ' looks'} damaged, the clearest first",
+        "offset",
+        "bytes",
+        "evidence",
+        "kind",
+        "",
     )
     made.columns[-1].justify = "left"
     for d in ranges[:LISTED]:

@@ -46,6 +46,7 @@ def run(
         typer.Option(help="A file of checksums, as sha256sum writes it; with --block-size, one for each block."),
     ] = None,
     block_size: Annotated[int | None, typer.Option(help="Bytes of each block that --checksums lists.")] = None,
+    called: Annotated[str, typer.Option(help="What the file is called in --checksums. Default: its name.")] = "",
     lost: Annotated[
         str | None,
         typer.Option(
@@ -96,6 +97,7 @@ def run(
                 "block_size": block_size,
                 "run": model,
                 "reference": tuple(reference or ()),
+                "called": called,
                 "lost": lost if lost in (None, "located") else parse_range(lost),
                 "most_flips": most_flips,
                 "seconds": seconds,
@@ -149,12 +151,15 @@ def _prove(asked: dict[str, Any], workspace: Workspace, as_json: bool) -> None:
 
 
 def _show_proved(found: Proved) -> None:
-    holding = sum(check.held for check in found.checks)
     if found.already:
-        console.print(f"{found.file}: all {len(found.checks)} checks hold already; nothing to repair", soft_wrap=True)
+        hold = "the check holds" if len(found.checks) == 1 else f"all {len(found.checks)} checks hold"
+        console.print(f"{found.file}: {hold} already; nothing to repair", soft_wrap=True)
         return
     if len(found.checks) > 1:
+        holding = sum(check.held for check in found.checks)
         console.print(f"{holding} of {len(found.checks)} checks hold as received", soft_wrap=True)
+    if not found.proved:
+        console.print(_why_not(found), style="yellow", soft_wrap=True)
     made = table("", "rank", "probability", "change", "log-odds")
     made.columns[2].justify = "left"
     for rank, candidate in enumerate(found.candidates[: 1 if found.proved else LISTED], 1):
@@ -162,30 +167,31 @@ def _show_proved(found: Proved) -> None:
         made.add_row(str(rank), f"{candidate.probability:.2%}", words, f"{candidate.log_odds:.1f}")
     if found.candidates:
         console.print(made)
-    looked = f"looked for {found.how}; {found.tried:,} sets of changes in {found.seconds:.1f} seconds"
     if found.proved:
         why = "every check holds" if len(found.checks) > 1 else f"{found.checks[0].name} holds"
         console.print(f"repaired and proved: {why}. Written to {found.out}", style="green", soft_wrap=True)
-    elif found.ambiguous:
-        console.print(
-            "ambiguous: several changes pass and are likely. Nothing was written. Another proof would decide, such as --proof sha256:HEX",
-            style="yellow",
-            soft_wrap=True,
-        )
-    elif found.candidates:
-        console.print(
-            f"not proved: with a probability of {found.unseen:.1%} the damage is of a kind that was not looked for, and these pass by chance. "
-            "Nothing was written. Another proof would decide, such as --proof sha256:HEX",
-            style="yellow",
-            soft_wrap=True,
-        )
-    else:
-        console.print(
-            "not repaired: nothing that was tried passes. Nothing was written", style="yellow", soft_wrap=True
-        )
     for part in found.open:
         console.print(f"still damaged: {part}", soft_wrap=True)
-    console.print(f"{looked}. Read by {found.reader}", style="dim", soft_wrap=True)
+    console.print(
+        f"{found.how}; {found.tried:,} sets of changes in {found.seconds:.1f} seconds. Read by {found.reader}",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def _why_not(found: Proved) -> str:
+    """Why nothing was written, and what to try."""
+    other = "Another proof would decide, such as --proof sha256:HEX"
+    if not found.candidates:
+        return "not repaired: nothing that was tried passes. Nothing was written. Perhaps more is damaged, or the checksum is of another file"
+    if found.unseen > 0.5:
+        return (
+            "not proved: what passes is as likely to pass by chance. Nothing was written. Perhaps more is damaged, or the checksum is of "
+            f"another file. {other}"
+        )
+    if found.ambiguous:
+        return f"ambiguous: several changes pass and are likely. Nothing was written. {other}"
+    return f"not proved: the likeliest is right with {found.candidates[0].probability:.1%}, and 99 % is needed. Nothing was written. {other}"
 
 
 def _show(found: RepairReport, out: Path, *, rate_given: bool) -> None:
