@@ -25,6 +25,7 @@ TOPICS = (  # in the order in which the skill's commands build on each other: th
     "memory",
     "telemetry-and-gates",
     "evaluation",
+    "files",
     "generation",
     "server-and-mcp",
 )
