@@ -1,7 +1,7 @@
 """How well does the quality gate tell clean pages from six kinds of dirt? Beside a 5-gram model of words by KenLM, and zlib.
 
 A megabyte of clean pages is fitted. Other clean pages of the same text are told from boilerplate, lists of spam, text as a scanner misreads it, other
-languages, source code, and loops as language models make them. All scorers see the same pages. AUC: the chance that a dirty page is odder than a clean one.
+languages, source code, and loops as language models make them. All scorers see the same pages. AUC: the probability that a dirty page is odder than a clean one.
 
 KenLM is trained on the same pages by `lmplz -o 5`, of words in lower case, digits as zeros, punctuation split off, a paragraph a line, much as CCNet does (Wenzek et
 al. 2020). Its score is the perplexity, where high is bad; and, because loops and boilerplate may have a low one, the distance from the median to either side,
@@ -442,7 +442,7 @@ def either_side(clean: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], N
 
 
 def auc(clean: NDArray[np.float64], dirty: NDArray[np.float64]) -> float:
-    """Chance that a dirty page scores higher than a clean one; ties count half."""
+    """The probability that a dirty page scores higher than a clean one; ties count half."""
     below = np.searchsorted(np.sort(clean), dirty, side="left")
     upto = np.searchsorted(np.sort(clean), dirty, side="right")
     return float((below + upto).mean() / (2 * len(clean)))

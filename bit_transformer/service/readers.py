@@ -10,6 +10,7 @@ import numpy as np
 
 from bit_transformer.data.sources import Corpus, find_file, find_files, whole_files
 from bit_transformer.errors import BitStreamError, ConfigError, Give
+from bit_transformer.experts.bank import Tell
 from bit_transformer.service.jobs import Job, Reading
 from bit_transformer.service.training import held_out_part, trained_on
 from bit_transformer.service.workspace import Workspace
@@ -19,7 +20,7 @@ from bit_transformer.surprisal.damage import (
     allowed_in,
 )
 from bit_transformer.surprisal.mapping import judged
-from bit_transformer.surprisal.reading import BankReader, Bytes, Costs, ModelReader, Reader, Tell
+from bit_transformer.surprisal.reading import BankReader, Bytes, Costs, ModelReader, Reader
 
 MOST_BYTES = 1 << 28  # of a file, and of a reference: what is kept of each byte must fit in memory
 LEAST_ALONE = 1 << 10  # bytes that experts need to learn what is normal

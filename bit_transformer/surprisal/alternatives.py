@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.experts.bank import ExpertBank
-from bit_transformer.surprisal.reading import Bytes, Tell, bit_costs_of, ignore
+from bit_transformer.experts.bank import ExpertBank, Tell, ignore
+from bit_transformer.surprisal.reading import Bytes, bit_costs_of
 
 BEYOND = 8  # bytes after an alternative that are read with it
 AT_ONCE = 1 << 21  # bytes of alternatives that are read in one pass
@@ -58,12 +58,6 @@ class Alternatives(NamedTuple):
             np.repeat(self.start[1:] - 1, count) - (np.arange(len(self.new)) - np.repeat(self.start[:-1], count))
         ]
         return Alternatives(size - self.begin - self.length, self.length, self.start, new)
-
-    def part(self, first: int, last: int) -> Alternatives:
-        """Some of them."""
-        start = self.start[first : last + 1]
-        new = self.new[start[0] : start[-1]]
-        return Alternatives(self.begin[first:last], self.length[first:last], start - start[0], new)
 
 
 def gains(

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.errors import BitStreamError, Give
-from bit_transformer.experts.bank import ExpertBank
+from bit_transformer.experts.bank import ExpertBank, Tell, ignore
 from bit_transformer.surprisal.alternatives import Alternatives, gains
-from bit_transformer.surprisal.reading import Bytes, Costs, Tell, ignore
+from bit_transformer.surprisal.reading import Bytes, Costs
 
 Sign = Literal["fill", "shift", "patch", "flip", "burst"]
 SIGNS: tuple[Sign, ...] = ("shift", "fill", "flip", "patch", "burst")  # the most particular first

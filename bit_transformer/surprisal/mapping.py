@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from bit_transformer.experts.bank import Tell, ignore
 from bit_transformer.surprisal.damage import (
     Candidate,
     Damage,
@@ -18,7 +19,7 @@ from bit_transformer.surprisal.damage import (
     tried_of,
     uncalibrated,
 )
-from bit_transformer.surprisal.reading import BankReader, Bytes, Costs, Reader, Tell, ignore
+from bit_transformer.surprisal.reading import BankReader, Bytes, Costs, Reader
 from bit_transformer.surprisal.records import SurpriseMap
 from bit_transformer.surprisal.segments import segments_of
 
@@ -87,7 +88,11 @@ def judged(
         known.append((piece, normal, candidates(piece, normal, other.banks(piece), tried, tell)))
         done += len(piece)
     if memorised:
-        limits = replace(calibrated(known, 1e6 / total), false_alarms=math.nan, between=(math.nan, math.nan))
+        limits = replace(
+            calibrated(known, 1.5e6 / total),  # one range: not a fraction that rounding loses
+            false_alarms=math.nan,
+            between=(math.nan, math.nan),
+        )
     else:
         limits = calibrated(known, false_alarms) if known else uncalibrated(costs)
     found = candidates(data, costs, reader.banks(data), tried, telling("looked through", len(data), 0))

@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bit_transformer.experts.bank import Tell, ignore
 from bit_transformer.surprisal.alternatives import BEYOND, Alternatives, gains
-from bit_transformer.surprisal.reading import Bytes, Reader, Tell, ignore
+from bit_transformer.surprisal.reading import Bytes, Reader
 
 LEAST_TRIED, TRIED = (
     1 << 14,

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bit_transformer.errors import BitStreamError, Give
+from bit_transformer.experts.bank import Tell, ignore
 from bit_transformer.proof.checks import Check, parse_proof
 from bit_transformer.proof.guesses import Tell as TellSearch
 from bit_transformer.proof.solve import Outcome, Priors, solve
 from bit_transformer.surprisal.filling import fills
 from bit_transformer.surprisal.opinion import Opinion
-from bit_transformer.surprisal.reading import BankReader, Bytes, Reader, Tell, ignore
+from bit_transformer.surprisal.reading import BankReader, Bytes, Reader
 
 JUDGED = 2000  # solutions of each kind: a flip that nobody suspects, among others that all do, is far down the list
 

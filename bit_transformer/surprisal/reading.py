@@ -10,7 +10,7 @@ Readers may have read other data before: clean files of the same kind, or what a
 # Shapes: N bytes, U = 8 bits of a byte, most significant first.
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -19,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.compression.profiles import bank_of, plan, sizes_for
-from bit_transformer.experts.bank import ExpertBank
+from bit_transformer.experts.bank import ExpertBank, Tell, ignore
 
 if TYPE_CHECKING:
     from bit_transformer.model import BitTransformerLM
 
 Bytes = NDArray[np.uint8]
-Tell = Callable[[int], None]
 PIECE = 1 << 16  # bytes read between two reports
 _PLANNED = 1 << 24  # bytes by which contexts are chosen
 
@@ -70,10 +69,6 @@ class Reader(Protocol):
 
     def banks(self, data: Bytes) -> tuple[ExpertBank, ExpertBank]:
         """Banks that are about to read the data, from front to back and from back to front, to try what else could stand there."""
-
-
-def ignore(count: int) -> None:
-    """Where nobody wants to know."""
 
 
 class BankReader:

@@ -16,7 +16,7 @@ from bit_transformer.proof.edits import Edit
 from bit_transformer.surprisal.alternatives import BEYOND, Alternatives, gains
 from bit_transformer.surprisal.damage import Candidate, calibrated, candidates, damages, tried_of, uncalibrated
 from bit_transformer.surprisal.filling import fills
-from bit_transformer.surprisal.mapping import find_damage, surprise_map
+from bit_transformer.surprisal.mapping import find_damage, judged, surprise_map
 from bit_transformer.surprisal.opinion import Opinion
 from bit_transformer.surprisal.proved import prove
 from bit_transformer.surprisal.reading import BankReader, bit_costs_of, read_costs
@@ -188,6 +188,15 @@ def test_no_more_alarms_than_allowed_in_the_reference_and_its_like() -> None:
 def test_too_little_clean_data_for_so_few_alarms_says_how_many_can_be_known() -> None:
     with pytest.raises(BitStreamError, match="can only show 167 per megabyte or more"):
         find_damage(SMALL.tobytes(), [SMALL[:3000].tobytes(), SMALL[3000:].tobytes()], 1.0)
+
+
+@pytest.mark.parametrize("size", [1077, 1097, 5000])
+def test_an_intact_version_of_any_size_is_enough(size: int) -> None:
+    """(1e6 / size) * size is less than 1e6 for many sizes."""
+    whole = SMALL[:size]
+    reader = BankReader([whole])
+    found, limits = judged(whole, reader.costs(whole), reader, [(whole, reader)], 1.0, memorised=True)
+    assert len(found) <= 1 and math.isnan(limits.false_alarms)
 
 
 def test_without_clean_data_the_rate_is_not_known() -> None:

@@ -186,7 +186,7 @@ def _why_not(found: Proved) -> str:
         return "not repaired: nothing that was tried passes. Nothing was written. Perhaps more is damaged, or the checksum is of another file"
     if found.unseen > 0.5:
         return (
-            "not proved: what passes is as likely to pass by chance. Nothing was written. Perhaps more is damaged, or the checksum is of "
+            "not proved: so many changes were tried that some pass by chance. Nothing was written. Perhaps more is damaged, or the checksum is of "
             f"another file. {other}"
         )
     if found.ambiguous:
