@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from bit_transformer.coding import container
 from bit_transformer.coding.container import BANK, CODED, MODEL, STORED, Frame, checksum
 from bit_transformer.coding.filters import absolute_jumps, relative_jumps
-from bit_transformer.compression.profiles import PROFILES, bank_memory, bank_of, plan, sizes_for
+from bit_transformer.compression.profiles import (
+    LIGHT,
+    PROFILES,
+    Experts,
+    bank_memory,
+    bank_of,
+    planned,
+    sizes_for,
+)
 from bit_transformer.errors import CompressedFileError, ConfigError, Give
 from bit_transformer.experts.bank import Tell, ignore, pack_units, unpack_units
 
@@ -72,10 +80,17 @@ def checked(frame: Frame, data: Bytes) -> bytes:
 
 
 class BankCoder:
-    """Codes with the experts alone, which begin empty and learn as they go. Integers only."""
+    """Codes with the experts alone, which begin empty and learn as they go.
+
+    Args:
+        experts: which of them; `auto` tries both on a part of every frame.
+    """
 
     predictor, rate, digest = BANK, 0, NO_MODEL
     frame_bytes, together = 1 << 24, 1
+
+    def __init__(self, experts: Experts = LIGHT) -> None:
+        self.experts = experts
 
     def encode(self, pieces: Sequence[Bytes], tell: Tell = ignore) -> list[Packed]:
         """As in `Coder`."""
@@ -87,11 +102,12 @@ class BankCoder:
 
     def memory(self, size: int) -> int:
         """As in `Coder`."""
-        return bank_memory(*sizes_for(size)) + 8 * size
+        rich = self.experts != LIGHT
+        return bank_memory(*sizes_for(size, rich=rich), rich=rich) + 8 * size
 
     def _encode(self, data: Bytes, tell: Tell) -> Packed:
-        profile, filtered, columns = plan(data)
-        buckets, history = sizes_for(len(data))
+        profile, filtered, columns, rich = planned(data, self.experts)
+        buckets, history = sizes_for(len(data), rich=rich)
         bank = bank_of(profile, columns, buckets, history)
         code = bank.encode(absolute_jumps(data) if filtered else data, bank.stream(), tell)
         if code is None or len(code) >= len(data):

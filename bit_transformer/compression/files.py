@@ -16,6 +16,7 @@ import numpy as np
 from bit_transformer.coding import container
 from bit_transformer.coding.container import Entry, Header, Seal, Table
 from bit_transformer.compression.codec import BankCoder, Coder, ModelCoder, Packed, check_rate, checked, coder_for
+from bit_transformer.compression.profiles import LIGHT, Experts
 from bit_transformer.errors import BitTransformerError, Cancelled, CompressedFileError, ConfigError, Give
 from bit_transformer.experts.bank import Tell, ignore
 from bit_transformer.machine import cores, free_memory
@@ -53,6 +54,7 @@ def compress_bytes(
     model: BitTransformerLM | None = None,
     *,
     adapt: float = 0.0,
+    experts: Experts = LIGHT,
     frame_bytes: int | None = None,
     jobs: int = 1,
 ) -> bytes:
@@ -61,6 +63,7 @@ def compress_bytes(
     Args:
         model: predicts the data; the same model is needed to decompress. Default: the experts alone, which begin empty.
         adapt: step size by which the model's head and mixer learn from each bit while coding; 0: they do not. Try 0.002.
+        experts: without a model: `light`; `rich`, smaller and slower; `auto`, what fits each frame.
         frame_bytes: bytes of a frame. Frames are independent.
         jobs: threads.
 
@@ -68,7 +71,7 @@ def compress_bytes(
         ConfigError: a model that cannot be used, or invalid sizes.
     """
     made = io.BytesIO()
-    coder = new_coder(model, adapt)
+    coder = new_coder(model, adapt, experts)
     compress_stream(io.BytesIO(data), made, coder, size=len(data), frame_bytes=frame_bytes, jobs=jobs)
     return made.getvalue()
 
@@ -84,7 +87,7 @@ def decompress_bytes(data: bytes, model: BitTransformerLM | None = None, *, jobs
     return made.getvalue()
 
 
-def new_coder(model: BitTransformerLM | None = None, adapt: float = 0.0) -> Coder:
+def new_coder(model: BitTransformerLM | None = None, adapt: float = 0.0, experts: Experts = LIGHT) -> Coder:
     """The coder for a model, or for the experts alone.
 
     Raises:
@@ -98,7 +101,13 @@ def new_coder(model: BitTransformerLM | None = None, adapt: float = 0.0) -> Code
                 field="adapt",
                 tries=("a model", Give("adapt", 0.0)),
             )
-        return BankCoder()
+        return BankCoder(experts)
+    if experts != LIGHT:
+        raise ConfigError(
+            f"got experts={experts} with a model, which has its own",
+            field="experts",
+            tries=(Give("experts", LIGHT), "no model"),
+        )
     return ModelCoder(model, rate)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bit_transformer.coding.filters import absolute_jumps, has_jumps, row_width
 from bit_transformer.config import ExpertConfig
 from bit_transformer.errors import ConfigError, Give
-from bit_transformer.experts.bank import ExpertBank
+from bit_transformer.experts.bank import ExpertBank, config_memory
 from bit_transformer.machine import free_memory
 
 Bytes = NDArray[np.uint8]
@@ -19,10 +19,16 @@ Bytes = NDArray[np.uint8]
 PROFILES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"orders": (1, 2, 3, 4, 5, 6, 7, 9)}, True),
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "sparse": ((2,), (2, 3), (3,), (1, 3))}, False),
+    ({"orders": (1, 2, 3, 4, 5, 6, 7, 9), "rich": True}, True),
+    ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True}, False),
 )
-TEXT, BINARY = range(2)
+TEXT, BINARY, RICH_TEXT, RICH_BINARY = range(4)
+Experts = Literal["light", "rich", "auto"]
+LIGHT: Experts = "light"
 
 _LARGEST_BUCKETS, _SMALLEST_BUCKETS = 22, 10  # log2
+_LARGEST_RICH = 20  # with five times as many contexts
+_WORTH_IT = 0.97  # a rich bank is chosen by itself where it needs at most this part of a light one's bytes
 _LARGEST_HISTORY, _SMALLEST_HISTORY = 26, 10
 _SAMPLE = 1 << 17
 
@@ -33,14 +39,18 @@ def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBan
     Raises:
         ConfigError: it needs more memory than there is.
     """
-    needed, free = bank_memory(buckets, history), free_memory()
+    needed, free = bank_memory(buckets, history, rich=profile >= RICH_TEXT), free_memory()
     if free is not None and needed > free:
         raise ConfigError(
             f"got frames that need {needed / 1e9:.1f} GB each; {free / 1e9:.1f} GB are free",
             tries=(Give("jobs", 1), Give("frame_bytes", 1 << 20)),
         )
     fields, words = PROFILES[profile]
-    config = ExpertConfig.of(
+    return ExpertBank(_config(fields, words, columns, buckets, history), 8, 0 if words else None)
+
+
+def _config(fields: dict[str, Any], words: bool, columns: int, buckets: int, history: int) -> ExpertConfig:
+    return ExpertConfig.of(
         {
             **fields,
             "words": words,
@@ -49,20 +59,19 @@ def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBan
             "history": 1 << history,
         }
     )
-    return ExpertBank(config, 8, 0 if words else None)
 
 
-def bank_memory(buckets: int, history: int) -> int:
-    """Bytes of the largest bank; sizes as log2."""
-    contexts = max(len(fields["orders"]) + len(fields.get("sparse", ())) + 3 * words for fields, words in PROFILES) + 2
-    return contexts * (16 << buckets) + (3 << history)
+def bank_memory(buckets: int, history: int, *, rich: bool) -> int:
+    """Bytes of the largest bank, light or rich, with a row width; sizes as log2."""
+    of_kind = PROFILES[RICH_TEXT:] if rich else PROFILES[:RICH_TEXT]
+    return max(config_memory(_config(fields, words, 1, buckets, history), 8, words) for fields, words in of_kind)
 
 
-def sizes_for(size: int) -> tuple[int, int]:
+def sizes_for(size: int, *, rich: bool = False) -> tuple[int, int]:
     """Log2 of the buckets and of the history for a frame of so many bytes: larger ones would stay empty."""
     bits = max(1, size - 1).bit_length()
     return (
-        min(_LARGEST_BUCKETS, max(_SMALLEST_BUCKETS, bits - 1)),
+        min(_LARGEST_RICH if rich else _LARGEST_BUCKETS, max(_SMALLEST_BUCKETS, bits - 1)),
         min(_LARGEST_HISTORY, max(_SMALLEST_HISTORY, bits)),
     )
 
@@ -98,8 +107,21 @@ def plan(data: Bytes) -> tuple[int, int, int]:
     return profile, filtered, used
 
 
+def planned(data: Bytes, experts: Experts) -> tuple[int, int, int, bool]:
+    """The same for light or rich experts, or for those that fit; and whether they are rich."""
+    profile, filtered, columns = plan(data)
+    rich = experts == "rich"
+    if experts == "auto":
+        wanted = min(len(data), _SAMPLE)
+        begin = (len(data) - wanted) // 2
+        sample = data[begin : begin + wanted]
+        light = _cost(sample, profile, columns)
+        rich = _cost(sample, profile + RICH_TEXT, columns) <= _WORTH_IT * light
+    return profile + RICH_TEXT * rich, filtered, columns, rich
+
+
 def _cost(sample: Bytes, profile: int, columns: int) -> int:
-    buckets, history = sizes_for(len(sample))
+    buckets, history = sizes_for(len(sample), rich=profile >= RICH_TEXT)
     bank = bank_of(profile, columns, buckets, history)
     code = bank.encode(sample, bank.stream())
     return len(sample) + 1 if code is None else len(code)

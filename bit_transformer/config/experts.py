@@ -31,6 +31,12 @@ class ExpertConfig(Config):
         description="Row widths of tables and images, in units. Contexts: the unit above, alone and with the previous unit.",
     )
 
+    rich: bool = Field(
+        False,
+        description="Some seventy contexts of words, phrases and lines, four inputs of each, ten mixers: a sixth fewer bits of a text, a third "
+        "of the speed, six times the memory.",
+    )
+
     @model_validator(mode="after")
     def _contexts_fit(self) -> Self:
         if list(self.orders) != sorted(set(self.orders)) or max(self.orders, default=1) > 32:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from bit_transformer.coding.arithmetic import begin_code, decode_bit, encode_bit, end_code
 from bit_transformer.compiled import compiled, inline
 from bit_transformer.decoding.portable_kernels import LENGTH, exp, forget, node_logit, step
-from bit_transformer.experts.kernels import Stream, Tables, begin_unit, end_unit, learn_bit, predict_bit
+from bit_transformer.experts.kernels import begin_unit, end_unit, learn_bit, predict_bit
+from bit_transformer.experts.layout import Stream, Tables
 
 Array = NDArray[Any]
 
@@ -73,6 +74,18 @@ def tables_of(tables, b):
         tables.history[b],
         tables.heads[b],
         tables.learned[b],
+        tables.runs[b],
+        tables.run_logits[b],
+        tables.direct[b],
+        tables.mixing[b],
+        tables.visits[b],
+        tables.blend[b],
+        tables.refined[b],
+        tables.far_heads[b],
+        tables.far[b],
+        tables.followed[b],
+        tables.seen[b],
+        tables.next_words[b],
     )
 
 
@@ -86,6 +99,16 @@ def stream_of(streams, b):
         streams.buckets[b],
         streams.inputs[b],
         streams.known[b],
+        streams.text[b],
+        streams.terms[b],
+        streams.entries[b],
+        streams.run_rows[b],
+        streams.lines[b],
+        streams.x[b],
+        streams.rows[b],
+        streams.outputs[b],
+        streams.made[b],
+        streams.at[b],
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.experts.bank import ExpertBank, Features, check_memory, pack_units, unpack_units
-from bit_transformer.experts.kernels import Stream, Tables
+from bit_transformer.experts.layout import Stream, Tables
 
 
 class ExpertStreams:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from bit_transformer.compiled import compiled, inline
 from bit_transformer.decoding.integer_kernels import Tiles, add_row, product
-from bit_transformer.experts.kernels import fetch
+from bit_transformer.experts.layout import fetch
 
 Array = NDArray[Any]
 

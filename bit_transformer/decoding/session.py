@@ -30,7 +30,8 @@ from bit_transformer.decoding.portable_engine import PortableEngine
 from bit_transformer.decoding.torch_engine import TorchEngine
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.experts.bank import curves, no_experts
-from bit_transformer.experts.kernels import STATE, Shape, Stream, Tables
+from bit_transformer.experts.kernels import STATE
+from bit_transformer.experts.layout import Shape, Stream, Tables
 from bit_transformer.model import BitTransformerLM, as_pair
 from bit_transformer.nn.patching import pack_patches
 

@@ -22,18 +22,22 @@ from bit_transformer.coding.arithmetic import PLACE, new_coder
 from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.errors import CheckpointError, ConfigError
 from bit_transformer.experts import STATE_VERSION as STATE_VERSION
-from bit_transformer.experts import kernels
+from bit_transformer.experts import kernels, layout, rich
+from bit_transformer.experts.contexts import contexts_of
 from bit_transformer.experts.histories import histories, sums, toward
-from bit_transformer.experts.kernels import Curves, Shape, Stream, Tables
+from bit_transformer.experts.layout import Curves, Shape, Stream, Tables
 from bit_transformer.experts.packing import HEADER, packed, unpack
+from bit_transformer.experts.rich import OUTPUTS
 from bit_transformer.experts.sketch import Sketch, empty, joined, sketched
+from bit_transformer.experts.terms import SEEN_POSITION, Term, Text
+from bit_transformer.experts.vectors import LANES
 from bit_transformer.machine import free_memory
 
 Features = NDArray[np.int8]
 Units = NDArray[np.uint16]
 Tell = Callable[[int], None]
 
-FEATURE_ONE = kernels.FEATURE_ONE
+FEATURE_ONE = layout.FEATURE_ONE
 PIECE = 1 << 15  # units coded between two reports
 _MAP_ROWS = 1 << 12
 _NO_CODE = np.empty(0, dtype=np.uint8)
@@ -66,7 +70,7 @@ class ExpertBank:
     def __init__(self, config: ExpertConfig, unit_bits: int, text_bits: int | None = None) -> None:
         self.config, self.unit_bits, self.text_bits = config, unit_bits, text_bits
         self.sketch = empty()
-        spec = _spec(config, text_bits is not None)
+        spec = contexts_of(config, text_bits is not None)
         self.experts = len(spec)
         self.memory = _memory(config, self.experts, unit_bits)
         check_memory(self.memory, config, self.experts)
@@ -76,8 +80,12 @@ class ExpertBank:
             unit_bits,
             config.buckets.bit_length() - 1,
             config.match_order,
-            -1 if text_bits is None else text_bits,
+            (unit_bits - 8 if config.rich else -1) if text_bits is None else text_bits,
             64 - (heads.bit_length() - 1),
+            config.rich,
+            config.columns[0] if config.columns else 0,
+            _heard(config),
+            _direct(config, self.experts),
         )
         self.tables = _new_tables(config, self.experts, unit_bits, heads)
 
@@ -94,8 +102,8 @@ class ExpertBank:
 
     @property
     def features(self) -> int:
-        """F: the experts, the match, the bank's own mixture."""
-        return self.experts + 2
+        """F: the experts, the match, the bank's own mixture. Of a rich bank: orders, two matches, ten mixtures, all together."""
+        return _features(self.config, self.experts)
 
     @property
     def count(self) -> int:
@@ -105,8 +113,11 @@ class ExpertBank:
     def stream(self) -> Stream:
         """A stream before its first unit."""
         K = self.experts
-        reach = max((max(row[1:]) for row in self.shape.spec.tolist() if row[0] != kernels.BITS), default=1)
-        return _new_stream(K, self.tables.weights.shape[1], 1 << max(6, int(reach).bit_length()))
+        reach = max(
+            (max(row[1:]) for row in self.shape.spec.tolist() if row[0] in (layout.ORDER, layout.SPARSE)), default=1
+        )
+        ring = 1 << max(10 if self.config.rich else 6, int(reach).bit_length())
+        return _new_stream(K, self.tables.weights.shape[1], ring, self.config.rich)
 
     def read(self, units: NDArray[Any], stream: Stream, *, learn: bool, wanted: bool = True) -> Features:
         """Advance a stream by N units. With `learn`, learn from each bit after its features were computed.
@@ -257,7 +268,7 @@ class ExpertBank:
             self.tables, self.sketch = tables, _sketch_of(state)
             return
         for name, table in self.tables._asdict().items():
-            given = state.get(name)
+            given = state.get(name, table if not table.size else None)  # files have no empty tables
             if given is None or given.shape != table.shape or given.dtype != table.dtype:
                 got = "nothing" if given is None else f"{given.shape} of {given.dtype}"
                 raise CheckpointError(
@@ -265,7 +276,8 @@ class ExpertBank:
                     f"bits, {self.experts} contexts, {self.config.buckets} buckets. Try the bank it was saved with"
                 )
         for name, table in self.tables._asdict().items():
-            table[...] = state[name]
+            if table.size:
+                table[...] = state[name]
         self.sketch = _sketch_of(state)
 
     def digest(self) -> str:
@@ -321,6 +333,8 @@ class ExpertBank:
             begun.maps,
             lambda a, b: np.clip(np.rint(start + (a + (b - 2 * start)) * _OF_BOTH), 0, 65535),
         )
+        if self.config.rich:
+            _merge_rich(mine, theirs, begun, fraction, self.count - before)
         self.sketch = joined(self.sketch, other.sketch)
         ring = len(theirs.history)
         first = max(before, other.count - ring)
@@ -362,7 +376,7 @@ def no_experts(unit_bits: int) -> tuple[Shape, Tables, Stream]:
     config = ExpertConfig(orders=(1,), words=False, buckets=1024, history=1024)
     tables, stream = _new_tables(config, 1, 1, 1024), _new_stream(1, inputs=8, recent=64)
     return (
-        Shape(_spec(config, False), unit_bits, 10, 7, -1, 54),
+        Shape(contexts_of(config, False), unit_bits, 10, 7, -1, 54, False, 0, 0, _direct(config, 1)),
         Tables(*(table[None] for table in tables)),
         Stream(*(part[None] for part in stream)),
     )
@@ -370,7 +384,7 @@ def no_experts(unit_bits: int) -> tuple[Shape, Tables, Stream]:
 
 def feature_count(model: ModelConfig) -> int:
     """F of a model's bank, without making one; 0 without experts."""
-    return len(_spec(model.experts, model.expert_words)) + 2 if model.experts else 0
+    return _features(model.experts, len(contexts_of(model.experts, model.expert_words))) if model.experts else 0
 
 
 def pack_units(bits: NDArray[Any], unit_bits: int) -> Units:
@@ -400,14 +414,27 @@ def memory_bytes(model: ModelConfig) -> int:
     """Memory of a model's bank, before it is made; 0 without experts."""
     if model.experts is None:
         return 0
-    return _memory(model.experts, len(_spec(model.experts, model.expert_words)), model.unit_bits)
+    return config_memory(model.experts, model.unit_bits, model.expert_words)
+
+
+def config_memory(config: ExpertConfig, unit_bits: int, words: bool) -> int:
+    """Memory of a bank, before it is made."""
+    return _memory(config, len(contexts_of(config, words)), unit_bits)
 
 
 def _memory(config: ExpertConfig, experts: int, unit_bits: int) -> int:
-    slots = (experts * config.buckets + 1) * kernels.BUCKET
+    slots = (experts * config.buckets + 1) * layout.BUCKET
     match = config.history * 2 + max(1 << 10, config.history // _UNITS_PER_HEAD) * 4
     mixers = _sets(unit_bits) * _padded(experts) * 4
-    return slots + match + mixers + experts * 1024 + 2 * _MAP_ROWS * kernels.MAP_KNOTS * 2
+    more = 0
+    if config.rich:
+        mixers = rich.ALL_ROWS * _inputs(experts) * 4
+        more = (
+            (experts + 4 * layout.DIRECT) * config.buckets * 4
+            + layout.REFINED * layout.REFINED_ROWS * layout.MAP_KNOTS * 4
+            + match
+        )
+    return slots + match + mixers + more + experts * 1024 + 2 * _MAP_ROWS * layout.MAP_KNOTS * 2
 
 
 def check_memory(needed: int, config: ExpertConfig, experts: int) -> None:
@@ -419,7 +446,7 @@ def check_memory(needed: int, config: ExpertConfig, experts: int) -> None:
     free = free_memory()
     if free is not None and needed > free:
         fits = config.buckets
-        while fits > 1 << 10 and experts * fits * kernels.BUCKET > free // 2:
+        while fits > 1 << 10 and experts * fits * layout.BUCKET > free // 2:
             fits //= 2
         raise ConfigError(
             f"got experts.buckets={config.buckets}, which needs {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free. "
@@ -427,29 +454,40 @@ def check_memory(needed: int, config: ExpertConfig, experts: int) -> None:
         )
 
 
-def _spec(config: ExpertConfig, words: bool) -> NDArray[np.int64]:
-    rows: list[tuple[int, ...]] = [(kernels.ORDER, order) for order in config.orders]
-    if words:
-        rows += [(kernels.TEXT, kind) for kind in (kernels.TEXT_WORD, kernels.TEXT_PAIR, kernels.TEXT_SKIP)]
-    rows += [(kernels.BITS, bits) for bits in config.bit_orders]
-    rows += [(kernels.SPARSE, *ages) for ages in config.sparse]
-    rows += [(kernels.SPARSE, *ages) for width in config.columns for ages in ((width,), (1, width))]
-    spec = np.zeros((len(rows), 1 + kernels.MAX_ARGUMENTS), dtype=np.int64)
-    for line, row in zip(spec, rows, strict=True):
-        line[: len(row)] = row
-    return spec
-
-
 def _padded(experts: int) -> int:
     """Mixer inputs: experts, match, order 0, a constant; padded to whole vectors."""
     return -(-(experts + 3) // 8) * 8
+
+
+def _inputs(experts: int) -> int:
+    """Inputs of a rich bank's mixers, padded."""
+    return -(-(layout.INPUTS * experts + layout.OTHERS) // LANES) * LANES
+
+
+def _heard(config: ExpertConfig) -> int:
+    """How many contexts of a rich bank are features: the orders."""
+    return len(config.orders) if config.rich else 0
+
+
+def _direct(config: ExpertConfig, experts: int) -> NDArray[np.int64]:
+    """Contexts of a rich bank with probabilities of their own: four orders, and the first two that are no orders."""
+    if not config.rich:
+        return np.zeros(0, dtype=np.int64)
+    orders = len(config.orders)
+    wanted = [*range(min(4, orders)), *range(orders, experts), *range(min(4, orders), orders)]
+    return np.array([wanted[d % len(wanted)] for d in range(layout.DIRECT)], dtype=np.int64)
+
+
+def _features(config: ExpertConfig, experts: int) -> int:
+    return _heard(config) + 2 + layout.MIXERS + 1 if config.rich else experts + 2
 
 
 def _sets(unit_bits: int) -> int:
     return (1 << unit_bits) + 512
 
 
-def _new_stream(experts: int, inputs: int, recent: int) -> Stream:
+def _new_stream(experts: int, inputs: int, recent: int, rich: bool = False) -> Stream:
+    more = int(rich)
     return Stream(
         place=np.zeros(7, dtype=np.int64),
         recent=np.zeros(recent, dtype=np.uint16),
@@ -457,6 +495,16 @@ def _new_stream(experts: int, inputs: int, recent: int) -> Stream:
         buckets=np.zeros(experts, dtype=np.int64),
         inputs=np.zeros(inputs, dtype=np.int32),
         known=np.zeros(experts, dtype=np.int64),
+        text=np.zeros(more * len(Text), dtype=np.int64),
+        terms=np.zeros(more * (len(Term) + 1), dtype=np.int64),
+        entries=np.zeros(more * experts, dtype=np.int64),
+        run_rows=np.zeros(more * experts, dtype=np.int64),
+        lines=np.zeros(more * layout.DIRECT, dtype=np.int64),
+        x=np.zeros(more * _inputs(experts), dtype=np.float32),
+        rows=np.zeros(more * layout.MIXERS, dtype=np.int64),
+        outputs=np.zeros(more * OUTPUTS, dtype=np.float32),
+        made=np.zeros(more * 3, dtype=np.float32),
+        at=np.zeros(more * 8, dtype=np.int64),
     )
 
 
@@ -470,21 +518,75 @@ def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) 
     weights[:, experts] = 1 << 14
     last = np.zeros((nodes, 4), dtype=np.int32)
     last[:, :3] = (1 << 16) // 3
-    knots = (np.arange(kernels.MAP_KNOTS) - (kernels.MAP_KNOTS - 1) / 2) * kernels.MAP_STEP / kernels.LOGIT_ONE
-    maps = np.empty((2, _MAP_ROWS, kernels.MAP_KNOTS), dtype=np.uint16)
+    knots = (np.arange(layout.MAP_KNOTS) - (layout.MAP_KNOTS - 1) / 2) * layout.MAP_STEP / layout.LOGIT_ONE
+    maps = np.empty((2, _MAP_ROWS, layout.MAP_KNOTS), dtype=np.uint16)
     maps[...] = np.rint(65536 / (1 + np.exp(-knots)))
     return Tables(
-        slots=_aligned_zeros((experts * config.buckets + 1) * kernels.BUCKET),
+        slots=_aligned_zeros((experts * config.buckets + 1) * layout.BUCKET),
         chance=np.ascontiguousarray(probability),
         first=np.full(nodes, 1 << 15, dtype=np.uint16),
-        match=np.full(kernels.MATCH_MAX + 1, 3 << 14, dtype=np.uint16),
+        match=np.full(layout.MATCH_MAX + 1, 3 << 14, dtype=np.uint16),
         weights=weights,
         last=last,
         maps=_aligned_copy(maps),
         history=np.zeros(config.history, dtype=np.uint16),
         heads=np.zeros(heads, dtype=np.int32),
         learned=np.zeros(1, dtype=np.int64),
+        **(_rich_tables if config.rich else _nothing)(config, experts, unit_bits, heads),
     )
+
+
+def _rich_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) -> dict[str, NDArray[Any]]:
+    """What only a rich bank has."""
+    K, M = experts, _inputs(experts)
+    mixing = np.zeros((rich.ALL_ROWS, M), dtype=np.float32)
+    mixing[:, :K] = 4 / K
+    mixing[:, (layout.INPUTS * K, layout.INPUTS * K + 2)] = 0.2
+    blend = np.zeros((2 << unit_bits, rich.OUTPUTS), dtype=np.float32)
+    blend[:, : layout.MIXERS] = 1 / layout.MIXERS
+    counts = np.arange(layout.RUN_MAX + 1)
+    run_logits = np.zeros((K, layout.RUN_ROWS), dtype=np.float32)
+    run_logits[:, 2:64] = np.repeat(np.minimum(np.log1p(counts[1:]) + 0.5, 4), 2)
+    run_logits[:, 64:] = 0.5
+    knots = (np.arange(layout.MAP_KNOTS) - (layout.MAP_KNOTS - 1) / 2) / 2
+    refined = _aligned_zeros(layout.REFINED * layout.REFINED_ROWS * layout.MAP_KNOTS * 4).view(np.float32)
+    refined.reshape(-1, layout.MAP_KNOTS)[...] = _exact(1 / (1 + np.exp(-knots)))
+    return {
+        "runs": np.zeros(K * config.buckets, dtype=np.uint32),
+        "run_logits": _exact(run_logits),
+        "direct": _aligned_copy(np.full(layout.DIRECT * config.buckets * 4, 1 << 31, dtype=np.uint32)),
+        "mixing": _aligned_copy(mixing.reshape(-1)),
+        "visits": np.zeros(rich.ALL_ROWS, dtype=np.float32),
+        "blend": _aligned_copy(blend.reshape(-1)),
+        "refined": refined,
+        "far_heads": np.zeros(heads, dtype=np.int32),
+        "far": np.full(rich.FAR_MAX + 1, 50000, dtype=np.uint16),
+        "followed": np.zeros(3 << 16, dtype=np.uint32),
+        "seen": np.zeros(1 << 16, dtype=np.int64),
+        "next_words": np.zeros(3 << 16, dtype=np.int64),
+    }
+
+
+def _nothing(config: ExpertConfig, experts: int, unit_bits: int, heads: int) -> dict[str, NDArray[Any]]:
+    """The same tables of a light bank."""
+    kinds = {
+        "runs": np.uint32,
+        "direct": np.uint32,
+        "far_heads": np.int32,
+        "far": np.uint16,
+        "followed": np.uint32,
+        "seen": np.int64,
+    }
+    kinds["next_words"] = np.int64
+    made: dict[str, NDArray[Any]] = {
+        name: np.zeros(0, dtype=kinds.get(name, np.float32)) for name in Tables._fields[10:]
+    }
+    return made | {"run_logits": np.zeros((experts, 0), dtype=np.float32)}
+
+
+def _exact(table: NDArray[Any]) -> NDArray[np.float32]:
+    """Rounded to multiples of 2^-20, so that all machines have the same numbers, however they compute logarithms."""
+    return (np.rint(table * (1 << 20)) / (1 << 20)).astype(np.float32)
 
 
 def _aligned_zeros(size: int) -> NDArray[np.uint8]:
@@ -506,6 +608,8 @@ def _sketch_of(state: Mapping[str, NDArray[Any]]) -> Sketch:
 
 def _stacked(table: NDArray[Any], count: int) -> NDArray[Any]:
     """Copies of a table along a new leading axis, each at the start of a cache line: a flat table is padded with zeros for that."""
+    if not table.size:
+        return np.zeros((count, *table.shape), dtype=table.dtype)
     padding = -table.nbytes % 64 // table.itemsize if table.ndim == 1 else 0
     row = table.nbytes + padding * table.itemsize
     stacked = _aligned_zeros(count * row).view(table.dtype).reshape(count, -1)
@@ -523,6 +627,24 @@ def _either(
     return np.where(theirs == since, mine, np.where(mine == since, theirs, both(mine, theirs)))
 
 
+def _merge_rich(mine: Tables, theirs: Tables, begun: Tables, fraction: float, moved: int) -> None:
+    """The tables that only rich banks have. Of what is found by a hash, the other bank's is taken: it was seen later.
+
+    Args:
+        fraction: the other bank's share of what was learned. `moved`: by how much its positions are later in the merged bank.
+    """
+    for name in ("run_logits", "mixing", "blend", "refined", "far"):
+        a, b, c = (getattr(tables, name) for tables in (mine, theirs, begun))
+        a[...] = _either(a, b, c, lambda a, b: a + (b.astype(np.float64) - a) * fraction)
+    mine.visits[...] += theirs.visits - begun.visits
+    mine.direct[...] = _either(mine.direct, theirs.direct, begun.direct, _merged_probabilities)
+    for name in ("runs", "followed", "next_words"):
+        a, b, c = (getattr(tables, name) for tables in (mine, theirs, begun))
+        a[...] = np.where(b == c, a, b)
+    seen = theirs.seen + (moved << SEEN_POSITION)
+    mine.seen[...] = np.where(theirs.seen == begun.seen, mine.seen, seen)
+
+
 def _merged_probabilities(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint32]:
     p, n = (mine >> 10).astype(np.float64), (mine & 1023).astype(np.float64)
     q, m = (theirs >> 10).astype(np.float64), (theirs & 1023).astype(np.float64)
@@ -535,9 +657,18 @@ def _merged_probabilities(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[n
 def curves() -> Curves:
     """The look-up tables of all banks."""
     probability = (np.arange(4096) + 0.5) / 4096
-    stretch = np.rint(kernels.LOGIT_ONE * np.log(probability / (1 - probability))).astype(np.int32)
-    logit = np.arange(-kernels.LOGIT_MAX - 1, kernels.LOGIT_MAX + 1) / kernels.LOGIT_ONE
+    stretch = np.rint(layout.LOGIT_ONE * np.log(probability / (1 - probability))).astype(np.int32)
+    logit = np.arange(-layout.LOGIT_MAX - 1, layout.LOGIT_MAX + 1) / layout.LOGIT_ONE
     squash = np.clip(np.rint(65536 / (1 + np.exp(-logit))), 1, 65535).astype(np.int32)
     uses = np.minimum(np.arange(1024), _LONGEST_RATE)
     rates = np.rint(65536 / (uses + 1.6)).astype(np.int32)
-    return Curves(stretch, squash, histories().after, rates)
+    middles = (np.arange(squash.size) + 0.5) / layout.LOGIT_ONE - (layout.LOGIT_MAX + 1) / layout.LOGIT_ONE
+    return Curves(
+        stretch,
+        squash,
+        histories().after,
+        rates,
+        _exact(np.log(probability / (1 - probability))),
+        _exact(1 / (1 + np.exp(-middles))),
+        (histories().counts.min(1) == 0).astype(np.float32),
+    )

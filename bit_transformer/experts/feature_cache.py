@@ -25,7 +25,7 @@ from bit_transformer.config import ModelConfig
 from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError, CheckpointError
 from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, memory_bytes
-from bit_transformer.experts.kernels import Stream
+from bit_transformer.experts.layout import Stream
 from bit_transformer.experts.passes import PIECE, Passed, Say, begin_with, corpus_sketch, corpus_units, feature_bytes
 from bit_transformer.experts.sketch import joined
 from bit_transformer.tensor_file import prefixed, read_tensors, under, write_tensors

@@ -16,135 +16,39 @@ histories, buckets of a nibble); Mahoney 2013, "Data Compression Explained", sec
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 from bit_transformer.coding.arithmetic import PLACE as PLACE_OF_CODE
 from bit_transformer.coding.arithmetic import begin_code, decode_bit, encode_bit, end_code
 from bit_transformer.compiled import compiled, inline
-
-Ints = NDArray[Any]
-
-LOGIT_ONE = 256  # logits are in 1/256 ...
-LOGIT_MAX = 3071  # ... and clipped to +-12
-FEATURE_ONE = 12  # features are in 1/12
-PAGE = 255  # buckets
-BUCKET = 16  # bytes: a check, then the histories of the 15 nodes of up to four bits
-MATCH_MAX = 31
-MAP_STEP = 128  # an adaptive map has a knot every 1/2 ...
-MAP_KNOTS = 32  # ... from -7.75 to 7.75: one cache line
-MAP_REACH = MAP_STEP * (MAP_KNOTS - 1) // 2
-
-# Rows of `Stream.place`.
-PLACE, WORD, WORD_1, WORD_2, MATCH, LENGTH, SHIFTED = range(7)
-
-# Kinds of context, and their arguments.
-ORDER, BITS, TEXT, SPARSE = range(4)  # units back; bits back; 0, 1, 2 as below; distances
-TEXT_WORD, TEXT_PAIR, TEXT_SKIP = range(3)  # the current word; with the previous word; with the word before that
-MAX_ARGUMENTS = 4
-
-
-class Tables(NamedTuple):
-    """Everything that a bank has learned. K experts, M weights of a mixer (padded), U bits of a unit.
-
-    Attributes:
-        slots: (K * buckets + 1) * 16 bytes, flat: check, histories; the last bucket is for unknown contexts.
-        chance: (K, 256): probability of a one after each history, 22 bits, and how often it was used, 10 bits.
-        first: (2^U): probability of a one at each node, without context; 16 bits.
-        match: (MATCH_MAX + 1): probability that a match of a given length continues; 16 bits.
-        weights: (sets, M): of the three mixers, one set after the other.
-        last: (2^U, 4): weights of the mixers' own logits.
-        maps: (2, rows, MAP_KNOTS): final adaptive maps, by previous unit and node, and by a hash of two units and node.
-        history: the latest units, a ring buffer; `heads`: by a hash of some units, the position after their last occurrence.
-        learned: total number of units.
-    """
-
-    slots: Ints
-    chance: Ints
-    first: Ints
-    match: Ints
-    weights: Ints
-    last: Ints
-    maps: Ints
-    history: Ints
-    heads: Ints
-    learned: Ints
-
-
-class Stream(NamedTuple):
-    """The state of one stream of units.
-
-    Attributes:
-        place: see the names above.
-        recent: the latest units, a ring buffer.
-        hashes: (K): of the contexts of the current unit.
-        buckets: (K): positions of their histories, for the current up to four bits.
-        inputs: (M): inputs of the mixers; `known`: histories in use.
-    """
-
-    place: Ints
-    recent: Ints
-    hashes: Ints
-    buckets: Ints
-    inputs: Ints
-    known: Ints
-
-
-class Shape(NamedTuple):
-    """Constants. `spec` is (K, 1 + MAX_ARGUMENTS): a kind and its arguments."""
-
-    spec: Ints
-    unit_bits: int
-    bucket_bits: int
-    match_order: int
-    text_shift: int
-    heads_shift: int
-
-
-class Curves(NamedTuple):
-    """Look-up tables: `stretch` (4096, by the 12 high bits of a probability), `squash` (6144), `after` (256, 2), `share` (1024, rate by use)."""
-
-    stretch: Ints
-    squash: Ints
-    after: Ints
-    share: Ints
-
-
-@intrinsic
-def fetch(_context, array, index):
-    """Prefetch the cache line of a flat array's element: a pass would spend most of its time waiting for memory."""
-
-    def generate(context, builder, signature, arguments):
-        view = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.bitcast(builder.gep(view.data, [arguments[1]]), ir.IntType(8).as_pointer())
-        i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), i32, i32, i32])
-        name = "llvm.prefetch.p0i8"
-        call = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        builder.call(call, [address, i32(1), i32(3), i32(1)])  # to write, keep it near, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
-
-
-@inline
-def _mixed(x):
-    x = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15)
-    return x ^ (x >> np.uint64(29))
-
-
-@inline
-def _age(stream, distance):
-    """The unit `distance` back, plus one; 0 before the stream's first."""
-    n = stream.place[PLACE]
-    if distance > n:
-        return np.uint64(0)
-    return np.uint64(stream.recent[(n - distance) & (len(stream.recent) - 1)]) + np.uint64(1)
+from bit_transformer.experts import rich
+from bit_transformer.experts.layout import (
+    BITS,
+    BUCKET,
+    LENGTH,
+    LOGIT_MAX,
+    LOGIT_ONE,
+    MAP_KNOTS,
+    MAP_REACH,
+    MAP_STEP,
+    MATCH,
+    MATCH_MAX,
+    MAX_ARGUMENTS,
+    ORDER,
+    PAGE,
+    PLACE,
+    SHIFTED,
+    TERMS,
+    TEXT,
+    TEXT_PAIR,
+    TEXT_SKIP,
+    WORD,
+    WORD_1,
+    WORD_2,
+    age,
+    fetch,
+    mixed,
+)
 
 
 @inline
@@ -152,7 +56,7 @@ def _begin_unit(shape, tables, stream, learn):
     """Hash the contexts of the next unit, and find the match that predicts it."""
     spec, place, hashes, recent = shape.spec, stream.place, stream.hashes, stream.recent
     n, ring = place[PLACE], len(recent) - 1
-    last = _age(stream, 1)
+    last = age(stream, 1)
     word = np.uint64(place[WORD])
     if word == 0:
         word = last * np.uint64(0xD6E8FEB86659FD93)
@@ -166,6 +70,8 @@ def _begin_unit(shape, tables, stream, learn):
             match_hash = (match_hash + np.uint64(recent[(n - a) & ring])) * np.uint64(0x9E3779B97F4A7C15)
         slot = np.int64(match_hash >> np.uint64(shape.heads_shift))
         fetch(tables.heads, slot)
+    if shape.rich:
+        rich.begin_terms(shape, tables, stream)
     chain = np.uint64(0)
     done = 0
     for k in range(len(spec)):
@@ -175,7 +81,7 @@ def _begin_unit(shape, tables, stream, learn):
             while done < first:
                 done += 1
                 unit = np.uint64(recent[(n - done) & ring]) + np.uint64(1)
-                chain = _mixed((chain ^ unit) * np.uint64(0xBF58476D1CE4E5B9))
+                chain = mixed((chain ^ unit) * np.uint64(0xBF58476D1CE4E5B9))
             value = chain
         elif kind == TEXT:
             value = word
@@ -185,11 +91,18 @@ def _begin_unit(shape, tables, stream, learn):
                 value ^= skip
         elif kind == BITS:
             value = np.uint64(place[SHIFTED]) & ((np.uint64(1) << np.uint64(first)) - np.uint64(1))
+        elif kind == TERMS:
+            for a in range(1, MAX_ARGUMENTS + 1):
+                term = spec[k, a]
+                if term:
+                    value = mixed(
+                        (value ^ np.uint64(stream.terms[term])) * np.uint64(0xD6E8FEB86659FD93) + np.uint64(term)
+                    )
         else:
             for a in range(1, MAX_ARGUMENTS + 1):
                 if spec[k, a]:
-                    value = _mixed((value ^ _age(stream, spec[k, a])) * np.uint64(0xBF58476D1CE4E5B9))
-        hashes[k] = _mixed(_mixed(value + np.uint64(k + 1) * np.uint64(0xD1B54A32D192ED03)))
+                    value = mixed((value ^ age(stream, spec[k, a])) * np.uint64(0xBF58476D1CE4E5B9))
+        hashes[k] = mixed(mixed(value + np.uint64(k + 1) * np.uint64(0xD1B54A32D192ED03)))
     _fetch_buckets(shape, tables, stream, 0)
     if matching:
         if place[LENGTH] == 0:
@@ -198,6 +111,8 @@ def _begin_unit(shape, tables, stream, learn):
             tables.heads[slot] = tables.learned[0]
     if place[LENGTH] and place[MATCH] >= tables.learned[0]:
         place[LENGTH] = 0  # the end of the history: nothing follows
+    if shape.rich:
+        rich.begin_unit(shape, tables, stream, learn)
 
 
 @compiled
@@ -267,11 +182,15 @@ def _find_buckets(shape, tables, stream, node, learn):
             else:
                 a = unknown
             buckets[k] = a
+    if shape.rich:
+        rich.find_lines(shape, tables, stream, node)
 
 
 @inline
 def _end_unit(shape, tables, stream, unit, learn):
     """Advance the stream past a complete unit."""
+    if shape.rich:
+        rich.end_unit(shape, tables, stream, unit, learn)
     place = stream.place
     n = place[PLACE]
     if place[LENGTH]:
@@ -288,7 +207,7 @@ def _end_unit(shape, tables, stream, unit, learn):
         if 65 <= c <= 90:
             c += 32
         if 97 <= c <= 122 or c >= 128:
-            place[WORD] = np.int64(_mixed((np.uint64(place[WORD]) + np.uint64(c)) * np.uint64(0x2545F4914F6CDD1D)))
+            place[WORD] = np.int64(mixed((np.uint64(place[WORD]) + np.uint64(c)) * np.uint64(0x2545F4914F6CDD1D)))
         elif place[WORD]:
             place[WORD_2], place[WORD_1], place[WORD] = place[WORD_1], place[WORD], 0
     if learn:
@@ -309,8 +228,8 @@ def _about_unit(shape, tables, stream):
     symbol = np.int64(-1)
     if place[LENGTH]:
         symbol = np.int64(tables.history[place[MATCH] & (len(tables.history) - 1)]) | (1 << U)
-    before = np.int64(_age(stream, 1))  # 0 .. 2^U
-    two = np.int64(_mixed(before * 4099 + np.int64(_age(stream, 2))) >> np.uint64(30))
+    before = np.int64(age(stream, 1))  # 0 .. 2^U
+    two = np.int64(mixed(before * 4099 + np.int64(age(stream, 2))) >> np.uint64(30))
     row1 = (1 << U) + ((before >> max(0, U - 8)) & 255)
     return symbol, before, two, row1
 
@@ -324,6 +243,14 @@ def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, featu
         ahead: whether to prefetch the buckets of the next bits.
         features: row (i, j) is written, if wanted.
     """
+    if shape.rich:
+        if depth & 3 == 3 and ahead:
+            _fetch_buckets(shape, tables, stream, node)
+        n = np.int64(0)
+        one = rich.predict_bit(shape, tables, stream, curves, node, depth)
+        if wanted:
+            rich.write_features(shape, stream, curves, one, features, i, j)
+        return n, n, n, n, n, n, n, n, n, n, n, one
     slots, chance, first, match, weights = tables.slots, tables.chance, tables.first, tables.match, tables.weights
     last, maps = tables.last, tables.maps
     buckets, inputs, known = stream.buckets, stream.inputs, stream.known
@@ -382,6 +309,9 @@ def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, featu
 @inline
 def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
     """Update all tables with the bit at a node, after `_predict_bit` of it."""
+    if shape.rich:
+        rich.learn_bit(shape, tables, stream, curves, node, depth, y)
+        return
     slots, chance, first, match, weights = tables.slots, tables.chance, tables.first, tables.match, tables.weights
     last, maps = tables.last, tables.maps
     buckets, inputs, known = stream.buckets, stream.inputs, stream.known
@@ -510,6 +440,8 @@ def _copy_stream(source, target):
         target.place[i] = source.place[i]
     for i in range(len(source.recent)):
         target.recent[i] = source.recent[i]
+    for i in range(len(source.text)):
+        target.text[i] = source.text[i]
 
 
 @compiled
@@ -687,6 +619,8 @@ def remember(shape, tables, units):
             for a in range(1, shape.match_order + 1):
                 value = (value + np.uint64(units[i - a])) * np.uint64(0x9E3779B97F4A7C15)
             heads[np.int64(value >> np.uint64(shape.heads_shift))] = learned[0]
+        if shape.rich and i >= rich.FAR_ORDER:
+            tables.far_heads[rich.far_slot(tables, history, learned[0])] = learned[0]
         history[learned[0] & ring] = units[i]
         learned[0] += 1
 

@@ -21,12 +21,14 @@ from bit_transformer.coding.arithmetic import PLACE, new_coder
 from bit_transformer.errors import CheckpointError
 from bit_transformer.experts import kernels
 from bit_transformer.experts.histories import histories
-from bit_transformer.experts.kernels import BUCKET, Shape, Tables
+from bit_transformer.experts.layout import BUCKET, Shape, Tables
 from bit_transformer.machine import cores
 
 VERSION = 1
 HEADER = "packing"  # int64: the version, and the number of elements of every table
 SMALL = ("chance", "first", "match", "weights", "last", "maps")
+# Of rich banks.
+RICH = ("runs", "direct", "run_logits", "mixing", "visits", "blend", "refined", "far", "followed", "seen", "next_words")
 _LEVEL = 1  # of zlib: level 6 takes six times as long, for a tenth less
 _AHEAD = 7  # bytes that a decoder asks for beyond the end
 
@@ -39,6 +41,10 @@ def packed(tables: Tables, new: Tables, shape: Shape) -> dict[str, NDArray[Any]]
     """
     with ThreadPoolExecutor(cores()) as threads:
         parts = list(threads.map(_packed_slots, _pieces(tables, shape)))
+    more = {}
+    if shape.rich:
+        more = {name: _squeezed(_unsigned(getattr(tables, name)) - _unsigned(getattr(new, name))) for name in RICH}
+        more["far_heads"] = _squeezed(tables.far_heads - _expected_heads(tables, shape)[1])
     return {
         HEADER: np.array([VERSION, *(table.size for table in tables)], dtype=np.int64),
         "learned": tables.learned,
@@ -46,8 +52,9 @@ def packed(tables: Tables, new: Tables, shape: Shape) -> dict[str, NDArray[Any]]
         "slots.checks": np.concatenate([checks for checks, _ in parts]),
         "slots.code": np.concatenate([code for _, code in parts]),
         "history": _squeezed(tables.history),
-        "heads": _squeezed(tables.heads - _expected_heads(tables, shape)),
+        "heads": _squeezed(tables.heads - _expected_heads(tables, shape)[0]),
         "small": _squeezed(*(_unsigned(getattr(tables, name)) - _unsigned(getattr(new, name)) for name in SMALL)),
+        **more,
     }
 
 
@@ -57,7 +64,8 @@ def unpack(state: Mapping[str, NDArray[Any]], new: Tables, shape: Shape) -> None
     Raises:
         CheckpointError: of another version, of a bank of another size, or damaged.
     """
-    for name in (HEADER, "learned", "slots.sizes", "slots.checks", "slots.code", "history", "heads", "small"):
+    more = (*RICH, "far_heads") if shape.rich else ()
+    for name in (HEADER, "learned", "slots.sizes", "slots.checks", "slots.code", "history", "heads", "small", *more):
         got = str(state[name].dtype) if name in state else "nothing"
         needed = "int64" if name in (HEADER, "learned", "slots.sizes") else "uint8"
         if got != needed:
@@ -81,12 +89,22 @@ def unpack(state: Mapping[str, NDArray[Any]], new: Tables, shape: Shape) -> None
     _fill(state["history"], "history", new.history)
     heads = np.zeros_like(new.heads)
     _fill(state["heads"], "heads", heads)
-    new.heads[...] = heads + _expected_heads(new, shape)
+    expected, far_expected = _expected_heads(new, shape)
+    new.heads[...] = heads + expected
     changes = [np.zeros_like(_unsigned(getattr(new, name))) for name in SMALL]
     _fill(state["small"], "small", *changes)
     for name, change in zip(SMALL, changes, strict=True):
         table = _unsigned(getattr(new, name))
         table += change
+    for name in RICH if shape.rich else ():
+        table = _unsigned(getattr(new, name))
+        change = np.zeros_like(table)
+        _fill(state[name], name, change)
+        table += change
+    if shape.rich:
+        far_heads = np.zeros_like(new.far_heads)
+        _fill(state["far_heads"], "far_heads", far_heads)
+        new.far_heads[...] = far_heads + far_expected
 
 
 def _damaged(part: str, got: str, needed: str) -> CheckpointError:
@@ -132,18 +150,19 @@ def _fill(code: NDArray[np.uint8], name: str, *arrays: NDArray[Any]) -> None:
         raise _damaged(name, f"{len(code):,} bytes that end elsewhere", "the end of its code")
 
 
-def _expected_heads(tables: Tables, shape: Shape) -> NDArray[np.int32]:
-    """The heads of a bank that has read the units in its history as one stream."""
+def _expected_heads(tables: Tables, shape: Shape) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The heads, near and far, of a bank that has read the units in its history as one stream."""
     count = int(tables.learned[0])
     kept = min(count, len(tables.history))
     units = tables.history[np.arange(count - kept, count) % len(tables.history)]
     blank = tables._replace(
         history=np.zeros_like(tables.history),
         heads=np.zeros_like(tables.heads),
+        far_heads=np.zeros_like(tables.far_heads),
         learned=np.array([count - kept], dtype=np.int64),
     )
     kernels.remember(shape, blank, units)
-    return blank.heads
+    return blank.heads, blank.far_heads
 
 
 # ---- buckets ----

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bit_transformer.errors import ConfigError, Give
 from bit_transformer.experts.bank import FEATURE_ONE, ExpertBank
-from bit_transformer.experts.kernels import Stream
+from bit_transformer.experts.layout import Stream
 from bit_transformer.surprisal.reading import Bytes
 
 WIDTH, MOST = 64, 1 << 14  # hypotheses that go on after each byte; fills in the end
