@@ -61,6 +61,7 @@ _EDGE = np.float32(11.99)
 _REACH = np.float32(7.7499)
 _ZERO, _HALF, _ONE, _TWO, _TWELVE, _STEPS = (np.float32(x) for x in (0, 0.5, 1, 2, 12, 256))
 _THIRD, _MIDDLE, _WORTH = np.float32(1 / 3), np.float32(15.5), np.float32(0.4)
+_MOST_FEATURE = np.float32(127)
 _PER_22, _PER_16 = np.float32(2.0**-22), np.float32(2.0**-16)
 _LIFT = np.float32(4)  # of a probability minus 1/2, as an input
 
@@ -250,8 +251,8 @@ def predict_bit(shape, tables, stream, curves, node, depth):
 
 @inline
 def _feature(z):
-    """A logit in 1/12, as an integer."""
-    return np.int8(np.floor(z * _TWELVE + _HALF))
+    """A logit in 1/12, as an integer of at most 127."""
+    return np.int8(min(max(np.floor(z * _TWELVE + _HALF), -_MOST_FEATURE), _MOST_FEATURE))
 
 
 @inline

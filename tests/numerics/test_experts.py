@@ -14,7 +14,10 @@ from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.errors import CheckpointError
 from bit_transformer.experts.bank import ExpertBank, pack_units
 from bit_transformer.experts.histories import NO_WAY, histories, sums, toward
+from bit_transformer.experts.layout import ORDER, SPARSE, TERMS
+from bit_transformer.experts.terms import Term
 from tests.reference.experts import NOTHING, SlowBank, after, fits, length
+from tests.reference.rich import SlowRich
 
 TEXT = (
     b"the cat sat on the mat; The Cat sat on the hat. A cat and a mat! " * 3
@@ -95,11 +98,76 @@ def test_features_are_the_slow_twins(fields: dict, contexts: list, units: np.nda
     np.testing.assert_array_equal(made, expected)
 
 
+VERSE = b"""First Citizen:
+Before we proceed any further, hear me speak.
+
+All:
+Speak, speak.
+
+First Citizen:
+You are all resolved rather to die than to famish? (Aside: "No!") x = 3.14, y[2] = 40;
+Resolved. resolved.\tThe end-of-line; caf\xc3\xa9 \xe2\x80\x94 na\xc3\xafve
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "units"),
+    [
+        ({"orders": (1, 2, 3, 4, 6)}, np.frombuffer(VERSE * 2 + TEXT[:60] + VERSE[:150], np.uint8)),
+        (
+            {"orders": (1, 2, 3), "text_bits": None, "columns": (12,)},
+            (np.add.outer(np.arange(30) * 3, np.tile([40, 2, 200], 4)).reshape(-1) + np.arange(360) % 5) & 255,
+        ),
+        (
+            {"orders": (1, 2), "text_bits": None, "sparse": ((2, 9),)},
+            np.frombuffer((VERSE[:90] + bytes(range(90))) * 2, np.uint8),
+        ),
+        (
+            {"orders": (1, 2, 3), "unit_bits": 9, "text_bits": 1},
+            np.frombuffer(VERSE[:260] * 2, np.uint8).astype(np.int64) * 2 + 1,
+        ),
+    ],
+    ids=["text", "rows", "records", "with parity"],
+)
+def test_a_rich_bank_is_its_slow_twin(fields: dict, units: np.ndarray) -> None:
+    fields = dict(fields)
+    bank = small_bank(match_order=4, rich=True, **fields)
+    slow = slow_rich(bank)
+    made = bank.read(np.asarray(units), bank.stream(), learn=True)
+    expected = np.array([slow.read(int(unit)) for unit in units])
+    assert expected.std() > 1  # there is something to compare
+    np.testing.assert_array_equal(made, expected)
+
+
+def slow_rich(bank: ExpertBank) -> SlowRich:
+    """The slow twin of a rich bank, empty."""
+    kinds, names = {ORDER: "order", SPARSE: "sparse", TERMS: "terms"}, ["", *(term.name.lower() for term in Term)]
+    contexts: list[tuple] = []
+    for kind, *rest in bank.shape.spec.tolist():
+        some = tuple(x for x in rest if x)
+        contexts.append(
+            (kinds[kind], some[0] if kind == ORDER else tuple(names[x] for x in some) if kind == TERMS else some)
+        )
+    return SlowRich(
+        contexts,
+        bank.unit_bits,
+        bank.config.buckets,
+        bank.config.history,
+        bank.config.match_order,
+        bank.unit_bits - 8,
+        bank.shape.direct.tolist(),
+        names,
+        bank.shape.width,
+        len(bank.config.orders),
+    )
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.binary(min_size=2, max_size=300), st.data())
 def test_pieces_of_a_stream_give_what_the_whole_gives(data: bytes, draw: st.DataObject) -> None:
     units = np.frombuffer(data, np.uint8)
-    whole, pieces = small_bank(), small_bank()
+    rich = draw.draw(st.booleans())
+    whole, pieces = small_bank(rich=rich), small_bank(rich=rich)
     expected = whole.read(units, whole.stream(), learn=True)
     cut = draw.draw(st.integers(0, len(units)))
     stream = pieces.stream()
@@ -108,13 +176,14 @@ def test_pieces_of_a_stream_give_what_the_whole_gives(data: bytes, draw: st.Data
     assert whole.digest() == pieces.digest()
 
 
-def test_the_future_moves_no_feature() -> None:
+@pytest.mark.parametrize("rich", [False, True])
+def test_the_future_moves_no_feature(rich: bool) -> None:
     units = np.frombuffer(TEXT, np.uint8)
     scrambled = units.copy()
     here = 150
     scrambled[here:] = np.random.default_rng(1).permutation(scrambled[here:])
     for learn in (True, False):
-        a, b = small_bank(), small_bank()
+        a, b = small_bank(rich=rich), small_bank(rich=rich)
         for bank in (a, b):  # something is known before
             bank.read(units[:64], bank.stream(), learn=True, wanted=False)
         one, other = a.read(units, a.stream(), learn=learn), b.read(scrambled, b.stream(), learn=learn)
@@ -127,8 +196,9 @@ def test_the_future_moves_no_feature() -> None:
         assert (one[first_other + 1 :] != other[first_other + 1 :]).any()
 
 
-def test_a_frozen_bank_stays_as_it_is() -> None:
-    bank = small_bank()
+@pytest.mark.parametrize("rich", [False, True])
+def test_a_frozen_bank_stays_as_it_is(rich: bool) -> None:
+    bank = small_bank(rich=rich)
     bank.read(np.frombuffer(TEXT, np.uint8), bank.stream(), learn=True, wanted=False)
     before = bank.digest()
     frozen = bank.read(np.frombuffer(TEXT[::-1], np.uint8), bank.stream(), learn=False)
@@ -141,9 +211,21 @@ def test_a_frozen_bank_stays_as_it_is() -> None:
     np.testing.assert_array_equal(frozen, bank.read(np.frombuffer(TEXT[::-1], np.uint8), bank.stream(), learn=False))
 
 
-@pytest.mark.parametrize(("patch_bits", "unit_bits"), [(8, 8), (1, 8), (4, 8), (9, 9), (3, 12), (12, 12)])
-def test_all_nodes_hold_what_the_path_holds(patch_bits: int, unit_bits: int) -> None:
-    bank = small_bank(unit_bits=unit_bits, text_bits=None, orders=(1, 2, 3))
+@pytest.mark.parametrize(
+    ("patch_bits", "unit_bits", "rich"),
+    [
+        (8, 8, False),
+        (1, 8, False),
+        (4, 8, False),
+        (9, 9, False),
+        (3, 12, False),
+        (12, 12, False),
+        (8, 8, True),
+        (3, 9, True),
+    ],
+)
+def test_all_nodes_hold_what_the_path_holds(patch_bits: int, unit_bits: int, rich: bool) -> None:
+    bank = small_bank(unit_bits=unit_bits, text_bits=None, orders=(1, 2, 3), rich=rich)
     units = np.random.default_rng(2).integers(0, 1 << unit_bits, 50) % 37
     bank.read(units, bank.stream(), learn=True, wanted=False)
     stream = bank.stream()

@@ -13,7 +13,7 @@ from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
 from bit_transformer.config import ExpertConfig
 from bit_transformer.errors import CheckpointError
 from bit_transformer.experts.bank import ExpertBank
-from bit_transformer.experts.packing import HEADER, SMALL
+from bit_transformer.experts.packing import HEADER, RICH, SMALL
 from bit_transformer.model import BANK, BitTransformerLM
 from bit_transformer.tensor_file import read_tensors
 from tests.conftest import ROOT, prose
@@ -54,11 +54,12 @@ def assert_same(one: ExpertBank, other: ExpertBank) -> None:
     [
         (8, {"text_bits": 0, "sparse": ((2,), (2, 3)), "columns": (7,), "bit_orders": (12,)}),
         (9, {"text_bits": 1}),
+        (8, {"text_bits": 0, "rich": True}),
         (12, {"orders": (1, 2), "match_order": 3}),
         (1, {"orders": (1, 2, 9), "match_order": 20}),
         (5, {"orders": (3,)}),
     ],
-    ids=["bytes", "parity", "12-bit words", "single bits", "5-bit words"],
+    ids=["bytes", "parity", "rich", "12-bit words", "single bits", "5-bit words"],
 )
 def test_tables_come_back_bit_for_bit(unit_bits: int, fields: dict, count: int, kind: str) -> None:
     bank = bank_of(unit_bits, **fields)
@@ -231,4 +232,4 @@ def test_a_bank_of_an_older_file_is_packed_when_it_is_saved_again(tmp_path: Path
 
 def test_small_tables_are_all_but_the_large_ones() -> None:
     tables = bank_of().tables
-    assert set(SMALL) == set(tables._fields) - {"slots", "history", "heads", "learned"}
+    assert {*SMALL, *RICH} == set(tables._fields) - {"slots", "history", "heads", "far_heads", "learned"}

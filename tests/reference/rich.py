@@ -1,0 +1,491 @@
+"""A rich bank again, slowly: dictionaries, Python's integers, float32 one operation at a time. Written from `docs/format.md`.
+
+It goes on from the slow twin of a light bank: histories, buckets, hashes of orders and single units, and the near match are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.reference.experts import FOURTH, MASK, NOTHING, SECOND, SlowBank, after, mixed
+
+F = np.float32
+DIRECT, MIXERS, FAR_ORDER = 6, 10, 12
+SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 5120)
+
+
+def joined(a: int, b: int) -> int:
+    return mixed((a ^ (b + 1 & MASK)) * SECOND & MASK)
+
+
+def exact(x: float) -> np.float32:
+    """To multiples of 2^-20."""
+    return F(round(x * 2**20) / 2**20)
+
+
+def clipped(z: np.float32) -> np.float32:
+    return min(max(z, F(-11.99)), F(11.99))
+
+
+def dot(weights: list[np.float32], inputs: list[np.float32]) -> np.float32:
+    sums = [F(0)] * 16
+    for i, (w, x) in enumerate(zip(weights, inputs, strict=True)):
+        sums[i % 16] = F(sums[i % 16] + F(w * x))
+    half = 8
+    while half:
+        sums = [F(sums[i] + sums[i + half]) for i in range(half)]
+        half //= 2
+    return sums[0]
+
+
+def character_class(c: int) -> int:
+    if 97 <= c <= 122 or c >= 128:
+        return 1
+    kinds = ((65, 90, 2), (48, 57, 3), (32, 32, 4))
+    for low, high, number in kinds:
+        if low <= c <= high:
+            return number
+    for signs, number in (("\n\r", 5), ("!.?", 6), (",:;", 7), ("\"'", 8), ("\t", 9)):
+        if chr(c) in signs:
+            return number
+    return 10 if c < 32 else 11 if chr(c) in "()<>[]{}" else 12
+
+
+class Words:
+    """The text of a stream: what terms are made of."""
+
+    def __init__(self) -> None:
+        self.letters: list[int] = []  # of the current word
+        self.word = 0
+        self.words = [0, 0, 0, 0]
+        self.gap = self.gap_1 = 0
+        self.length = self.capitals = 0
+        self.all_letters: list[int] = []
+        self.initials: list[int] = []
+        self.phrase = [0, 0, 0, 0, 0]
+        self.characters: list[int] = []
+        self.sounds = 0
+        self.small = 0
+        self.opened = 0
+        self.title = self.line = self.line_word = self.line_first = self.line_words = 0
+        self.line_begin = self.line_before = 0
+        self.sentence = self.gone = 0
+
+
+def is_letter(c: int) -> bool:
+    return 97 <= c <= 122 or c >= 128
+
+
+def lower(c: int) -> int:
+    return c + 32 if 65 <= c <= 90 else c
+
+
+def group(c: int) -> int:
+    if c >= 128:
+        return c & 0xF0
+    return 97 if 97 <= c <= 122 else 65 if 65 <= c <= 90 else 48 if 48 <= c <= 57 else c
+
+
+def kind(c: int) -> int:
+    if is_letter(lower(c)):
+        return 1
+    if c in (32, 10, 9, 13):
+        return 3
+    return 4 if 48 <= c <= 57 else 2 if c >= 32 else 5
+
+
+def packed(numbers: list[int], bits: int, count: int) -> int:
+    """The last numbers side by side."""
+    value = 0
+    for number in numbers[-count:]:
+        value = value << bits | number
+    return value
+
+
+class SlowRich(SlowBank):
+    """As `ExpertBank` with `rich`, learning always.
+
+    Args:
+        contexts: as of `SlowBank`, and ("terms", names), by number and name as in `docs/format.md`.
+        direct: numbers of the contexts with probabilities of their own. `width`: of rows, or 0.
+    """
+
+    def __init__(
+        self,
+        contexts: list[tuple],
+        unit_bits: int,
+        buckets: int,
+        history: int,
+        match_order: int,
+        shift: int,
+        direct: list[int],
+        names: list[str],
+        width: int,
+        heard: int,
+    ) -> None:
+        super().__init__(contexts, unit_bits, buckets, history, match_order, -1)
+        self.shift, self.direct, self.names, self.width, self.heard = shift, direct, names, width, heard
+        self.state = Words()
+        self.entries = buckets
+        self.runs: dict[tuple[int, int], tuple[int, int, int, int]] = {}  # check, count, other + 1, latest
+        self.run_logits: dict[tuple[int, int], np.float32] = {}
+        self.direct_p: dict[tuple[int, int, int], list[int]] = {}
+        self.rows: dict[int, list[np.float32]] = {}
+        self.visits: dict[int, np.float32] = {}
+        self.blend: dict[int, list[np.float32]] = {}
+        self.refined: dict[tuple[int, int], list[np.float32]] = {}
+        self.far_heads: dict[int, int] = {}
+        self.far: dict[int, int] = {}
+        self.far_at, self.far_length = 0, 0
+        self.followed: dict[tuple[int, int], int] = {}
+        self.seen: dict[int, tuple[int, int]] = {}
+        self.next: dict[tuple[int, int], int] = {}
+        self.M = -(-(4 * self.K + 6 + 2 * DIRECT) // 16) * 16
+
+    # ---- terms ----
+
+    def after_place(self, a: int) -> tuple[int, int]:
+        return a, (self.age(1) + (a - 1) * self.age(2) * 257) & 0xFFFF
+
+    def pair(self, d: int) -> int:
+        return (max(self.age(d) - 1, 0) & 255) << 8 | max(self.age(d + 1) - 1, 0) & 255
+
+    def terms(self) -> dict[str, int]:
+        t, n = self.state, len(self.units)
+        token = t.word or t.gap
+        length = t.length if t.word else 0
+        made = {f"unit_{a}": self.age(a) for a in (1, 2, 3)}
+        made |= {f"word_{a + 1}": t.words[a] for a in range(4)}
+        made |= {"phrase" + (f"_{a}" if a else ""): t.phrase[a] for a in range(5)}
+        made |= {"token": token, "word": t.word, "gap": t.gap, "gap_1": t.gap_1, "title": t.title}
+        if t.word:
+            there = self.seen.get(t.word >> 48)
+            known = there is not None and there[1] == t.word >> 16 & 0xFFFF
+            made |= {"complete": int(known)}
+            made |= {"since": (len(self.history) - there[0]).bit_length() if known else 0}
+        else:
+            made |= {"complete": 2, "since": 64 + t.gone.bit_length()}
+        made |= {"place": n >> 10, "length": length, "sounds": t.sounds & 0xFFF}
+        made |= {"ending": packed(t.all_letters, 8, min(length, 3)) if length else 0}
+        made |= {f"letters_{a}": packed(t.all_letters, 8, a) for a in (4, 6)}
+        groups = [group(c) for c in t.characters]
+        made |= {f"groups_{a}": packed(groups, 8, a) for a in (2, 4, 8)}
+        nibbles = [0 if c == 32 else c >> 4 for c in t.characters]
+        made |= {f"nibbles_{a}": packed(nibbles, 4, a) for a in (3, 8)}
+        kinds = [kind(c) for c in t.characters]
+        made |= {f"kinds_{a}": packed(kinds, 3, a) for a in (3, 10)}
+        made |= {"small": min(t.small, 63), "opened": t.opened}
+        followers = self.followed.get((0, token >> 48), 0)
+        made |= {"follower": followers & 511, "followers": followers}
+        column = n - t.line_begin
+        above = t.line_before + column
+        made |= {"line": t.line, "column": min(column, 255), "above": 0}
+        if above < t.line_begin and n - above < 1024:
+            made["above"] = self.age(n - above)
+        made |= {"line_length": min(t.line_begin - t.line_before, 255), "line_begin": t.line_begin}
+        made |= {"line_first": t.line_first, "line_word": t.line_word}
+        made |= {
+            "next_word": self.next.get((0, t.words[0] >> 48), 0),
+            "next_word_2": self.next.get((1, t.words[0] >> 48), 0),
+        }
+        made |= {"next_pair": self.next.get((2, joined(t.words[0], t.words[1]) >> 48), 0)}
+        classes = [character_class(c) for c in t.characters]
+        made |= {"sentence": min(t.sentence, 7), "capitals": t.capitals, "classes_2": packed(classes, 4, 2)}
+        made |= {"classes_16": packed(classes, 4, 16), "line_words": min(t.line_words, 15)}
+        made |= {f"initials_{a}": packed(t.initials, 8, a) for a in (2, 3)}
+        made |= {f"after_{a}": self.followed.get(self.after_place(a), 0) for a in (1, 2)}
+        made |= {"phase_4": n & 3}
+        rows = "above_1 above_left above_right slope_1 slope_2 phase_2 slope_16 mean_16".split()
+        made |= dict.fromkeys(rows, 0)
+        if self.width:
+            w, mask, odd = self.width, (1 << self.U) - 1, n & 1
+            up, left = self.age(w), self.age(w + 1)
+            made |= {"above_1": up, "above_left": left, "above_right": self.age(w - 1), "phase_2": odd}
+            made |= {
+                "slope_1": (self.age(1) + up - left) & mask,
+                "slope_2": (self.age(2) + up - self.age(w + 2)) & mask,
+            }
+            before, over, corner = self.pair(1 + odd), self.pair(w - 1 + odd), self.pair(w + 1 + odd)
+            made |= {"slope_16": (before + over - corner) & 0xFFFF, "mean_16": before + over >> 1}
+        return made
+
+    def hashes(self) -> list[int]:
+        made, plain = self.terms(), [c for c in self.contexts if c[0] != "terms"]
+        assert self.contexts[: len(plain)] == plain
+        whole, self.contexts = self.contexts, plain
+        out = super().hashes()
+        self.contexts = whole
+        for k in range(len(plain), self.K):
+            value = 0
+            for name in self.contexts[k][1]:
+                number = self.names.index(name)
+                value = mixed(((value ^ made[name]) * FOURTH + number) & MASK)
+            out.append(mixed(mixed(value + (k + 1) * 0xD1B54A32D192ED03 & MASK)))
+        self.made = made
+        return out
+
+    def note(self, unit: int) -> None:
+        t, n, c = self.state, len(self.units), unit >> self.shift
+        before = self.units[-1] >> self.shift if self.units else 0
+        places = [(0, (t.word or t.gap) >> 48), self.after_place(1), self.after_place(2)]
+        for place in places:
+            self.followed[place] = (self.followed.get(place, 0) << 9 | unit) & (1 << 18) - 1
+        capital, small = 65 <= c <= 90, lower(c)
+        t.characters.append(c)
+        t.small = 0 if capital else min(t.small + 1, 255)
+        if is_letter(small):
+            if not t.word:
+                t.gap_1, t.gap, t.length, t.capitals = t.gap, 0, 0, 0
+                t.initials = [*t.initials, small][-8:]
+            t.word = joined(t.word, small)
+            t.length += 1
+            t.all_letters.append(small)
+            if capital:
+                t.capitals |= 2 if t.length > 1 else 1
+            t.phrase[0] = joined(t.phrase[0], small)
+            t.sounds = t.sounds << 3 | {"a": 2, "i": 2, "o": 2, "u": 2, "e": 4, "y": 3}.get(chr(small), 1)
+        else:
+            if t.word:
+                self.end_word()
+            t.gap = joined(t.gap, c)
+            if c in (32, 10) and (is_letter(lower(before)) or before in (39, 34)):
+                t.phrase = [0, *t.phrase[:4]]
+            elif not (c in (39, 34) or (c, before) in ((10, 32), (32, 10))):
+                t.phrase = [0] * 5
+            t.sounds = 7 if chr(c) in "!.?" else 6 if chr(c) in ",:;" else 5
+            if chr(c) in "!.?":
+                t.sentence = 0
+            if chr(c) in '"(<[{':
+                t.opened = c
+            elif chr(c) in "')>]}":
+                t.opened = 0
+        if n == t.line_begin:
+            t.line_first = group(c)
+        if c == 10:
+            if before == 58:
+                t.title = t.line
+            t.line_before, t.line_begin = t.line_begin, n + 1
+            t.line = t.line_word = t.line_words = 0
+        else:
+            t.line = joined(t.line, c)
+
+    def end_word(self) -> None:
+        t = self.state
+        word, now = t.word, len(self.history)
+        t.words, t.word = [word, *t.words[:3]], 0
+        if t.line_words == 0:
+            t.line_word = word
+        t.line_words += 1
+        t.sentence += 1
+        slot, check = word >> 48, word >> 16 & 0xFFFF
+        there = self.seen.get(slot)
+        t.gone = now - there[0] if there is not None and there[1] == check else 0
+        self.seen[slot] = now, check
+        one, two = t.words[1] >> 48, joined(t.words[1], t.words[2]) >> 48
+        self.next[1, one] = self.next.get((0, one), 0)
+        self.next[0, one] = word
+        self.next[2, two] = word
+
+    # ---- the far match ----
+
+    def find_far(self) -> None:
+        n = len(self.units)
+        if n >= FAR_ORDER:
+            value = 0
+            for a in range(1, FAR_ORDER + 1):
+                value = joined(value, self.units[-a])
+            slot = value >> 20 & (1 << self.head_bits) - 1
+            if not self.far_length:
+                found, same = self.far_heads.get(slot, 0), 0
+                oldest = max(0, len(self.history) - (self.ring - 1))
+                while (
+                    found > oldest
+                    and same < 63
+                    and found - 1 - same >= oldest
+                    and same < n
+                    and self.history[found - 1 - same] == self.units[-1 - same]
+                ):
+                    same += 1
+                if same >= FAR_ORDER:
+                    self.far_at, self.far_length = found, same
+            self.far_heads[slot] = len(self.history)
+        if self.far_length and self.far_at >= len(self.history):
+            self.far_length = 0
+
+    # ---- one unit ----
+
+    def logit(self, chance12: int) -> np.float32:
+        p = (chance12 + 0.5) / 4096
+        return exact(math.log(p / (1 - p)))
+
+    def chance_at(self, z: np.float32) -> np.float32:
+        step = int(F(F(z + F(12)) * F(256)))
+        return exact(1 / (1 + math.exp(-((step + 0.5) / 256 - 12))))
+
+    def run_logit(self, k: int, row: int) -> np.float32:
+        if row == 0:
+            return F(0)
+        start = 0.5 if row >= 64 else min(math.log1p(row // 2) + 0.5, 4)
+        return self.run_logits.setdefault((k, row), exact(float(F(start))))
+
+    def weights_row(self, row: int) -> list[np.float32]:
+        start = [F(4 / self.K)] * self.K + [F(0)] * (self.M - self.K)
+        start[4 * self.K] = start[4 * self.K + 2] = F(0.2)
+        return self.rows.setdefault(row, start)
+
+    def expected(self, at: int, node: int, depth: int) -> int | None:
+        symbol = self.history[at] | 1 << self.U
+        return symbol >> (self.U - 1 - depth) & 1 if symbol >> (self.U - depth) == node else None
+
+    def go(self, bit_of: Callable[[int], int]) -> list[list[int]]:
+        hashes = self.hashes()
+        self.find_match()
+        self.find_far()
+        U, K, made = self.U, self.K, self.made
+        places = [(k, h >> 32 & self.entries - 1) for k, h in enumerate(hashes)]
+        runs = []
+        for place, h in zip(places, hashes, strict=True):
+            there = self.runs.get(place, (0, 0, 0, 0))
+            runs.append(there[1:] if there[0] == h >> 24 & 255 else (0, 0, 0))
+        before = made["unit_1"] - 1 if made["unit_1"] else 0
+        rows, node = [], 1
+        for depth in range(U):
+            inside = depth % 4
+            root = node >> inside
+            if inside == 0:
+                buckets = [self.bucket(k, h, root) for k, h in enumerate(hashes)]
+                lines = [
+                    mixed(hashes[k] ^ root * 0xE7037ED1A0B428DB & MASK) >> 20 & self.buckets // 4 - 1
+                    for k in self.direct
+                ]
+            slot = 1 << inside | node & (1 << inside) - 1
+            seen = [b[slot] for b in buckets]
+            flat, sure, run, run_rows = [], [], [], []
+            steep = []
+            for k, s in enumerate(seen):
+                p = self.chance_of(k, s)[0]
+                steep.append(self.logit(p >> 10))
+                flat.append(F(F(F(p) * F(2.0**-22) - F(0.5)) * F(4)))
+                sure.append(F(steep[-1] * F(0 in s[:2])))
+                count, other, latest = runs[k]
+                row, unit = 0, other - 1
+                if count and (latest | 1 << U) >> (U - depth) == node:
+                    row, unit = count * 2 + (other > 0), latest
+                elif other and (other - 1 | 1 << U) >> (U - depth) == node:
+                    row = 64 + count
+                bit = unit >> (U - 1 - depth) & 1 if row else 1
+                z = self.run_logit(k, row)
+                run.append(z if bit else F(-z))
+                run_rows.append((row, bit))
+            x = [*steep, *flat, *sure, *run]
+            bits, lengths = [None, None], [0, 0]
+            for which, (at, length, most) in enumerate(
+                ((self.match_at, self.match_length, 31), (self.far_at, self.far_length, 63))
+            ):
+                if length:
+                    bits[which] = self.expected(at, node, depth)
+                    lengths[which] = min(length, most) if bits[which] is not None else 0
+                entry = self.match.get(lengths[0], 3 << 14) if which == 0 else self.far.get(lengths[1], 50000)
+                sign = F(0) if bits[which] is None else F(1) if bits[which] else F(-1)
+                x.append(F(sign * self.logit(entry >> 4)))
+                x.append(F(F(sign * F(F(F(entry) * F(2.0**-16)) - F(0.5))) * F(2)))
+            x += [self.logit(self.first.get(node, 1 << 15) >> 4), F(0.4)]
+            for d in range(DIRECT):
+                p = self.direct_p.setdefault((d, lines[d], slot), [1 << 21, 0])[0]
+                x += [self.logit(p >> 10), F(F(F(p) * F(2.0**-22) - F(0.5)) * F(4))]
+            x += [F(0)] * (self.M - len(x))
+            known = [s != NOTHING for s in seen]
+            longest = max((k + 1 for k in range(min(8, K)) if known[k]), default=0)
+            length, classes = min(made["length"], 15), made["classes_2"]
+            chosen = [
+                node,
+                before,
+                min(lengths[0], 15) * 16 + min(sum(known) * 16 // (K + 1), 15),
+                length * 16 + (classes & 15),
+                made["unit_2"] & 511,
+                classes * 8 + (depth & 7),
+                min(made["column"], 63) * 4 + min(depth, 3),
+                made["sentence"] * 8 + made["capitals"],
+                (length * 3 + made["complete"]) * 8 + (depth & 7),
+                longest * 512 + node,
+            ]
+            chosen = [sum(SETS[:m]) + row for m, row in enumerate(chosen)]
+            outputs = [clipped(dot(self.weights_row(row), x)) for row in chosen] + [F(0)] * 6
+            blends = [self.blend.setdefault(row, [F(1 / 10)] * 10 + [F(0)] * 6) for row in (node, (1 << U) + before)]
+            blended = [clipped(dot(b, outputs)) for b in blends]
+            z = F(F(blended[0] + blended[1]) * F(0.5))
+            place = F(F(min(max(z, F(-7.7499)), F(7.7499)) * F(2)) + F(15.5))
+            low = int(place)
+            part = F(place - F(low))
+            two = mixed(made["unit_1"] * 4099 + made["unit_2"]) >> 30
+            maps = []
+            for which, row in enumerate(
+                (before << U | node, two ^ node * 40503, mixed(made["token"] ^ node * 0x5851F42D4C957F2D & MASK) >> 40)
+            ):
+                knots = [exact(1 / (1 + math.exp(-(i - 15.5) / 2))) for i in range(32)]
+                maps.append(self.refined.setdefault((which, row & 0xFFFF), knots))
+            total = F(0)
+            for m in maps:
+                total = F(total + F(F(m[low] * F(F(1) - part)) + F(m[low + 1] * part)))
+            final = F(F(F(0.5) * self.chance_at(z)) + F(F(F(0.5) * total) * F(1 / 3)))
+            one = min(max(int(F(final * F(65536))), 1), 65535)
+            said = [*x[: self.heard], x[4 * K], x[4 * K + 2], *outputs[:MIXERS], self.logit(one >> 4)]
+            rows.append([min(max(math.floor(F(F(v * F(12)) + F(0.5))), -127), 127) for v in said])
+
+            bit = bit_of(one)
+            goal = F(bit)
+            for row, made_logit in zip(chosen, outputs, strict=False):
+                self.visits[row] = F(self.visits.get(row, F(0)) + F(1))
+                rate = max(F(0.0003), min(F(0.005), F(F(0.1) / np.sqrt(self.visits[row]))))
+                error = F(F(goal - self.chance_at(made_logit)) * rate)
+                weights = self.weights_row(row)
+                for i, v in enumerate(x):
+                    weights[i] = F(weights[i] + F(v * error))
+            for b, z_b in zip(blends, blended, strict=True):
+                error = F(F(goal - self.chance_at(z_b)) * F(0.0008))
+                for i, v in enumerate(outputs):
+                    b[i] = F(b[i] + F(v * error))
+            for m in maps:
+                m[low] = F(m[low] + F(F(F(goal - m[low]) * F(F(1) - part)) * F(0.02)))
+                m[low + 1] = F(m[low + 1] + F(F(F(goal - m[low + 1]) * part) * F(0.02)))
+            self.first[node] = self.toward(self.first.get(node, 1 << 15), bit)
+            if bits[0] is not None:
+                self.match[lengths[0]] = self.toward(self.match.get(lengths[0], 3 << 14), bits[0] == bit)
+            if bits[1] is not None:
+                self.far[lengths[1]] = self.toward(self.far.get(lengths[1], 50000), bits[1] == bit)
+            for d in range(DIRECT):
+                self.move(self.direct_p[d, lines[d], slot], bit, 400)
+            for k, s in enumerate(seen):
+                if s != NOTHING:
+                    self.move(self.chance_of(k, s), bit, 1023)
+                buckets[k][slot] = after(s, bit)
+                row, expected = run_rows[k]
+                if row:
+                    old = self.run_logits[k, row]
+                    right = F(expected == bit)
+                    self.run_logits[k, row] = clipped(F(old + F(F(right - self.chance_at(old)) * F(0.02))))
+            node = node << 1 | bit
+        unit = node - (1 << U)
+        if self.far_length:
+            same = self.history[self.far_at] == unit
+            self.far_at, self.far_length = (self.far_at + 1, self.far_length + 1) if same else (0, 0)
+        for place, h, (count, other, latest) in zip(places, hashes, runs, strict=True):
+            if count and latest != unit:
+                count, other = 0, latest + 1
+            self.runs[place] = h >> 24 & 255, min(count + 1, 31), other, unit
+        self.note(unit)
+        self.end(unit)
+        return rows
+
+    @staticmethod
+    def toward(old: int, right: bool | int) -> int:
+        return old + ((65535 if right else 0) - old >> 7)
+
+    @staticmethod
+    def move(entry: list[int], bit: int, most: int) -> None:
+        share = round(65536 / (entry[1] + 1.6))
+        entry[0] += ((bit << 22) - bit - entry[0]) * share >> 16
+        entry[1] = min(entry[1] + 1, most)
