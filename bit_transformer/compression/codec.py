@@ -241,7 +241,7 @@ def model_digest(model: BitTransformerLM) -> bytes:
     }
     if c.experts is not None:
         e = c.experts
-        shape["experts"] = {
+        experts: dict[str, object] = {
             "unit_bits": c.unit_bits,
             "orders": e.orders,
             "words": c.expert_words,
@@ -252,6 +252,7 @@ def model_digest(model: BitTransformerLM) -> bytes:
             "buckets": e.buckets,
             "history": e.history,
         }
+        shape["experts"] = experts | {"rich": True} if e.rich else experts
     if model.rounding is not None:
         shape["rounding"] = asdict(model.rounding)
     found = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())

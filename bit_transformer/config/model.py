@@ -214,6 +214,10 @@ class ModelConfig(Config):
                 f"experts.unit_bits={self.unit_bits} must be a multiple of patch_bits={self.patch_bits}, up to 12. "
                 f"Try experts.unit_bits={self.patch_bits}"
             )
+        if self.experts.rich and self.unit_bits != self.byte_bits:
+            raise ValueError(
+                f"experts.rich=True goes with units of one byte, {self.byte_bits} bits; got {self.unit_bits}. Try experts.rich=false"
+            )
         if self.experts.words and self.unit_bits != self.byte_bits:
             raise ValueError(
                 f"experts.words=True goes with units of one byte, {self.byte_bits} bits; got {self.unit_bits}. "

@@ -99,7 +99,7 @@ def coder_of(request: CompressRequest, workspace: Workspace) -> Coder:
         ConfigError: settings that do not fit.
         CheckpointError: no such run.
     """
-    return new_coder(workspace.model(request.run) if request.run else None, request.adapt)
+    return new_coder(workspace.model(request.run) if request.run else None, request.adapt, request.experts)
 
 
 def compress_pipe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from bit_transformer.experts.bank import ExpertBank, pack_units
 from bit_transformer.experts.histories import NO_WAY, histories, sums, toward
 from bit_transformer.experts.layout import ORDER, SPARSE, TERMS
 from bit_transformer.experts.terms import Term
+from tests.conftest import ROOT
 from tests.reference.experts import NOTHING, SlowBank, after, fits, length
-from tests.reference.rich import SlowRich
+from tests.reference.rich import NAMES, SlowRich
 
 TEXT = (
     b"the cat sat on the mat; The Cat sat on the hat. A cat and a mat! " * 3
@@ -139,9 +141,17 @@ def test_a_rich_bank_is_its_slow_twin(fields: dict, units: np.ndarray) -> None:
     np.testing.assert_array_equal(made, expected)
 
 
+def test_terms_are_numbered_as_the_format_says() -> None:
+    assert {term.name.lower(): int(term) for term in Term} == {
+        name: number for number, name in enumerate(NAMES) if number
+    }
+    text = (ROOT / "docs/format.md").read_text()
+    assert all(f"`{name}`" in text for name in NAMES[1:] if not re.fullmatch(r"(word|phrase)_[2-4]", name))
+
+
 def slow_rich(bank: ExpertBank) -> SlowRich:
     """The slow twin of a rich bank, empty."""
-    kinds, names = {ORDER: "order", SPARSE: "sparse", TERMS: "terms"}, ["", *(term.name.lower() for term in Term)]
+    kinds, names = {ORDER: "order", SPARSE: "sparse", TERMS: "terms"}, NAMES
     contexts: list[tuple] = []
     for kind, *rest in bank.shape.spec.tolist():
         some = tuple(x for x in rest if x)
@@ -156,7 +166,6 @@ def slow_rich(bank: ExpertBank) -> SlowRich:
         bank.config.match_order,
         bank.unit_bits - 8,
         bank.shape.direct.tolist(),
-        names,
         bank.shape.width,
         len(bank.config.orders),
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from bit_transformer.experts import contexts as lists
 from tests.reference.experts import SlowBank
+from tests.reference.rich import SlowRich
 
 TOP = (1 << 64) - 1
 PROFILES = (
@@ -47,9 +49,26 @@ def frames(file: bytes, most: int) -> Iterator[tuple[int, bytes]]:
     assert [number(last[i : i + 8]) for i in (8, 16, 24)] == [len(table) // 24, offset, len(table)]
 
 
+def rich_bank(profile: int, columns: int, buckets: int, history: int) -> SlowRich:
+    orders = (1, 2, 3, 4, 5, 6, 7, 9) if profile == 2 else (1, 2, 3, 4, 5, 6, 8, 12)
+    contexts: list[tuple] = [("order", n) for n in orders]
+    contexts += [("sparse", d) for d in (((columns,), (1, columns)) if columns else ())]
+    units, terms = ("", lists.WORDS)
+    if profile == 3:
+        units, terms = (lists.ROW_UNITS, lists.ROWS) if columns else (lists.UNITS, lists.RECORDS)
+    contexts += [("sparse", tuple(map(int, line.split()))) for line in units.strip().split("\n") if line]
+    if profile == 3 and columns:
+        w = columns
+        contexts += [("sparse", d) for d in ((2, w), (w, w + 2), (1, w, w + 1), (2 * w,))]
+    contexts += [("terms", tuple(line.split())) for line in terms.strip().split("\n")]
+    return SlowRich(contexts, 8, buckets, history, 7, 0, [0, 1, 2, 3, 8, 9], columns, 8)
+
+
 def decode(payload: bytes, profile: int, columns: int, buckets: int, history: int, count: int) -> bytes:
-    contexts = [*PROFILES[profile], *([("sparse", (columns,)), ("sparse", (1, columns))] if columns else [])]
+    contexts = [*PROFILES[profile % 2], *([("sparse", (columns,)), ("sparse", (1, columns))] if columns else [])]
     bank = SlowBank(contexts, 8, 1 << buckets, 1 << history, 7, 0 if profile == 0 else -1)
+    if profile >= 2:
+        bank = rich_bank(profile, columns, 1 << buckets, 1 << history)
     low, high, code, place = 0, TOP, int.from_bytes(payload[:8].ljust(8, b"\0"), "big"), 8
 
     def next_bit(one: int) -> int:

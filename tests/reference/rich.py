@@ -14,6 +14,7 @@ from tests.reference.experts import FOURTH, MASK, NOTHING, SECOND, SlowBank, aft
 
 F = np.float32
 DIRECT, MIXERS, FAR_ORDER = 6, 10, 12
+NAMES = ["-", "unit_1", "unit_2", "unit_3", "token", "word", "word_1", "word_2", "word_3", "word_4", "gap", "gap_1", "phrase", "phrase_1", "phrase_2", "phrase_3", "phrase_4", "title", "since", "place", "length", "complete", "sounds", "ending", "letters_4", "letters_6", "groups_2", "groups_4", "groups_8", "nibbles_3", "nibbles_8", "kinds_3", "kinds_10", "small", "opened", "follower", "followers", "line", "column", "above", "line_length", "line_begin", "line_first", "line_word", "next_word", "next_word_2", "next_pair", "sentence", "capitals", "classes_2", "classes_16", "initials_2", "initials_3", "line_words", "after_1", "after_2", "phase_4", "above_1", "above_left", "above_right", "slope_1", "slope_2", "phase_2", "slope_16", "mean_16"]  # by number
 SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 5120)
 
 
@@ -109,7 +110,7 @@ class SlowRich(SlowBank):
     """As `ExpertBank` with `rich`, learning always.
 
     Args:
-        contexts: as of `SlowBank`, and ("terms", names), by number and name as in `docs/format.md`.
+        contexts: as of `SlowBank`, and ("terms", names).
         direct: numbers of the contexts with probabilities of their own. `width`: of rows, or 0.
     """
 
@@ -122,12 +123,11 @@ class SlowRich(SlowBank):
         match_order: int,
         shift: int,
         direct: list[int],
-        names: list[str],
         width: int,
         heard: int,
     ) -> None:
         super().__init__(contexts, unit_bits, buckets, history, match_order, -1)
-        self.shift, self.direct, self.names, self.width, self.heard = shift, direct, names, width, heard
+        self.shift, self.direct, self.width, self.heard = shift, direct, width, heard
         self.state = Words()
         self.entries = buckets
         self.runs: dict[tuple[int, int], tuple[int, int, int, int]] = {}  # check, count, other + 1, latest
@@ -198,7 +198,7 @@ class SlowRich(SlowBank):
         made |= {f"initials_{a}": packed(t.initials, 8, a) for a in (2, 3)}
         made |= {f"after_{a}": self.followed.get(self.after_place(a), 0) for a in (1, 2)}
         made |= {"phase_4": n & 3}
-        rows = "above_1 above_left above_right slope_1 slope_2 phase_2 slope_16 mean_16".split()
+        rows = ["above_1", "above_left", "above_right", "slope_1", "slope_2", "phase_2", "slope_16", "mean_16"]
         made |= dict.fromkeys(rows, 0)
         if self.width:
             w, mask, odd = self.width, (1 << self.U) - 1, n & 1
@@ -221,7 +221,7 @@ class SlowRich(SlowBank):
         for k in range(len(plain), self.K):
             value = 0
             for name in self.contexts[k][1]:
-                number = self.names.index(name)
+                number = NAMES.index(name)
                 value = mixed(((value ^ made[name]) * FOURTH + number) & MASK)
             out.append(mixed(mixed(value + (k + 1) * 0xD1B54A32D192ED03 & MASK)))
         self.made = made

@@ -27,10 +27,11 @@ from bit_transformer.compression import (
 )
 from bit_transformer.compression.codec import BankCoder, ModelCoder, coder_for
 from bit_transformer.compression.files import Unpacking, compress_stream, decompress_stream
-from bit_transformer.compression.profiles import plan
+from bit_transformer.compression.profiles import plan, planned
 from bit_transformer.errors import BitStreamError, CompressedFileError, ConfigError
 from bit_transformer.evaluation.metrics import bits_per_byte
 from bit_transformer.model import BitTransformerLM
+from tests.conftest import prose
 from tests.reference import compressed
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -106,6 +107,33 @@ def test_bytes_come_back(name):
     assert len(packed) <= len(data) + overhead
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_bytes_come_back_from_rich_experts(name):
+    data = KINDS[name]
+    for experts in ("rich", "auto"):
+        assert decompress_bytes(compress_bytes(data, experts=experts)) == data
+
+
+def test_rich_experts_are_smaller_and_auto_takes_them_where_it_pays():
+    data = prose(0, 4000)
+    light, rich = (len(compress_bytes(data, experts=experts)) for experts in ("light", "rich"))
+    assert rich < 0.97 * light
+    assert len(compress_bytes(data, experts="auto")) == rich
+    assert planned(np.frombuffer(RANDOM, np.uint8), "auto")[3] is False
+
+
+def test_rows_and_jumps_go_to_the_rich_experts_of_records():
+    rows = (np.add.outer(np.arange(60) * 3, np.arange(300) // 7) & 255).astype(np.uint8).reshape(-1)
+    profile, _, columns, rich = planned(rows, "rich")
+    assert (profile, columns, rich) == (3, 300, True)
+    assert decompress_bytes(compress_bytes(rows.tobytes(), experts="rich")) == rows.tobytes()
+
+
+def test_a_model_has_experts_of_its_own():
+    with pytest.raises(ConfigError, match="got experts=rich with a model"):
+        compress_bytes(b"x", _model(experts=SMALL), experts="rich")
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=600), st.integers(1, 200), st.integers(1, 3))
 def test_any_bytes_come_back_in_frames_of_any_size(data, frame_bytes, jobs):
@@ -135,16 +163,18 @@ def test_pipes_that_give_little_at_a_time():
     assert (made.size, made.lost, made.cut) == (len(TEXT), [], False)
 
 
-def test_files_of_this_format_stay_readable():
-    packed = (GOLDEN / "compressed-1-bank.btlm").read_bytes()
+@pytest.mark.parametrize(("file", "experts"), [("bank", "light"), ("rich", "rich")])
+def test_files_of_this_format_stay_readable(file, experts):
+    packed = (GOLDEN / f"compressed-1-{file}.btlm").read_bytes()
     plain = decompress_bytes(packed)
     assert hashlib.sha256(plain).hexdigest() == (GOLDEN / "compressed-1.sha256").read_text().split()[0]
-    again = compress_bytes(plain, frame_bytes=1500)
+    again = compress_bytes(plain, frame_bytes=1500, experts=experts)
     assert again[container.HEADER_SIZE :] == packed[container.HEADER_SIZE :]  # the header names the release
 
 
-def test_a_decoder_written_from_the_description_reads_the_same():
-    packed = (GOLDEN / "compressed-1-bank.btlm").read_bytes()
+@pytest.mark.parametrize("file", ["bank", "rich"])
+def test_a_decoder_written_from_the_description_reads_the_same(file):
+    packed = (GOLDEN / f"compressed-1-{file}.btlm").read_bytes()
     plain, seen = decompress_bytes(packed), 0
     for offset, data in compressed.frames(packed, 150):
         assert data == plain[offset : offset + 150]
@@ -382,6 +412,7 @@ SMALL = {"buckets": 1024, "history": 1024}
     [
         {"experts": SMALL},
         {"experts": SMALL, "reversible": True},
+        {"experts": {**SMALL, "rich": True}},
         {"ngram_orders": (2,), "ngram_words": True},
         {"patch_bits": 9, "parity": True, "experts": SMALL},
         {"patch_bits": 4, "parity": True},
