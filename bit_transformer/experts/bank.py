@@ -84,7 +84,7 @@ class ExpertBank:
             64 - (heads.bit_length() - 1),
             config.rich,
             config.columns[0] if config.columns else 0,
-            _heard(config),
+            _heard(config, self.experts),
             _direct(config, self.experts),
         )
         self.tables = _new_tables(config, self.experts, unit_bits, heads)
@@ -102,7 +102,7 @@ class ExpertBank:
 
     @property
     def features(self) -> int:
-        """F: the experts, the match, the bank's own mixture. Of a rich bank: orders, two matches, ten mixtures, all together."""
+        """F: the experts, the match, the bank's own mixture. Of a rich bank: its first contexts, two matches, the mixture."""
         return _features(self.config, self.experts)
 
     @property
@@ -464,9 +464,13 @@ def _inputs(experts: int) -> int:
     return -(-(layout.INPUTS * experts + layout.OTHERS) // LANES) * LANES
 
 
-def _heard(config: ExpertConfig) -> int:
-    """How many contexts of a rich bank are features: the orders."""
-    return len(config.orders) if config.rich else 0
+def _features(config: ExpertConfig, experts: int) -> int:
+    return _heard(config, experts) + (3 if config.rich else 2)
+
+
+def _heard(config: ExpertConfig, experts: int) -> int:
+    """How many contexts are features."""
+    return min(layout.HEARD, experts) if config.rich else experts
 
 
 def _direct(config: ExpertConfig, experts: int) -> NDArray[np.int64]:
@@ -476,10 +480,6 @@ def _direct(config: ExpertConfig, experts: int) -> NDArray[np.int64]:
     orders = len(config.orders)
     wanted = [*range(min(4, orders)), *range(orders, experts), *range(min(4, orders), orders)]
     return np.array([wanted[d % len(wanted)] for d in range(layout.DIRECT)], dtype=np.int64)
-
-
-def _features(config: ExpertConfig, experts: int) -> int:
-    return _heard(config) + 2 + layout.MIXERS + 1 if config.rich else experts + 2
 
 
 def _sets(unit_bits: int) -> int:

@@ -47,6 +47,7 @@ DIRECT = 6  # contexts of a rich bank that also have probabilities of their own,
 INPUTS = 4  # of a rich bank's mixers, for each context
 OTHERS = 6 + 2 * DIRECT  # inputs of other kinds
 MIXERS = 10
+HEARD = 28  # of its contexts, the first ones are features for a model
 REFINED = 3  # final maps of a rich bank ...
 REFINED_ROWS = 1 << 16  # ... with so many rows each
 

@@ -257,15 +257,13 @@ def _feature(z):
 
 @inline
 def write_features(shape, stream, curves, one, features, i, j):
-    """The features of the bit that was predicted last, in row (i, j): orders, both matches, the mixers, the mixture of them all."""
-    x, outputs, heard, o = stream.x, stream.outputs, shape.heard, INPUTS * len(shape.spec)
+    """The features of the bit that was predicted last, in row (i, j): the first contexts, both matches, the mixture of all."""
+    x, heard, o = stream.x, shape.heard, INPUTS * len(shape.spec)
     for k in range(heard):
         features[i, j, k] = _feature(x[k])
     features[i, j, heard] = _feature(x[o])
     features[i, j, heard + 1] = _feature(x[o + 2])
-    for m in range(MIXERS):
-        features[i, j, heard + 2 + m] = _feature(outputs[m])
-    features[i, j, heard + 2 + MIXERS] = _feature(curves.logit[one >> 4])
+    features[i, j, heard + 2] = _feature(curves.logit[one >> 4])
 
 
 @inline

@@ -167,7 +167,6 @@ def slow_rich(bank: ExpertBank) -> SlowRich:
         bank.unit_bits - 8,
         bank.shape.direct.tolist(),
         bank.shape.width,
-        len(bank.config.orders),
     )
 
 

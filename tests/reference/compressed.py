@@ -61,7 +61,7 @@ def rich_bank(profile: int, columns: int, buckets: int, history: int) -> SlowRic
         w = columns
         contexts += [("sparse", d) for d in ((2, w), (w, w + 2), (1, w, w + 1), (2 * w,))]
     contexts += [("terms", tuple(line.split())) for line in terms.strip().split("\n")]
-    return SlowRich(contexts, 8, buckets, history, 7, 0, [0, 1, 2, 3, 8, 9], columns, 8)
+    return SlowRich(contexts, 8, buckets, history, 7, 0, [0, 1, 2, 3, 8, 9], columns)
 
 
 def decode(payload: bytes, profile: int, columns: int, buckets: int, history: int, count: int) -> bytes:

@@ -13,8 +13,74 @@ import numpy as np
 from tests.reference.experts import FOURTH, MASK, NOTHING, SECOND, SlowBank, after, mixed
 
 F = np.float32
-DIRECT, MIXERS, FAR_ORDER = 6, 10, 12
-NAMES = ["-", "unit_1", "unit_2", "unit_3", "token", "word", "word_1", "word_2", "word_3", "word_4", "gap", "gap_1", "phrase", "phrase_1", "phrase_2", "phrase_3", "phrase_4", "title", "since", "place", "length", "complete", "sounds", "ending", "letters_4", "letters_6", "groups_2", "groups_4", "groups_8", "nibbles_3", "nibbles_8", "kinds_3", "kinds_10", "small", "opened", "follower", "followers", "line", "column", "above", "line_length", "line_begin", "line_first", "line_word", "next_word", "next_word_2", "next_pair", "sentence", "capitals", "classes_2", "classes_16", "initials_2", "initials_3", "line_words", "after_1", "after_2", "phase_4", "above_1", "above_left", "above_right", "slope_1", "slope_2", "phase_2", "slope_16", "mean_16"]  # by number
+DIRECT, FAR_ORDER = 6, 12
+NAMES = [
+    "-",
+    "unit_1",
+    "unit_2",
+    "unit_3",
+    "token",
+    "word",
+    "word_1",
+    "word_2",
+    "word_3",
+    "word_4",
+    "gap",
+    "gap_1",
+    "phrase",
+    "phrase_1",
+    "phrase_2",
+    "phrase_3",
+    "phrase_4",
+    "title",
+    "since",
+    "place",
+    "length",
+    "complete",
+    "sounds",
+    "ending",
+    "letters_4",
+    "letters_6",
+    "groups_2",
+    "groups_4",
+    "groups_8",
+    "nibbles_3",
+    "nibbles_8",
+    "kinds_3",
+    "kinds_10",
+    "small",
+    "opened",
+    "follower",
+    "followers",
+    "line",
+    "column",
+    "above",
+    "line_length",
+    "line_begin",
+    "line_first",
+    "line_word",
+    "next_word",
+    "next_word_2",
+    "next_pair",
+    "sentence",
+    "capitals",
+    "classes_2",
+    "classes_16",
+    "initials_2",
+    "initials_3",
+    "line_words",
+    "after_1",
+    "after_2",
+    "phase_4",
+    "above_1",
+    "above_left",
+    "above_right",
+    "slope_1",
+    "slope_2",
+    "phase_2",
+    "slope_16",
+    "mean_16",
+]  # by number
 SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 5120)
 
 
@@ -124,10 +190,9 @@ class SlowRich(SlowBank):
         shift: int,
         direct: list[int],
         width: int,
-        heard: int,
     ) -> None:
         super().__init__(contexts, unit_bits, buckets, history, match_order, -1)
-        self.shift, self.direct, self.width, self.heard = shift, direct, width, heard
+        self.shift, self.direct, self.width = shift, direct, width
         self.state = Words()
         self.entries = buckets
         self.runs: dict[tuple[int, int], tuple[int, int, int, int]] = {}  # check, count, other + 1, latest
@@ -432,7 +497,7 @@ class SlowRich(SlowBank):
                 total = F(total + F(F(m[low] * F(F(1) - part)) + F(m[low + 1] * part)))
             final = F(F(F(0.5) * self.chance_at(z)) + F(F(F(0.5) * total) * F(1 / 3)))
             one = min(max(int(F(final * F(65536))), 1), 65535)
-            said = [*x[: self.heard], x[4 * K], x[4 * K + 2], *outputs[:MIXERS], self.logit(one >> 4)]
+            said = [*x[: min(28, K)], x[4 * K], x[4 * K + 2], self.logit(one >> 4)]
             rows.append([min(max(math.floor(F(F(v * F(12)) + F(0.5))), -127), 127) for v in said])
 
             bit = bit_of(one)
