@@ -57,6 +57,8 @@ def main(quick: bool) -> int:
         {
             "tinyshakespeare_bpb": "<= 1.88",
             "dickens_bpb": "<= 1.65",
+            "tinyshakespeare_rich_bpb": "<= 1.70",
+            "dickens_rich_bpb": "<= 1.45",
             "rich_alone_bpb": "<= 1.76",
             "rich_bytes_per_s": ">= 60000",
             "feature_bytes_per_s": ">= 500000",
@@ -77,17 +79,28 @@ def main(quick: bool) -> int:
         figures["generation_ratio"] = generation_ratio(report, quick)
         for name in ("tinyshakespeare", "dickens")[: 1 if quick else None]:
             if (found := on_corpus(report, name, Path(folder), quick)) is None:
-                for key in (f"{name}_bpb", *(["worse_with_more"] if name == "tinyshakespeare" else [])):
+                for key in (
+                    f"{name}_bpb",
+                    f"{name}_rich_bpb",
+                    *(["worse_with_more"] if name == "tinyshakespeare" else []),
+                ):
                     del report.goals[key]
                 continue
             if quick:  # a few seconds of training: another quantity
                 continue
             figures[f"{name}_bpb"] = found["online"]
+            figures[f"{name}_rich_bpb"] = with_rich_experts(report, name, Path(folder))
             if name == "tinyshakespeare":
                 figures["static_bpb"] = found["static"]
                 figures["worse_with_more"] = worse_with_more(report, Path(folder), found["online"])
         if quick:
-            for key in ("dickens_bpb", "tinyshakespeare_bpb", "worse_with_more"):
+            for key in (
+                "dickens_bpb",
+                "tinyshakespeare_bpb",
+                "tinyshakespeare_rich_bpb",
+                "dickens_rich_bpb",
+                "worse_with_more",
+            ):
                 report.goals.pop(key, None)
         for name in () if quick else FILES:
             found = on_corpus(report, name, Path(folder), quick, trunk_alone=True)
@@ -217,6 +230,14 @@ def on_corpus(
         what = f"model, {row} ({trained})" if row in ("online", "static", "online+mixer") else row
         report.row(f"{name}: {what}", f"{value:.3f} bpb")
     return bpb
+
+
+def with_rich_experts(report: harness.Report, name: str, folder: Path) -> float:
+    """Bits per byte of the recipe with rich experts, `online`."""
+    result = _train(read_settings(RECIPES / f"{name}-rich-cpu.toml", []), folder / f"{name}-rich", False)
+    trained = f"{result.seconds:.0f} s, {result.bytes_seen / result.train_bytes:.2f} epochs"
+    report.row(f"{name}: model with rich experts, online ({trained})", f"{result.comparison.bpb:.3f} bpb")
+    return result.comparison.bpb
 
 
 def worse_with_more(report: harness.Report, folder: Path, bpb: float) -> float:
