@@ -15,8 +15,10 @@ from bit_transformer.coding import container
 from bit_transformer.coding.container import BANK, CODED, MODEL, STORED, Frame, checksum
 from bit_transformer.coding.filters import absolute_jumps, relative_jumps
 from bit_transformer.compression.profiles import (
+    AUTO,
     LIGHT,
     PROFILES,
+    RICH_TEXT,
     Experts,
     bank_memory,
     bank_of,
@@ -106,8 +108,8 @@ class BankCoder:
         return bank_memory(*sizes_for(size, rich=rich), rich=rich) + 8 * size
 
     def _encode(self, data: Bytes, tell: Tell) -> Packed:
-        profile, filtered, columns, rich = planned(data, self.experts)
-        buckets, history = sizes_for(len(data), rich=rich)
+        profile, filtered, columns = planned(data, self.experts)
+        buckets, history = sizes_for(len(data), rich=profile >= RICH_TEXT)
         bank = bank_of(profile, columns, buckets, history)
         code = bank.encode(absolute_jumps(data) if filtered else data, bank.stream(), tell)
         if code is None or len(code) >= len(data):
@@ -272,7 +274,7 @@ def coder_for(header: container.Header, model: BitTransformerLM | None) -> Coder
         CompressedFileError: another model is needed, or none was given.
     """
     if header.predictor == BANK:
-        return BankCoder()
+        return BankCoder(AUTO)  # as much memory as frames may need
     if model is None:
         raise CompressedFileError(
             f"got a file that was compressed with a model ({header.digest.hex()[:12]}); the same model is needed",

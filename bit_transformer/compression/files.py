@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from threading import Lock
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, get_args
 
 import numpy as np
 
@@ -94,6 +94,12 @@ def new_coder(model: BitTransformerLM | None = None, adapt: float = 0.0, experts
         ConfigError: a model that cannot be used, or an invalid step size.
     """
     rate = check_rate(adapt)
+    if experts not in get_args(Experts):
+        raise ConfigError(
+            f"got experts={experts!r}; one of {', '.join(get_args(Experts))} is needed",
+            field="experts",
+            tries=(Give("experts", LIGHT),),
+        )
     if model is None:
         if rate:
             raise ConfigError(

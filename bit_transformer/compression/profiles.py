@@ -25,6 +25,7 @@ PROFILES: tuple[tuple[dict[str, Any], bool], ...] = (
 TEXT, BINARY, RICH_TEXT, RICH_BINARY = range(4)
 Experts = Literal["light", "rich", "auto"]
 LIGHT: Experts = "light"
+AUTO: Experts = "auto"
 
 _LARGEST_BUCKETS, _SMALLEST_BUCKETS = 22, 10  # log2
 _LARGEST_RICH = 20  # with five times as many contexts
@@ -107,17 +108,17 @@ def plan(data: Bytes) -> tuple[int, int, int]:
     return profile, filtered, used
 
 
-def planned(data: Bytes, experts: Experts) -> tuple[int, int, int, bool]:
-    """The same for light or rich experts, or for those that fit; and whether they are rich."""
+def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
+    """The same for light or rich experts, or for those that fit."""
     profile, filtered, columns = plan(data)
     rich = experts == "rich"
-    if experts == "auto":
+    if experts == AUTO:
         wanted = min(len(data), _SAMPLE)
         begin = (len(data) - wanted) // 2
         sample = data[begin : begin + wanted]
         light = _cost(sample, profile, columns)
         rich = _cost(sample, profile + RICH_TEXT, columns) <= _WORTH_IT * light
-    return profile + RICH_TEXT * rich, filtered, columns, rich
+    return profile + RICH_TEXT * rich, filtered, columns
 
 
 def _cost(sample: Bytes, profile: int, columns: int) -> int:

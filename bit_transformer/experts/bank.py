@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bit_transformer.bit_io import Bits
 from bit_transformer.coding.arithmetic import PLACE, new_coder
 from bit_transformer.config import ExpertConfig, ModelConfig
-from bit_transformer.errors import CheckpointError, ConfigError
+from bit_transformer.errors import CheckpointError, ConfigError, Give
 from bit_transformer.experts import STATE_VERSION as STATE_VERSION
 from bit_transformer.experts import kernels, layout, rich
 from bit_transformer.experts.contexts import contexts_of
@@ -45,6 +45,14 @@ _NOT_WANTED: Features = np.empty((0, 0, 0), dtype=np.int8)
 _UNITS_PER_HEAD = 4  # units of history per hash head
 # Of the changes of two banks' maps, the sum is right where few bits made them, and half of it where many did: between the two.
 _OF_BOTH = 2**-0.25
+# Of the numbers of a rich bank.
+_BOUNDS = {
+    "run_logits": (-12, 11.99),
+    "mixing": (-1e9, 1e9),
+    "visits": (0, 1e9),
+    "blend": (-1e9, 1e9),
+    "refined": (0, 1),
+}
 _LONGEST_RATE = 1023  # a probability moves by at least 1 / this
 
 
@@ -64,10 +72,16 @@ class ExpertBank:
         sketch: of the data it has learned from in training, to recognise that data.
 
     Raises:
-        ConfigError: the bank needs more memory than there is.
+        ConfigError: the bank needs more memory than there is, or is a rich one of units that are no bytes.
     """
 
     def __init__(self, config: ExpertConfig, unit_bits: int, text_bits: int | None = None) -> None:
+        if config.rich and unit_bits not in layout.RICH_UNITS:
+            raise ConfigError(
+                f"got rich experts for units of {unit_bits} bits; 8 or 9 is needed",
+                field="experts.rich",
+                tries=(Give("experts.rich", False),),
+            )
         self.config, self.unit_bits, self.text_bits = config, unit_bits, text_bits
         self.sketch = empty()
         spec = contexts_of(config, text_bits is not None)
@@ -116,7 +130,7 @@ class ExpertBank:
         reach = max(
             (max(row[1:]) for row in self.shape.spec.tolist() if row[0] in (layout.ORDER, layout.SPARSE)), default=1
         )
-        ring = 1 << max(10 if self.config.rich else 6, int(reach).bit_length())
+        ring = max(layout.ABOVE_REACH if self.config.rich else 64, 1 << int(reach).bit_length())
         return _new_stream(K, self.tables.weights.shape[1], ring, self.config.rich)
 
     def read(self, units: NDArray[Any], stream: Stream, *, learn: bool, wanted: bool = True) -> Features:
@@ -265,6 +279,7 @@ class ExpertBank:
         if HEADER in state:
             tables = self._new_tables()
             unpack(state, tables, self.shape)
+            _check_floats(tables)
             self.tables, self.sketch = tables, _sketch_of(state)
             return
         for name, table in self.tables._asdict().items():
@@ -275,6 +290,9 @@ class ExpertBank:
                     f"got {got} for the bank's {name}; {table.shape} of {table.dtype} is needed: units of {self.unit_bits} "
                     f"bits, {self.experts} contexts, {self.config.buckets} buckets. Try the bank it was saved with"
                 )
+        _check_floats(
+            self.tables._replace(**{name: state[name] for name, table in self.tables._asdict().items() if table.size})
+        )
         for name, table in self.tables._asdict().items():
             if table.size:
                 table[...] = state[name]
@@ -291,7 +309,7 @@ class ExpertBank:
         """Learn what another bank of the same configuration has learned, about as if this one had read the other's data after its own.
 
         A history goes on with the fewest bits that lead to the other's. Of tables, what one bank has left as it was is the other's. Else
-        probabilities after a history are averaged by use and mixers by units learned, and the changes of the final maps are added and shrunk.
+        probabilities after a history are averaged by use and mixers by units learned, and the changes of a light bank's final maps are added and shrunk.
 
         Args:
             since: the bank of which both began as copies, if they did. What it knew is not learned again. Default: both began empty.
@@ -423,18 +441,13 @@ def config_memory(config: ExpertConfig, unit_bits: int, words: bool) -> int:
 
 
 def _memory(config: ExpertConfig, experts: int, unit_bits: int) -> int:
-    slots = (experts * config.buckets + 1) * layout.BUCKET
-    match = config.history * 2 + max(1 << 10, config.history // _UNITS_PER_HEAD) * 4
-    mixers = _sets(unit_bits) * _padded(experts) * 4
-    more = 0
-    if config.rich:
-        mixers = rich.ALL_ROWS * _inputs(experts) * 4
-        more = (
-            (experts + 4 * layout.DIRECT) * config.buckets * 4
-            + layout.REFINED * layout.REFINED_ROWS * layout.MAP_KNOTS * 4
-            + match
-        )
-    return slots + match + mixers + more + experts * 1024 + 2 * _MAP_ROWS * layout.MAP_KNOTS * 2
+    heads = max(1 << 10, config.history // _UNITS_PER_HEAD) * 4
+    shared = (experts * config.buckets + 1) * layout.BUCKET + config.history * 2 + heads + experts * 1024
+    if not config.rich:
+        return shared + _sets(unit_bits) * _padded(experts) * 4 + 2 * _MAP_ROWS * layout.MAP_KNOTS * 2
+    found = (experts + 4 * layout.DIRECT) * config.buckets * 4 + heads + (3 * 4 + 8 + 3 * 8 << 16)
+    mixers = rich.MIXER_ROWS * (_inputs(experts) + 1) + (2 << unit_bits) * rich.OUTPUTS + experts * layout.RUN_ROWS
+    return shared + found + mixers * 4 + layout.REFINED * layout.REFINED_ROWS * layout.MAP_KNOTS * 4
 
 
 def check_memory(needed: int, config: ExpertConfig, experts: int) -> None:
@@ -513,13 +526,14 @@ def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) 
     guess = (counts[:, 1] + 0.4) / (counts.sum(1) + 0.8)
     probability = (np.rint(guess * ((1 << 22) - 1)).astype(np.uint32) << 10)[None].repeat(experts, 0)
     nodes = 1 << unit_bits
-    weights = np.zeros((_sets(unit_bits), _padded(experts)), dtype=np.int32)
+    light = not config.rich
+    weights = np.zeros((light * _sets(unit_bits), _padded(experts)), dtype=np.int32)
     weights[:, :experts] = 3 * (1 << 16) // (experts or 1)
     weights[:, experts] = 1 << 14
-    last = np.zeros((nodes, 4), dtype=np.int32)
+    last = np.zeros((light * nodes, 4), dtype=np.int32)
     last[:, :3] = (1 << 16) // 3
     knots = (np.arange(layout.MAP_KNOTS) - (layout.MAP_KNOTS - 1) / 2) * layout.MAP_STEP / layout.LOGIT_ONE
-    maps = np.empty((2, _MAP_ROWS, layout.MAP_KNOTS), dtype=np.uint16)
+    maps = np.empty((2, light * _MAP_ROWS, layout.MAP_KNOTS), dtype=np.uint16)
     maps[...] = np.rint(65536 / (1 + np.exp(-knots)))
     return Tables(
         slots=_aligned_zeros((experts * config.buckets + 1) * layout.BUCKET),
@@ -532,20 +546,34 @@ def _new_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) 
         history=np.zeros(config.history, dtype=np.uint16),
         heads=np.zeros(heads, dtype=np.int32),
         learned=np.zeros(1, dtype=np.int64),
-        **(_rich_tables if config.rich else _nothing)(config, experts, unit_bits, heads),
+        **(_rich_tables(config, experts, unit_bits, heads) if config.rich else _no_rich_tables(experts)),
     )
+
+
+def _check_floats(tables: Tables) -> None:
+    """Refuse numbers that no learning leads to: the loops look tables up by sums of them.
+
+    Raises:
+        CheckpointError: not finite, or outside their bounds.
+    """
+    for name, (low, high) in _BOUNDS.items():
+        table = getattr(tables, name)
+        if not ((table >= low) & (table <= high)).all():  # NaN is neither
+            raise CheckpointError(
+                f"the experts' {name} are damaged: got a number that is not within {low:g} and {high:g}. Try an earlier one"
+            )
 
 
 def _rich_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) -> dict[str, NDArray[Any]]:
     """What only a rich bank has."""
     K, M = experts, _inputs(experts)
-    mixing = np.zeros((rich.ALL_ROWS, M), dtype=np.float32)
+    mixing = np.zeros((rich.MIXER_ROWS, M), dtype=np.float32)
     mixing[:, :K] = 4 / K
     mixing[:, (layout.INPUTS * K, layout.INPUTS * K + 2)] = 0.2
     blend = np.zeros((2 << unit_bits, rich.OUTPUTS), dtype=np.float32)
     blend[:, : layout.MIXERS] = 1 / layout.MIXERS
     counts = np.arange(layout.RUN_MAX + 1)
-    run_logits = np.zeros((K, layout.RUN_ROWS), dtype=np.float32)
+    run_logits = np.zeros((K, layout.RUN_ROWS))
     run_logits[:, 2:64] = np.repeat(np.minimum(np.log1p(counts[1:]) + 0.5, 4), 2)
     run_logits[:, 64:] = 0.5
     knots = (np.arange(layout.MAP_KNOTS) - (layout.MAP_KNOTS - 1) / 2) / 2
@@ -556,7 +584,7 @@ def _rich_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int)
         "run_logits": _exact(run_logits),
         "direct": _aligned_copy(np.full(layout.DIRECT * config.buckets * 4, 1 << 31, dtype=np.uint32)),
         "mixing": _aligned_copy(mixing.reshape(-1)),
-        "visits": np.zeros(rich.ALL_ROWS, dtype=np.float32),
+        "visits": np.zeros(rich.MIXER_ROWS, dtype=np.float32),
         "blend": _aligned_copy(blend.reshape(-1)),
         "refined": refined,
         "far_heads": np.zeros(heads, dtype=np.int32),
@@ -567,21 +595,28 @@ def _rich_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int)
     }
 
 
-def _nothing(config: ExpertConfig, experts: int, unit_bits: int, heads: int) -> dict[str, NDArray[Any]]:
-    """The same tables of a light bank."""
-    kinds = {
-        "runs": np.uint32,
-        "direct": np.uint32,
-        "far_heads": np.int32,
-        "far": np.uint16,
-        "followed": np.uint32,
-        "seen": np.int64,
+# What only a rich bank has, with the elements' types.
+_RICH_TABLES = {
+    "runs": np.uint32,
+    "run_logits": np.float32,
+    "direct": np.uint32,
+    "mixing": np.float32,
+    "visits": np.float32,
+    "blend": np.float32,
+    "refined": np.float32,
+    "far_heads": np.int32,
+    "far": np.uint16,
+    "followed": np.uint32,
+    "seen": np.int64,
+    "next_words": np.int64,
+}
+
+
+def _no_rich_tables(experts: int) -> dict[str, NDArray[Any]]:
+    """The same tables of a light bank: empty."""
+    return {
+        name: np.zeros((experts, 0) if name == "run_logits" else 0, dtype=kind) for name, kind in _RICH_TABLES.items()
     }
-    kinds["next_words"] = np.int64
-    made: dict[str, NDArray[Any]] = {
-        name: np.zeros(0, dtype=kinds.get(name, np.float32)) for name in Tables._fields[10:]
-    }
-    return made | {"run_logits": np.zeros((experts, 0), dtype=np.float32)}
 
 
 def _exact(table: NDArray[Any]) -> NDArray[np.float32]:
@@ -628,7 +663,8 @@ def _either(
 
 
 def _merge_rich(mine: Tables, theirs: Tables, begun: Tables, fraction: float, moved: int) -> None:
-    """The tables that only rich banks have. Of what is found by a hash, the other bank's is taken: it was seen later.
+    """The tables that only rich banks have. Of what followed contexts and words, and where words were seen, the other bank's is taken: it came
+    later. Direct probabilities are averaged by use, other numbers by units learned.
 
     Args:
         fraction: the other bank's share of what was learned. `moved`: by how much its positions are later in the merged bank.
@@ -637,7 +673,9 @@ def _merge_rich(mine: Tables, theirs: Tables, begun: Tables, fraction: float, mo
         a, b, c = (getattr(tables, name) for tables in (mine, theirs, begun))
         a[...] = _either(a, b, c, lambda a, b: a + (b.astype(np.float64) - a) * fraction)
     mine.visits[...] += theirs.visits - begun.visits
-    mine.direct[...] = _either(mine.direct, theirs.direct, begun.direct, _merged_probabilities)
+    mine.direct[...] = _either(
+        mine.direct, theirs.direct, begun.direct, lambda a, b: _merged_probabilities(a, b, rich.DIRECT_MAX)
+    )
     for name in ("runs", "followed", "next_words"):
         a, b, c = (getattr(tables, name) for tables in (mine, theirs, begun))
         a[...] = np.where(b == c, a, b)
@@ -645,12 +683,12 @@ def _merge_rich(mine: Tables, theirs: Tables, begun: Tables, fraction: float, mo
     mine.seen[...] = np.where(theirs.seen == begun.seen, mine.seen, seen)
 
 
-def _merged_probabilities(mine: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.uint32]:
+def _merged_probabilities(mine: NDArray[Any], theirs: NDArray[Any], most: int = 1023) -> NDArray[np.uint32]:
     p, n = (mine >> 10).astype(np.float64), (mine & 1023).astype(np.float64)
     q, m = (theirs >> 10).astype(np.float64), (theirs & 1023).astype(np.float64)
     total = np.maximum(n + m, 1)
     both = np.where(n + m > 0, (p * n + q * m) / total, p)
-    return np.rint(both).astype(np.uint32) << np.uint32(10) | np.minimum(n + m, 1023).astype(np.uint32)
+    return np.rint(both).astype(np.uint32) << np.uint32(10) | np.minimum(n + m, most).astype(np.uint32)
 
 
 @lru_cache(maxsize=1)

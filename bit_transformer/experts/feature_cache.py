@@ -33,7 +33,7 @@ from bit_transformer.tensor_file import prefixed, read_tensors, under, write_ten
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
 MEMORY = 1 << 28  # features of at most this many bytes are not stored: they take only seconds to compute
 SAVE_SECONDS = 30.0
-PACKED = 4  # a bank in a file takes at most about 1 / this of its memory
+PACKED = 3  # a bank in a file takes at most about 1 / this of its memory
 
 
 def cache_folder() -> Path:
@@ -174,7 +174,8 @@ def _complete(
 
 def _key(model: ModelConfig) -> str:
     assert model.experts is not None
-    return f"{model.experts.model_dump_json()} {model.unit_bits} {model.parity} {model.expert_words}"
+    known = model.experts.model_dump_json(exclude=None if model.experts.rich else {"rich"})
+    return f"{known} {model.unit_bits} {model.parity} {model.expert_words}"
 
 
 def _content(corpus: Corpus) -> str:
@@ -197,7 +198,8 @@ def _found(
                     return None, fresh
         stream = bank.stream()
         for name, part in stream._asdict().items():
-            part[...] = tensors[f"stream.{name}"].numpy()
+            if part.size:  # only rich banks have all
+                part[...] = tensors[f"stream.{name}"].numpy()
         bank.load_state_dict(tables("bank.", tensors))  # last: an error leaves the bank as it is
     except (CheckpointError, OSError, KeyError, ValueError) as damaged:
         say(f"the cached features cannot be used ({damaged}); computing them again")

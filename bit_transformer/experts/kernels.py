@@ -1,4 +1,4 @@
-"""The expert bank's inner loops: one pass over a stream of units, bit by bit, in integers only.
+"""The expert bank's inner loops: one pass over a stream of units, bit by bit. In integers only, but for what `rich.py` does for rich banks.
 
 With integers the bank is exact: the same bits give the same features on every machine, for pieces of any size and any number of
 streams. Logits are in 1/256, probabilities in 1/65536 (1/2^22 while learned), weights in 1/65536.
@@ -49,6 +49,7 @@ from bit_transformer.experts.layout import (
     fetch,
     mixed,
 )
+from bit_transformer.experts.terms import write_terms
 
 
 @inline
@@ -71,7 +72,7 @@ def _begin_unit(shape, tables, stream, learn):
         slot = np.int64(match_hash >> np.uint64(shape.heads_shift))
         fetch(tables.heads, slot)
     if shape.rich:
-        rich.begin_terms(shape, tables, stream)
+        write_terms(shape, tables, stream)
     chain = np.uint64(0)
     done = 0
     for k in range(len(spec)):
@@ -366,7 +367,7 @@ def read(shape, tables, stream, curves, units, learn, features, mode, coder, pay
 
     Args:
         units: (N); written if `mode` is DECODE.
-        features: int8, (N, U, K + 2): K experts, the match, the bank's own mixture. Length 0: not wanted.
+        features: int8, (N, U, F): as `ExpertBank.features`. Length 0: not wanted.
         mode: READ; or ENCODE or DECODE, with the probability of the bank's own mixture.
         coder, payload: as in `coding.arithmetic`. The first decoding of a code begins it; an encoded one is ended by `end`. Encoding stops when
             the payload is full.
@@ -478,7 +479,7 @@ def nodes(shape, tables, stream, curves, start, patch_bits, features):
 
     Args:
         start: the node where the patch starts.
-        features: int8, (1, 2^patch_bits, K + 2), by node numbers relative to the start; 0 unused.
+        features: int8, (1, 2^patch_bits, F), by node numbers relative to the start; 0 unused.
     """
     _begin_unit(shape, tables, stream, False)
     about = _about_unit(shape, tables, stream)
@@ -513,7 +514,7 @@ def begin_unit(shape, tables, stream, state, learn):
 
 @compiled
 def predict_bit(shape, tables, stream, curves, state, learn, features):
-    """Features of the next bit, written to a (1, 1, K + 2) array."""
+    """Features of the next bit, written to a (1, 1, F) array."""
     node, depth = state[NODE], state[DEPTH]
     if node >> (depth & 3) != state[ROOT]:
         state[ROOT] = node >> (depth & 3)

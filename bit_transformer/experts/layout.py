@@ -41,7 +41,8 @@ MAX_ARGUMENTS = 5
 RUN_OTHER, RUN_COUNT, RUN_CHECK = 9, 19, 24
 RUN_MAX = 31
 RUN_ROWS = 96  # 0: nothing; 2 to 63: the latest unit agrees, by count and by whether there is another; 64 to 95: only the other agrees
-RICH_UNIT_BITS = 9  # the longest unit of a rich bank
+RICH_UNITS = (8, 9)  # bits that a unit of a rich bank may have
+ABOVE_REACH = 1024  # units that a rich bank looks back for the line above; a power of two
 
 DIRECT = 6  # contexts of a rich bank that also have probabilities of their own, not only histories
 INPUTS = 4  # of a rich bank's mixers, for each context
@@ -198,8 +199,8 @@ def mixed(x):
 
 @inline
 def age(stream, distance):
-    """The unit `distance` back, plus one; 0 before the stream's first."""
+    """The unit `distance` back, plus one; 0 before the stream's first, and for what is not known yet."""
     n = stream.place[PLACE]
-    if distance > n:
+    if distance > n or distance == 0:
         return np.uint64(0)
     return np.uint64(stream.recent[(n - distance) & (len(stream.recent) - 1)]) + np.uint64(1)

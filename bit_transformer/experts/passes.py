@@ -23,7 +23,10 @@ from bit_transformer.experts.sketch import WINDOW, Sketch, empty, joined, sketch
 
 WHOLE = 27_720  # whole units of any size, in bytes: the least common multiple of 1 .. 12
 PIECE = 28 * WHOLE  # bytes read at a time
-PASS_RATE = 400_000  # lowest speed of a pass in bytes per second; for decisions, not as a measurement
+PASS_RATE, RICH_RATE = (
+    400_000,
+    50_000,
+)  # lowest speed of a pass in bytes per second, light and rich; for decisions, not as a measurement
 
 Say = Callable[[str], None]
 Passed = Callable[[int, int], None]

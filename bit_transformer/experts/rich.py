@@ -36,7 +36,7 @@ from bit_transformer.experts.layout import (
     fetch,
     mixed,
 )
-from bit_transformer.experts.terms import Term, Text, joined, note_unit, write_terms
+from bit_transformer.experts.terms import Term, Text, joined, note_unit
 from bit_transformer.experts.vectors import LANES, add_scaled, dot
 
 FAR_ORDER = 12  # units of the shortest far match
@@ -44,9 +44,9 @@ FAR_MAX = 63
 OUTPUTS = 16  # the mixers' logits, padded
 
 # Rows of weights of each mixer, by what selects them.
-SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 5120)
-FIRST_ROWS = tuple(sum(SETS[:i]) for i in range(MIXERS))
-ALL_ROWS = sum(SETS)
+SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 4608)
+ROWS_BEGIN = tuple(sum(SETS[:i]) for i in range(MIXERS))
+MIXER_ROWS = sum(SETS)
 
 _BEST, _MOST, _FALL = (
     np.float32(0.0003),
@@ -56,12 +56,13 @@ _BEST, _MOST, _FALL = (
 _BLEND = np.float32(0.0008)
 _REFINE = np.float32(0.02)
 _RUN_RATE = np.float32(0.02)
-_DIRECT_MAX = 400  # uses after which a direct probability does not slow down further
+DIRECT_MAX = 400  # uses after which a direct probability does not slow down further
 _EDGE = np.float32(11.99)
 _REACH = np.float32(7.7499)
 _ZERO, _HALF, _ONE, _TWO, _TWELVE, _STEPS = (np.float32(x) for x in (0, 0.5, 1, 2, 12, 256))
 _THIRD, _MIDDLE, _WORTH = np.float32(1 / 3), np.float32(15.5), np.float32(0.4)
 _MOST_FEATURE = np.float32(127)
+_LEAST = np.float32(2.0**-20)
 _PER_22, _PER_16 = np.float32(2.0**-22), np.float32(2.0**-16)
 _LIFT = np.float32(4)  # of a probability minus 1/2, as an input
 
@@ -95,12 +96,6 @@ def far_slot(tables, units, n):
     for a in range(1, FAR_ORDER + 1):
         value = joined(value, units[(n - a) & (len(units) - 1)])
     return np.int64(np.uint64(value) >> np.uint64(20)) & (len(tables.far_heads) - 1)
-
-
-@compiled
-def begin_terms(shape, tables, stream):
-    """Before contexts are hashed."""
-    write_terms(shape, tables, stream)
 
 
 @compiled
@@ -221,7 +216,7 @@ def predict_bit(shape, tables, stream, curves, node, depth):
     rows[8] = (word_length * 3 + terms[Term.COMPLETE]) * 8 + (depth & 7)
     rows[9] = longest * 512 + node
     for m in range(MIXERS):
-        rows[m] += FIRST_ROWS[m]
+        rows[m] += ROWS_BEGIN[m]
         outputs[m] = _clipped(dot(tables.mixing, rows[m] * M, x, M))
     blend = tables.blend
     z_node = _clipped(dot(blend, node * OUTPUTS, outputs, OUTPUTS))
@@ -273,6 +268,12 @@ def _toward(old, right, shift):
 
 
 @inline
+def _inside(p):
+    """A probability that is neither 0 nor 1, nor so small that processors may treat it differently."""
+    return min(max(p, _LEAST), _ONE - _LEAST)
+
+
+@inline
 def _moved(entry, share, y, most):
     """A probability of 22 bits and a count of 10, after one more bit."""
     p, n = entry >> 10, entry & 1023
@@ -306,8 +307,8 @@ def learn_bit(shape, tables, stream, curves, node, depth, y):
     part, refined = made[PART], tables.refined
     for r in range(REFINED):
         a = at[REFINED_0 + r] + at[LOW]
-        refined[a] += (goal - refined[a]) * (_ONE - part) * _REFINE
-        refined[a + 1] += (goal - refined[a + 1]) * part * _REFINE
+        refined[a] = _inside(refined[a] + (goal - refined[a]) * (_ONE - part) * _REFINE)
+        refined[a + 1] = _inside(refined[a + 1] + (goal - refined[a + 1]) * part * _REFINE)
     tables.first[node] = _toward(np.int64(tables.first[node]), y == 1, 7)
     if at[BIT] >= 0:
         tables.match[at[FOUND]] = _toward(np.int64(tables.match[at[FOUND]]), at[BIT] == y, 7)
@@ -316,7 +317,7 @@ def learn_bit(shape, tables, stream, curves, node, depth, y):
     slot = (1 << (depth & 3)) | (node & ((1 << (depth & 3)) - 1))
     for d in range(DIRECT):
         place = stream.lines[d] + slot
-        tables.direct[place] = _moved(np.int64(tables.direct[place]), share, y, _DIRECT_MAX)
+        tables.direct[place] = _moved(np.int64(tables.direct[place]), share, y, DIRECT_MAX)
     run_logits, run_rows = tables.run_logits, stream.run_rows
     for k in range(K):
         s = known[k]

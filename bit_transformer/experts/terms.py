@@ -14,7 +14,7 @@ from enum import IntEnum, auto
 import numpy as np
 
 from bit_transformer.compiled import compiled, inline
-from bit_transformer.experts.layout import PLACE, age, mixed
+from bit_transformer.experts.layout import ABOVE_REACH, PLACE, age, mixed
 
 SEEN_POSITION = 16  # where an entry of `Tables.seen` has its position, above the check
 _CHECK = (1 << SEEN_POSITION) - 1
@@ -39,13 +39,10 @@ class Text(IntEnum):
     PHRASE = auto()  # as LETTERS and WORD, but only words with nothing but spaces between them
     PHRASE_1 = auto()
     PHRASE_2 = auto()
-    PHRASE_3 = auto()
-    PHRASE_4 = auto()
     GROUPS = auto()  # the last eight characters; small letters are alike, and capitals, and digits
     KINDS = auto()  # the last 21 characters: letter, sign, space, digit, control
     NIBBLES = auto()  # their upper halves; a space has 0
     CLASSES = auto()  # the last 16 characters, as of `_class`
-    SOUNDS = auto()  # of the current word, or the kind of sign
     SMALL = auto()  # characters since the last capital, at most 255
     OPENED = auto()  # the bracket or quote that is open, or 0
     TITLE = auto()  # the first part of the line that ended with a colon
@@ -54,7 +51,6 @@ class Text(IntEnum):
     LINE_BEFORE = auto()  # where the line before begins
     LINE_WORD = auto()  # its first word
     LINE_FIRST = auto()  # its first character
-    LINE_WORDS = auto()  # words in it
     SENTENCE = auto()  # words since it began
     GONE = auto()  # how long ago the latest word was seen before
     FAR_MATCH = auto()  # of the longer match, as in `Stream.place`
@@ -78,14 +74,11 @@ class Term(IntEnum):
     PHRASE = auto()
     PHRASE_1 = auto()
     PHRASE_2 = auto()
-    PHRASE_3 = auto()
-    PHRASE_4 = auto()
     TITLE = auto()
     SINCE = auto()  # how long ago the word was seen, log 2
     PLACE = auto()  # the kilobyte
     LENGTH = auto()  # letters of the current word so far
     COMPLETE = auto()  # 1: what there is of the word was a whole word before; 2: no word
-    SOUNDS = auto()
     ENDING = auto()  # the last three letters of the current word
     LETTERS_4 = auto()
     LETTERS_6 = auto()
@@ -114,9 +107,7 @@ class Term(IntEnum):
     CAPITALS = auto()
     CLASSES_2 = auto()
     CLASSES_16 = auto()
-    INITIALS_2 = auto()
     INITIALS_3 = auto()
-    LINE_WORDS = auto()
     AFTER_1 = auto()  # the two units that followed the latest unit, the last times
     AFTER_2 = auto()  # the two that followed the latest two units
     PHASE_4 = auto()  # the position, modulo 4
@@ -237,9 +228,6 @@ def note_unit(shape, tables, stream, unit, learn):
         if capital:
             text[Text.CAPITALS] |= 2 if text[Text.LENGTH] > 1 else 1
         text[Text.PHRASE] = joined(text[Text.PHRASE], small)
-        vowel = small == 97 or small == 105 or small == 111 or small == 117
-        sound = 4 if small == 101 else 2 if vowel else 3 if small == 121 else 1
-        text[Text.SOUNDS] = text[Text.SOUNDS] << 3 | sound
     else:
         if text[Text.LETTERS]:
             _end_word(tables, text, learn)
@@ -247,15 +235,11 @@ def note_unit(shape, tables, stream, unit, learn):
         before_small = before + 32 if 65 <= before <= 90 else before
         quoted = before == 39 or before == 34
         if (c == 32 or c == 10) and (_is_letter(before_small) or quoted):
-            text[Text.PHRASE_4], text[Text.PHRASE_3] = text[Text.PHRASE_3], text[Text.PHRASE_2]
             text[Text.PHRASE_2], text[Text.PHRASE_1] = text[Text.PHRASE_1], text[Text.PHRASE]
             text[Text.PHRASE] = 0
         elif not (c == 39 or c == 34 or (c == 10 and before == 32) or (c == 32 and before == 10)):
-            text[Text.PHRASE_4], text[Text.PHRASE_3], text[Text.PHRASE_2], text[Text.PHRASE_1] = 0, 0, 0, 0
-            text[Text.PHRASE] = 0
-        ends = c == 33 or c == 46 or c == 63
-        text[Text.SOUNDS] = 7 if ends else 6 if c == 44 or c == 58 or c == 59 else 5
-        if ends:
+            text[Text.PHRASE_2], text[Text.PHRASE_1], text[Text.PHRASE] = 0, 0, 0
+        if c == 33 or c == 46 or c == 63:
             text[Text.SENTENCE] = 0
         if c == 34 or c == 40 or c == 60 or c == 91 or c == 123:
             text[Text.OPENED] = c
@@ -267,7 +251,7 @@ def note_unit(shape, tables, stream, unit, learn):
         if before == 58:
             text[Text.TITLE] = text[Text.LINE]
         text[Text.LINE_BEFORE], text[Text.LINE_BEGIN] = text[Text.LINE_BEGIN], n + 1
-        text[Text.LINE], text[Text.LINE_WORD], text[Text.LINE_WORDS] = 0, 0, 0
+        text[Text.LINE], text[Text.LINE_WORD] = 0, 0
     else:
         text[Text.LINE] = joined(text[Text.LINE], c)
 
@@ -278,9 +262,8 @@ def _end_word(tables, text, learn):
     word = text[Text.LETTERS]
     text[Text.WORD_4], text[Text.WORD_3] = text[Text.WORD_3], text[Text.WORD_2]
     text[Text.WORD_2], text[Text.WORD_1], text[Text.LETTERS] = text[Text.WORD_1], word, 0
-    if text[Text.LINE_WORDS] == 0:
+    if text[Text.LINE_WORD] == 0:
         text[Text.LINE_WORD] = word
-    text[Text.LINE_WORDS] += 1
     text[Text.SENTENCE] += 1
     slot, check, now = slot_16(word), word >> 16 & _CHECK, tables.learned[0]
     entry = np.int64(tables.seen[slot])
@@ -295,10 +278,10 @@ def _end_word(tables, text, learn):
 
 
 @inline
-def _pair(stream, distance):
+def _pair(shape, stream, distance):
     """The number whose high byte is so many units back, and its low byte one more."""
     high, low = np.int64(age(stream, distance)), np.int64(age(stream, distance + 1))
-    return (max(high - 1, 0) & 255) << 8 | max(low - 1, 0) & 255
+    return max(high - 1, 0) >> shape.text_shift << 8 | max(low - 1, 0) >> shape.text_shift
 
 
 @compiled
@@ -309,7 +292,7 @@ def write_terms(shape, tables, stream):
     for a in range(3):
         terms[Term.UNIT_1 + a] = np.int64(age(stream, 1 + a))
         terms[Term.WORD_2 + a] = text[Text.WORD_2 + a]
-    for a in range(5):
+    for a in range(3):
         terms[Term.PHRASE + a] = text[Text.PHRASE + a]
     terms[Term.WORD], terms[Term.WORD_1] = word, text[Text.WORD_1]
     terms[Term.GAP], terms[Term.GAP_1] = text[Text.GAP], text[Text.GAP_1]
@@ -327,7 +310,6 @@ def write_terms(shape, tables, stream):
     terms[Term.PLACE] = n >> 10
     length = text[Text.LENGTH] if word else np.int64(0)
     terms[Term.LENGTH] = length
-    terms[Term.SOUNDS] = text[Text.SOUNDS] & 0xFFF
     tail = text[Text.TAIL]
     terms[Term.ENDING] = tail & ((1 << (8 * min(length, 3))) - 1)
     terms[Term.LETTERS_4], terms[Term.LETTERS_6] = tail & 0xFFFFFFFF, tail & 0xFFFFFFFFFFFF
@@ -341,7 +323,7 @@ def write_terms(shape, tables, stream):
     column, above = n - text[Text.LINE_BEGIN], text[Text.LINE_BEFORE] + n - text[Text.LINE_BEGIN]
     terms[Term.LINE], terms[Term.COLUMN] = text[Text.LINE], min(column, _COLUMNS)
     terms[Term.ABOVE] = 0
-    if above < text[Text.LINE_BEGIN] and n - above < len(stream.recent):
+    if above < text[Text.LINE_BEGIN] and n - above < ABOVE_REACH:
         terms[Term.ABOVE] = np.int64(age(stream, n - above))
     terms[Term.LINE_LENGTH] = min(text[Text.LINE_BEGIN] - text[Text.LINE_BEFORE], _COLUMNS)
     terms[Term.LINE_BEGIN], terms[Term.LINE_FIRST] = text[Text.LINE_BEGIN], text[Text.LINE_FIRST]
@@ -351,16 +333,15 @@ def write_terms(shape, tables, stream):
     terms[Term.NEXT_PAIR] = tables.next_words[2 * rows + slot_16(joined(text[Text.WORD_1], text[Text.WORD_2]))]
     terms[Term.SENTENCE], terms[Term.CAPITALS] = min(text[Text.SENTENCE], 7), text[Text.CAPITALS]
     terms[Term.CLASSES_2], terms[Term.CLASSES_16] = text[Text.CLASSES] & 0xFF, text[Text.CLASSES]
-    terms[Term.INITIALS_2], terms[Term.INITIALS_3] = text[Text.INITIALS] & 0xFFFF, text[Text.INITIALS] & 0xFFFFFF
-    terms[Term.LINE_WORDS] = min(text[Text.LINE_WORDS], 15)
+    terms[Term.INITIALS_3] = text[Text.INITIALS] & 0xFFFFFF
     terms[Term.PHASE_4] = n & 3
     if shape.width:
         w, mask = shape.width, (1 << shape.unit_bits) - 1
         up, left, right = np.int64(age(stream, w)), np.int64(age(stream, w + 1)), np.int64(age(stream, w - 1))
         terms[Term.ABOVE_1], terms[Term.ABOVE_LEFT], terms[Term.ABOVE_RIGHT] = up, left, right
         begun = n & 1
-        left_16 = _pair(stream, 1 + begun)
-        up_16, corner_16 = _pair(stream, w - 1 + begun), _pair(stream, w + 1 + begun)
+        left_16 = _pair(shape, stream, 1 + begun)
+        up_16, corner_16 = _pair(shape, stream, w - 1 + begun), _pair(shape, stream, w + 1 + begun)
         terms[Term.SLOPE_16] = (left_16 + up_16 - corner_16) & 0xFFFF
         terms[Term.MEAN_16] = (left_16 + up_16) >> 1
         terms[Term.PHASE_2] = begun

@@ -201,7 +201,7 @@ def _windows(
     corpus = _random(max(2 * rows * size, PASSED)).aligned(shape.align_bytes)
     if data_bytes is not None:
         each = feature_bytes(corpus, shape) / len(corpus)
-        if data_bytes * each > train.feature_cache or pass_is_too_long(data_bytes, train):
+        if data_bytes * each > train.feature_cache or pass_is_too_long(data_bytes, train, shape):
             return None, StreamedWindows(corpus, size, shape, streams=rows, seed=train.seed)
     first = corpus.part(0, 1024 * train.workers).aligned(shape.align_bytes)
     began = time.perf_counter()

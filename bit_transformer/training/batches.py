@@ -10,13 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bit_transformer.config import TrainConfig
+from bit_transformer.config import ModelConfig, TrainConfig
 from bit_transformer.data.sources import Corpus, bytes_corpus
 from bit_transformer.data.windows import BitWindows, CorpusWindows, Windows
 from bit_transformer.errors import BitStreamError, ConfigError
 from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.experts.bank import ExpertBank
-from bit_transformer.experts.passes import PASS_RATE, Passed, Say, corpus_sketch, feature_bytes, window_sketch
+from bit_transformer.experts.passes import (
+    PASS_RATE,
+    RICH_RATE,
+    Passed,
+    Say,
+    corpus_sketch,
+    feature_bytes,
+    window_sketch,
+)
 from bit_transformer.experts.shards import sharded_features, sharded_window_features
 from bit_transformer.experts.sketch import Sketch, known_fraction
 from bit_transformer.model import BitTransformerLM
@@ -68,7 +76,7 @@ def build_windows(
         features = None
         if shape.experts and len(data) >= size:
             start, keep = _known_before(model, partial(corpus_sketch, data), say)
-            if feature_bytes(data, shape) > config.feature_cache or pass_is_too_long(len(data), config):
+            if feature_bytes(data, shape) > config.feature_cache or pass_is_too_long(len(data), config, shape):
                 say(
                     "the experts read the data during training: their features are too large to store, or a first pass would take too long"
                 )
@@ -110,6 +118,7 @@ def _known_before(
     return model.bank, None
 
 
-def pass_is_too_long(size: int, config: TrainConfig) -> bool:
+def pass_is_too_long(size: int, config: TrainConfig, model: ModelConfig) -> bool:
     """Whether a first pass over the data would take more than half of a budget in seconds."""
-    return config.seconds is not None and size / (PASS_RATE * config.workers) > config.seconds / 2
+    rate = RICH_RATE if model.experts is not None and model.experts.rich else PASS_RATE
+    return config.seconds is not None and size / (rate * config.workers) > config.seconds / 2

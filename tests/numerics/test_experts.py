@@ -120,6 +120,8 @@ Resolved. resolved.\tThe end-of-line; caf\xc3\xa9 \xe2\x80\x94 na\xc3\xafve
             {"orders": (1, 2, 3), "text_bits": None, "columns": (12,)},
             (np.add.outer(np.arange(30) * 3, np.tile([40, 2, 200], 4)).reshape(-1) + np.arange(360) % 5) & 255,
         ),
+        ({"orders": (1,), "columns": (1100,)}, np.frombuffer(b"x" * 1098 + b"\n" + VERSE[:150] * 2, np.uint8)),
+        ({"orders": (1,), "text_bits": None, "columns": (1,)}, np.frombuffer(VERSE[:150], np.uint8)),
         (
             {"orders": (1, 2), "text_bits": None, "sparse": ((2, 9),)},
             np.frombuffer((VERSE[:90] + bytes(range(90))) * 2, np.uint8),
@@ -129,7 +131,7 @@ Resolved. resolved.\tThe end-of-line; caf\xc3\xa9 \xe2\x80\x94 na\xc3\xafve
             np.frombuffer(VERSE[:260] * 2, np.uint8).astype(np.int64) * 2 + 1,
         ),
     ],
-    ids=["text", "rows", "records", "with parity"],
+    ids=["text", "rows", "long lines", "rows of one", "records", "with parity"],
 )
 def test_a_rich_bank_is_its_slow_twin(fields: dict, units: np.ndarray) -> None:
     fields = dict(fields)

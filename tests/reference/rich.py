@@ -30,14 +30,11 @@ NAMES = [
     "phrase",
     "phrase_1",
     "phrase_2",
-    "phrase_3",
-    "phrase_4",
     "title",
     "since",
     "place",
     "length",
     "complete",
-    "sounds",
     "ending",
     "letters_4",
     "letters_6",
@@ -66,9 +63,7 @@ NAMES = [
     "capitals",
     "classes_2",
     "classes_16",
-    "initials_2",
     "initials_3",
-    "line_words",
     "after_1",
     "after_2",
     "phase_4",
@@ -81,7 +76,7 @@ NAMES = [
     "slope_16",
     "mean_16",
 ]  # by number
-SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 5120)
+SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 4608)
 
 
 def joined(a: int, b: int) -> int:
@@ -132,12 +127,11 @@ class Words:
         self.length = self.capitals = 0
         self.all_letters: list[int] = []
         self.initials: list[int] = []
-        self.phrase = [0, 0, 0, 0, 0]
+        self.phrase = [0, 0, 0]
         self.characters: list[int] = []
-        self.sounds = 0
         self.small = 0
         self.opened = 0
-        self.title = self.line = self.line_word = self.line_first = self.line_words = 0
+        self.title = self.line = self.line_word = self.line_first = 0
         self.line_begin = self.line_before = 0
         self.sentence = self.gone = 0
 
@@ -216,7 +210,11 @@ class SlowRich(SlowBank):
         return a, (self.age(1) + (a - 1) * self.age(2) * 257) & 0xFFFF
 
     def pair(self, d: int) -> int:
-        return (max(self.age(d) - 1, 0) & 255) << 8 | max(self.age(d + 1) - 1, 0) & 255
+        high, low = (max(self.age(a) - 1, 0) >> self.shift for a in (d, d + 1))
+        return high << 8 | low
+
+    def age(self, a: int) -> int:
+        return super().age(a) if a else 0
 
     def terms(self) -> dict[str, int]:
         t, n = self.state, len(self.units)
@@ -224,7 +222,7 @@ class SlowRich(SlowBank):
         length = t.length if t.word else 0
         made = {f"unit_{a}": self.age(a) for a in (1, 2, 3)}
         made |= {f"word_{a + 1}": t.words[a] for a in range(4)}
-        made |= {"phrase" + (f"_{a}" if a else ""): t.phrase[a] for a in range(5)}
+        made |= {"phrase" + (f"_{a}" if a else ""): t.phrase[a] for a in range(3)}
         made |= {"token": token, "word": t.word, "gap": t.gap, "gap_1": t.gap_1, "title": t.title}
         if t.word:
             there = self.seen.get(t.word >> 48)
@@ -233,7 +231,7 @@ class SlowRich(SlowBank):
             made |= {"since": (len(self.history) - there[0]).bit_length() if known else 0}
         else:
             made |= {"complete": 2, "since": 64 + t.gone.bit_length()}
-        made |= {"place": n >> 10, "length": length, "sounds": t.sounds & 0xFFF}
+        made |= {"place": n >> 10, "length": length}
         made |= {"ending": packed(t.all_letters, 8, min(length, 3)) if length else 0}
         made |= {f"letters_{a}": packed(t.all_letters, 8, a) for a in (4, 6)}
         groups = [group(c) for c in t.characters]
@@ -259,8 +257,7 @@ class SlowRich(SlowBank):
         made |= {"next_pair": self.next.get((2, joined(t.words[0], t.words[1]) >> 48), 0)}
         classes = [character_class(c) for c in t.characters]
         made |= {"sentence": min(t.sentence, 7), "capitals": t.capitals, "classes_2": packed(classes, 4, 2)}
-        made |= {"classes_16": packed(classes, 4, 16), "line_words": min(t.line_words, 15)}
-        made |= {f"initials_{a}": packed(t.initials, 8, a) for a in (2, 3)}
+        made |= {"classes_16": packed(classes, 4, 16), "initials_3": packed(t.initials, 8, 3)}
         made |= {f"after_{a}": self.followed.get(self.after_place(a), 0) for a in (1, 2)}
         made |= {"phase_4": n & 3}
         rows = ["above_1", "above_left", "above_right", "slope_1", "slope_2", "phase_2", "slope_16", "mean_16"]
@@ -311,16 +308,14 @@ class SlowRich(SlowBank):
             if capital:
                 t.capitals |= 2 if t.length > 1 else 1
             t.phrase[0] = joined(t.phrase[0], small)
-            t.sounds = t.sounds << 3 | {"a": 2, "i": 2, "o": 2, "u": 2, "e": 4, "y": 3}.get(chr(small), 1)
         else:
             if t.word:
                 self.end_word()
             t.gap = joined(t.gap, c)
             if c in (32, 10) and (is_letter(lower(before)) or before in (39, 34)):
-                t.phrase = [0, *t.phrase[:4]]
+                t.phrase = [0, *t.phrase[:2]]
             elif not (c in (39, 34) or (c, before) in ((10, 32), (32, 10))):
-                t.phrase = [0] * 5
-            t.sounds = 7 if chr(c) in "!.?" else 6 if chr(c) in ",:;" else 5
+                t.phrase = [0] * 3
             if chr(c) in "!.?":
                 t.sentence = 0
             if chr(c) in '"(<[{':
@@ -333,7 +328,7 @@ class SlowRich(SlowBank):
             if before == 58:
                 t.title = t.line
             t.line_before, t.line_begin = t.line_begin, n + 1
-            t.line = t.line_word = t.line_words = 0
+            t.line = t.line_word = 0
         else:
             t.line = joined(t.line, c)
 
@@ -341,9 +336,8 @@ class SlowRich(SlowBank):
         t = self.state
         word, now = t.word, len(self.history)
         t.words, t.word = [word, *t.words[:3]], 0
-        if t.line_words == 0:
+        if t.line_word == 0:
             t.line_word = word
-        t.line_words += 1
         t.sentence += 1
         slot, check = word >> 48, word >> 16 & 0xFFFF
         there = self.seen.get(slot)
@@ -394,7 +388,7 @@ class SlowRich(SlowBank):
         if row == 0:
             return F(0)
         start = 0.5 if row >= 64 else min(math.log1p(row // 2) + 0.5, 4)
-        return self.run_logits.setdefault((k, row), exact(float(F(start))))
+        return self.run_logits.setdefault((k, row), exact(start))
 
     def weights_row(self, row: int) -> list[np.float32]:
         start = [F(4 / self.K)] * self.K + [F(0)] * (self.M - self.K)
@@ -514,8 +508,9 @@ class SlowRich(SlowBank):
                 for i, v in enumerate(outputs):
                     b[i] = F(b[i] + F(v * error))
             for m in maps:
-                m[low] = F(m[low] + F(F(F(goal - m[low]) * F(F(1) - part)) * F(0.02)))
-                m[low + 1] = F(m[low + 1] + F(F(F(goal - m[low + 1]) * part) * F(0.02)))
+                for i, share in ((low, F(F(1) - part)), (low + 1, part)):
+                    m[i] = F(m[i] + F(F(F(goal - m[i]) * share) * F(0.02)))
+                    m[i] = min(max(m[i], F(2.0**-20)), F(F(1) - F(2.0**-20)))
             self.first[node] = self.toward(self.first.get(node, 1 << 15), bit)
             if bits[0] is not None:
                 self.match[lengths[0]] = self.toward(self.match.get(lengths[0], 3 << 14), bits[0] == bit)

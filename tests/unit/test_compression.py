@@ -119,15 +119,26 @@ def test_rich_experts_are_smaller_and_auto_takes_them_where_it_pays():
     light, rich = (len(compress_bytes(data, experts=experts)) for experts in ("light", "rich"))
     assert rich < 0.97 * light
     assert len(compress_bytes(data, experts="auto")) == rich
-    assert planned(np.frombuffer(RANDOM, np.uint8), "auto")[3] is False
+    assert planned(np.frombuffer(RANDOM, np.uint8), "auto")[0] == 1
 
 
 def test_rows_go_to_the_rich_experts_of_records():
     steps = np.random.default_rng(3).integers(-3, 4, size=(120, 300))
     rows = (np.cumsum(steps, axis=0) + 128).astype(np.uint8).reshape(-1)
-    profile, _, columns, rich = planned(rows, "rich")
-    assert (profile, columns, rich) == (3, 300, True)
+    profile, _, columns = planned(rows, "rich")
+    assert (profile, columns) == (3, 300)
     assert decompress_bytes(compress_bytes(rows.tobytes(), experts="rich")) == rows.tobytes()
+
+
+def test_experts_that_do_not_exist_are_refused():
+    with pytest.raises(ConfigError, match="got experts='Rich'; one of light, rich, auto"):
+        compress_bytes(b"x", experts="Rich")
+
+
+def test_a_reader_of_rich_frames_counts_their_memory():
+    for packed, least in ((compress_bytes(TEXT, experts="rich"), 30e6), (compress_bytes(TEXT), 30e6)):
+        header, _ = container.read_header(io.BytesIO(packed))
+        assert coder_for(header, None).memory(1000) > least
 
 
 def test_a_model_has_experts_of_its_own():

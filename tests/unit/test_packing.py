@@ -11,7 +11,7 @@ import torch
 
 from bit_transformer.checkpoint import load_checkpoint, save_checkpoint
 from bit_transformer.config import ExpertConfig
-from bit_transformer.errors import CheckpointError
+from bit_transformer.errors import CheckpointError, ConfigError
 from bit_transformer.experts.bank import ExpertBank
 from bit_transformer.experts.packing import HEADER, RICH, SMALL
 from bit_transformer.model import BANK, BitTransformerLM
@@ -233,3 +233,24 @@ def test_a_bank_of_an_older_file_is_packed_when_it_is_saved_again(tmp_path: Path
 def test_small_tables_are_all_but_the_large_ones() -> None:
     tables = bank_of().tables
     assert {*SMALL, *RICH} == set(tables._fields) - {"slots", "history", "heads", "far_heads", "learned"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("mixing", np.nan), ("blend", np.inf), ("run_logits", 13), ("visits", -1), ("refined", 2)]
+)
+def test_numbers_that_would_lead_the_loops_astray_are_refused(name: str, value: float) -> None:
+    bank = bank_of(text_bits=0, rich=True)
+    before = bank.digest()
+    for state in (bank.state_dict(), None):
+        broken = bank_of(text_bits=0, rich=True)
+        getattr(broken.tables, name).reshape(-1)[77] = value
+        with pytest.raises(CheckpointError, match=f"the experts' {name} are damaged"):
+            bank.load_state_dict(broken.packed() if state is None else {**state, name: getattr(broken.tables, name)})
+        assert bank.digest() == before
+
+
+def test_a_rich_bank_has_units_of_a_byte() -> None:
+    with pytest.raises(ConfigError, match="got rich experts for units of 12 bits"):
+        bank_of(12, rich=True)
+    with pytest.raises(ConfigError, match=r"experts.rich=True goes with units of one byte"):
+        BitTransformerLM(patch_bits=12, max_seq_len=120, experts={"rich": True})
