@@ -32,6 +32,10 @@ BFLOAT16 = os.environ.get("BTLM_TEST_AMP") == "1"
 COMPILED = (
     "compiled.py",
     "coding/arithmetic.py",
+    "experts/layout.py",
+    "experts/vectors.py",
+    "experts/terms.py",
+    "experts/rich.py",
     "experts/kernels.py",
     "decoding/integer_kernels.py",
     "decoding/portable_kernels.py",
