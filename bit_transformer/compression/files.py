@@ -108,13 +108,22 @@ def new_coder(model: BitTransformerLM | None = None, adapt: float = 0.0, experts
                 tries=("a model", Give("adapt", 0.0)),
             )
         return BankCoder(experts)
-    if experts != LIGHT:
+    check_experts(experts, model is not None)
+    return ModelCoder(model, rate)
+
+
+def check_experts(experts: Experts, with_model: bool) -> None:
+    """Refuse experts where a model codes.
+
+    Raises:
+        ConfigError: other than light ones.
+    """
+    if with_model and experts != LIGHT:
         raise ConfigError(
-            f"got experts={experts} with a model, which has its own",
+            f"got experts={experts} and a model; only one of them codes, and a model has experts of its own",
             field="experts",
             tries=(Give("experts", LIGHT), "no model"),
         )
-    return ModelCoder(model, rate)
 
 
 def compress_stream(

@@ -44,7 +44,11 @@ def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBan
     if free is not None and needed > free:
         raise ConfigError(
             f"got frames that need {needed / 1e9:.1f} GB each; {free / 1e9:.1f} GB are free",
-            tries=(Give("jobs", 1), Give("frame_bytes", 1 << 20)),
+            tries=(
+                Give("jobs", 1),
+                Give("frame_bytes", 1 << 20),
+                *([Give("experts", LIGHT)] if profile >= RICH_TEXT else []),
+            ),
         )
     fields, words = PROFILES[profile]
     return ExpertBank(_config(fields, words, columns, buckets, history), 8, 0 if words else None)

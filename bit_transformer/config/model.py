@@ -216,7 +216,8 @@ class ModelConfig(Config):
             )
         if self.experts.rich and self.unit_bits != self.byte_bits:
             raise ValueError(
-                f"experts.rich=True goes with units of one byte, {self.byte_bits} bits; got {self.unit_bits}. Try experts.rich=false"
+                f"got experts.rich=True for units of {self.unit_bits} bits; units of one byte, {self.byte_bits} bits, are needed. Try "
+                f"patch_bits={self.byte_bits}, or experts.rich=false"
             )
         if self.experts.words and self.unit_bits != self.byte_bits:
             raise ValueError(

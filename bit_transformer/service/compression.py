@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from bit_transformer.coding.container import Header
 from bit_transformer.compression.codec import Coder, coder_for
-from bit_transformer.compression.files import compress_stream, decompress_stream, new_coder
+from bit_transformer.compression.files import check_experts, compress_stream, decompress_stream, new_coder
 from bit_transformer.errors import BitStreamError, CompressedFileError, ConfigError, Give
 from bit_transformer.service.files import check_out, new_file
 from bit_transformer.service.jobs import Job, Reading
@@ -99,6 +99,7 @@ def coder_of(request: CompressRequest, workspace: Workspace) -> Coder:
         ConfigError: settings that do not fit.
         CheckpointError: no such run.
     """
+    check_experts(request.experts, request.run is not None)
     return new_coder(workspace.model(request.run) if request.run else None, request.adapt, request.experts)
 
 

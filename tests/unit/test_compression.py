@@ -142,7 +142,7 @@ def test_a_reader_of_rich_frames_counts_their_memory():
 
 
 def test_a_model_has_experts_of_its_own():
-    with pytest.raises(ConfigError, match="got experts=rich with a model"):
+    with pytest.raises(ConfigError, match="got experts=rich and a model"):
         compress_bytes(b"x", _model(experts=SMALL), experts="rich")
 
 

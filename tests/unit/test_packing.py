@@ -252,5 +252,5 @@ def test_numbers_that_would_lead_the_loops_astray_are_refused(name: str, value: 
 def test_a_rich_bank_has_units_of_a_byte() -> None:
     with pytest.raises(ConfigError, match="got rich experts for units of 12 bits"):
         bank_of(12, rich=True)
-    with pytest.raises(ConfigError, match=r"experts.rich=True goes with units of one byte"):
+    with pytest.raises(ConfigError, match=r"got experts.rich=True for units of 12 bits"):
         BitTransformerLM(patch_bits=12, max_seq_len=120, experts={"rich": True})
