@@ -2,15 +2,65 @@
 
 No `fastmath`: sums are added in the order in which they are written, so the result is the same on every processor. Nothing allocates, so
 reference counting (`_nrt`) is off: counting the references of arrays in tuples took half of the time. What is compiled is cached on
-disk.
+disk. numba takes a cached function for current as long as its own file is unchanged, though code of other files is compiled into it; so here what is
+cached is valid for the contents of all files with loops. Else an upgrade could run loops that expect other tables, and crash.
 """
 
 from __future__ import annotations
 
+import hashlib
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
 
+# Every file with code that is compiled, or compiled into other loops.
+SOURCES = (
+    "compiled.py",
+    "coding/arithmetic.py",
+    "coding/filters.py",
+    "experts/layout.py",
+    "experts/vectors.py",
+    "experts/terms.py",
+    "experts/rich.py",
+    "experts/kernels.py",
+    "decoding/integer_kernels.py",
+    "decoding/portable_kernels.py",
+    "decoding/bit_loop.py",
+    "restoration/beam_kernel.py",
+    "proof/kernels.py",
+    "quality/kernels.py",
+)
+
 _jit: Any = njit
-compiled = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False)
-inline = _jit(cache=True, nogil=True, error_model="numpy", boundscheck=False, _nrt=False, inline="always")
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+
+
+@lru_cache(maxsize=1)
+def _stamp() -> str | None:
+    """A digest of all sources; None where they cannot be read, as in a frozen program."""
+    found = hashlib.sha256()
+    try:
+        for name in SOURCES:
+            found.update((Path(__file__).parent / name).read_bytes())
+    except OSError:
+        return None
+    return found.hexdigest()
+
+
+def _with_stamp(function: Any) -> Any:
+    file = getattr(getattr(function, "_cache", None), "_cache_file", None)  # numba has no public way
+    if file is not None and _stamp() is not None:
+        file._source_stamp = _stamp()
+    return function
+
+
+def compiled(function: Any) -> Any:
+    """A loop, compiled when it is first called."""
+    return _with_stamp(_jit(**_OPTIONS)(function))
+
+
+def inline(function: Any) -> Any:
+    """A part of loops, compiled into each that calls it."""
+    return _with_stamp(_jit(**_OPTIONS, inline="always")(function))

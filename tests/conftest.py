@@ -28,29 +28,6 @@ THREADS = int(os.environ.get("BTLM_TEST_THREADS", "1"))
 BFLOAT16 = os.environ.get("BTLM_TEST_AMP") == "1"
 
 
-# What numba compiles is cached by the date of the file that a function is in, and not of the files whose functions it calls.
-COMPILED = (
-    "compiled.py",
-    "coding/arithmetic.py",
-    "experts/layout.py",
-    "experts/vectors.py",
-    "experts/terms.py",
-    "experts/rich.py",
-    "experts/kernels.py",
-    "decoding/integer_kernels.py",
-    "decoding/portable_kernels.py",
-    "decoding/bit_loop.py",
-    "restoration/beam_kernel.py",
-    "proof/kernels.py",
-)
-newest = 0.0
-for name in COMPILED:
-    path = ROOT / "bit_transformer" / name
-    newest = max(newest, path.stat().st_mtime)
-    if path.stat().st_mtime < newest:
-        os.utime(path, (newest, newest))
-
-
 @pytest.fixture(autouse=True)
 def same_settings_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("bit_transformer.training.precision.cpu_has_bfloat16", lambda: BFLOAT16)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import bit_transformer
+from bit_transformer.compiled import SOURCES, _stamp
+from bit_transformer.experts.kernels import read
 from tests.conftest import ROOT
 
 
@@ -66,3 +68,14 @@ def test_every_tensor_free_module_has_a_docstring_and_no_print():
         assert text.startswith('"""'), path
         if "cli" not in path.parts and path.relative_to(ROOT / "bit_transformer").as_posix() not in PRINTS:
             assert not re.search(r"^\s*print\(", text, re.M), path
+
+
+def test_every_file_with_loops_is_in_the_stamp_of_what_is_cached() -> None:
+    package = ROOT / "bit_transformer"
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"from bit_transformer\.compiled import|from numba\.extending import", path.read_text())
+    }
+    assert found | {"compiled.py"} == set(SOURCES)
+    assert read._cache._cache_file._source_stamp == _stamp()  # numba still keeps it there
