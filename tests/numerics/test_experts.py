@@ -259,7 +259,8 @@ def cost(bank: ExpertBank, data: bytes) -> float:
     return float(np.logaddexp(0, np.where(bits, -logit, logit)).sum() / np.log(2) / len(units))
 
 
-def test_a_bank_merges_what_two_have_learned() -> None:
+@pytest.mark.parametrize("rich", [False, True])
+def test_a_bank_merges_what_two_have_learned(rich: bool) -> None:
     rng = np.random.default_rng(3)
     words = [bytes(rng.integers(97, 123, rng.integers(3, 9)).tolist()) for _ in range(120)]
 
@@ -267,7 +268,7 @@ def test_a_bank_merges_what_two_have_learned() -> None:
         return b" ".join(some[i] for i in rng.integers(0, len(some), count))
 
     def taught(data: bytes) -> ExpertBank:
-        bank = ExpertBank(ExpertConfig(buckets=1 << 14, history=1 << 14), 8, 0)
+        bank = ExpertBank(ExpertConfig(buckets=1 << 14, history=1 << 14, rich=rich), 8, 0)
         bank.read(np.frombuffer(data, np.uint8), bank.stream(), learn=True, wanted=False)
         return bank
 
@@ -277,10 +278,16 @@ def test_a_bank_merges_what_two_have_learned() -> None:
     both.merge(other)
     assert both.count == one.count + other.count
     assert cost(both, test) < 0.95 * min(cost(one, test), cost(other, test))
-    empty = ExpertBank(ExpertConfig(buckets=1 << 14, history=1 << 14), 8, 0)
+    empty = ExpertBank(one.config, 8, 0)
     alone = one.copy()
     alone.merge(empty)
     assert alone.digest() == one.digest()
+    alone.merge(one, since=one)
+    assert alone.digest() == one.digest()
+    if rich:  # what is found by a hash is found in the other bank's text
+        words_seen = [bank.tables.seen for bank in (one, other, both)]
+        assert all(((seen >> 16) < both.count).all() for seen in words_seen)
+        assert ((words_seen[2] >> 16) >= one.count).sum() == (words_seen[1] != 0).sum()
     with pytest.raises(CheckpointError, match="different configurations"):
         one.merge(small_bank())
 
