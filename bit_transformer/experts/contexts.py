@@ -107,13 +107,17 @@ UNITS = """
 1 3 5
 1 2 3 5
 """
-RECORDS = """
+COMMON = """
 token
 after_1 unit_1
 after_2 unit_1 unit_2
 nibbles_8
 groups_4
 phase_4 unit_1
+"""
+RECORDS = (
+    COMMON
+    + """\
 token word_1
 letters_4
 follower unit_1
@@ -131,6 +135,7 @@ phase_4 unit_3
 token gap_1 unit_1
 line
 """
+)
 
 # The same where the data has rows, as pictures have.
 ROW_UNITS = """
@@ -141,13 +146,9 @@ ROW_UNITS = """
 1 3
 2 4
 """
-ROWS = """
-token
-after_1 unit_1
-after_2 unit_1 unit_2
-nibbles_8
-groups_4
-phase_4 unit_1
+ROWS = (
+    COMMON
+    + """\
 slope_1
 slope_2
 slope_1 unit_1
@@ -165,6 +166,7 @@ mean_16 phase_2
 mean_16 unit_1 phase_2
 mean_16 phase_2 unit_1 unit_2
 """
+)
 
 
 def contexts_of(config: ExpertConfig, words: bool) -> NDArray[np.int64]:

@@ -48,6 +48,7 @@ from bit_transformer.experts.layout import (
     age,
     fetch,
     mixed,
+    repeated,
 )
 from bit_transformer.experts.terms import write_terms
 
@@ -120,18 +121,11 @@ def _begin_unit(shape, tables, stream, learn):
 def _find_match(shape, tables, stream, found):
     """Whether the units before `found` in the history equal the units before the current position."""
     place, history, recent = stream.place, tables.history, stream.recent
-    ring, near, n = len(history) - 1, len(recent) - 1, place[PLACE]
-    oldest = max(0, tables.learned[0] - ring)
+    n = place[PLACE]
+    oldest = max(0, tables.learned[0] - (len(history) - 1))
     if found <= oldest:
         return
-    length = 0
-    while (
-        length < MATCH_MAX
-        and found - 1 - length >= oldest
-        and length < n
-        and history[(found - 1 - length) & ring] == recent[(n - 1 - length) & near]
-    ):
-        length += 1
+    length = repeated(history, recent, found, oldest, n, MATCH_MAX)
     if length >= shape.match_order:
         place[LENGTH], place[MATCH] = length, found
 

@@ -162,14 +162,14 @@ class Shape(NamedTuple):
 
 class Curves(NamedTuple):
     """Look-up tables: `stretch` (4096, by the 12 high bits of a probability), `squash` (6144), `after` (256, 2), `share` (1024, rate by use). In
-    float32, for rich banks: `logit` as `stretch`, `chance` as `squash`, `sure` (256): 1 for histories of one kind of bit, else 0."""
+    float32, for rich banks: `logit` as `stretch`, `probability` as `squash`, `sure` (256): 1 for histories of one kind of bit, else 0."""
 
     stretch: Table
     squash: Table
     after: Table
     share: Table
     logit: Table
-    chance: Table
+    probability: Table
     sure: Table
 
 
@@ -204,3 +204,17 @@ def age(stream, distance):
     if distance > n or distance == 0:
         return np.uint64(0)
     return np.uint64(stream.recent[(n - distance) & (len(stream.recent) - 1)]) + np.uint64(1)
+
+
+@inline
+def repeated(history, recent, found, oldest, n, most):
+    """How many units before `found` in the history, back to `oldest`, equal the last ones of a stream that has read n; at most `most`."""
+    ring, near, length = len(history) - 1, len(recent) - 1, 0
+    while (
+        length < most
+        and found - 1 - length >= oldest
+        and length < n
+        and history[(found - 1 - length) & ring] == recent[(n - 1 - length) & near]
+    ):
+        length += 1
+    return length

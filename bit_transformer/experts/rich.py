@@ -35,6 +35,7 @@ from bit_transformer.experts.layout import (
     RUN_OTHER,
     fetch,
     mixed,
+    repeated,
 )
 from bit_transformer.experts.terms import Term, Text, joined, note_unit
 from bit_transformer.experts.vectors import LANES, add_scaled, dot
@@ -79,7 +80,7 @@ def _clipped(z):
 @inline
 def _chance(curves, z):
     """P(bit = 1) from a clipped logit."""
-    return curves.chance[np.int64((z + _TWELVE) * _STEPS)]
+    return curves.probability[np.int64((z + _TWELVE) * _STEPS)]
 
 
 @inline
@@ -104,20 +105,14 @@ def begin_unit(shape, tables, stream, learn):
     for k in range(len(shape.spec)):
         fetch(tables.runs, _run_place(shape, tables, stream.hashes[k], k)[0])
     text, recent, history, n = stream.text, stream.recent, tables.history, stream.place[PLACE]
-    ring, near, learned = len(history) - 1, len(recent) - 1, tables.learned[0]
+    learned = tables.learned[0]
     if n >= FAR_ORDER:
         slot = far_slot(tables, recent, n)
         if text[Text.FAR_LENGTH] == 0:
             found = np.int64(tables.far_heads[slot])
-            oldest, length = max(np.int64(0), learned - ring), np.int64(0)
+            oldest = max(np.int64(0), learned - (len(history) - 1))
             if found > oldest:
-                while (
-                    length < FAR_MAX
-                    and found - 1 - length >= oldest
-                    and length < n
-                    and history[(found - 1 - length) & ring] == recent[(n - 1 - length) & near]
-                ):
-                    length += 1
+                length = repeated(history, recent, found, oldest, n, FAR_MAX)
                 if length >= FAR_ORDER:
                     text[Text.FAR_LENGTH], text[Text.FAR_MATCH] = length, found
         if learn:
