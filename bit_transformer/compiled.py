@@ -23,6 +23,7 @@ SOURCES = (
     "experts/layout.py",
     "experts/vectors.py",
     "experts/terms.py",
+    "experts/instructions.py",
     "experts/rich.py",
     "experts/kernels.py",
     "decoding/integer_kernels.py",

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
+
+# Parameters of `mallopt`, from <malloc.h> of the GNU C library.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST_BLOCK = 1 << 28  # larger ones are still given back
+_LARGEST_BEFORE_2_35 = 1 << 25  # the most that older versions take
+_KEPT = 1 << 30
 
 
 def cores() -> int:
@@ -27,6 +35,23 @@ def own_memory() -> int | None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return None
+
+
+def keep_freed_memory() -> bool:
+    """Let this process reuse freed memory, up to a gigabyte, instead of giving it back to the system. Returns whether the C library does so.
+
+    PyTorch allocates anew what each operation makes. The GNU C library takes blocks of some megabytes from the system and gives them back
+    every time, and the system fills each new page with zeros: a fifth to a third of the time of an update. Its own environment variables
+    have precedence. Elsewhere nothing changes.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    reused = mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) or mallopt(_MMAP_THRESHOLD, _LARGEST_BEFORE_2_35)
+    return bool(reused) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
 
 
 def _system() -> int | None:

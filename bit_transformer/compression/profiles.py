@@ -21,8 +21,9 @@ PROFILES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "sparse": ((2,), (2, 3), (3,), (1, 3))}, False),
     ({"orders": (1, 2, 3, 4, 5, 6, 7, 9), "rich": True}, True),
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True}, False),
+    ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True, "instructions": True}, False),
 )
-TEXT, BINARY, RICH_TEXT, RICH_BINARY = range(4)
+TEXT, BINARY, RICH_TEXT, RICH_BINARY, RICH_CODE = range(5)
 Experts = Literal["light", "rich", "auto"]
 LIGHT: Experts = "light"
 AUTO: Experts = "auto"
@@ -115,14 +116,19 @@ def plan(data: Bytes) -> tuple[int, int, int]:
 def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
     """The same for light or rich experts, or for those that fit."""
     profile, filtered, columns = plan(data)
-    rich = experts == "rich"
-    if experts == AUTO:
-        wanted = min(len(data), _SAMPLE)
-        begin = (len(data) - wanted) // 2
-        sample = data[begin : begin + wanted]
-        light = _cost(sample, profile, columns)
-        rich = _cost(sample, profile + RICH_TEXT, columns) <= _WORTH_IT * light
-    return profile + RICH_TEXT * rich, filtered, columns
+    if experts == LIGHT:
+        return profile, filtered, columns
+    wanted = min(len(data), _SAMPLE)
+    begin = (len(data) - wanted) // 2
+    sample = data[begin : begin + wanted]
+    if filtered:
+        sample = absolute_jumps(sample)
+    rich = profile + RICH_TEXT
+    if filtered and not columns and _cost(sample, RICH_CODE, 0) < _cost(sample, rich, 0):
+        rich = RICH_CODE
+    if experts == AUTO and _cost(sample, rich, columns) > _WORTH_IT * _cost(sample, profile, columns):
+        rich = profile
+    return rich, filtered, columns
 
 
 def _cost(sample: Bytes, profile: int, columns: int) -> int:

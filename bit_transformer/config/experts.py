@@ -37,6 +37,11 @@ class ExpertConfig(Config):
         "with eight times the memory.",
     )
 
+    instructions: bool = Field(
+        False,
+        description="Rich contexts of x86 machine code, 32 or 64 bits, instead of those of words: 6 to 9 % fewer bits of programs.",
+    )
+
     @model_validator(mode="after")
     def _contexts_fit(self) -> Self:
         if list(self.orders) != sorted(set(self.orders)) or max(self.orders, default=1) > 32:
@@ -50,6 +55,8 @@ class ExpertConfig(Config):
             )
         if max(self.columns, default=1) > 65_536:
             raise ValueError(f"columns={self.columns} must not exceed 65536. Try (512,)")
+        if self.instructions and not self.rich:
+            raise ValueError("instructions=True needs rich experts. Try rich=True")
         if not (self.orders or self.bit_orders or self.sparse or self.columns or self.rich):
             raise ValueError("orders=() leaves no contexts; at least one is needed. Try orders=(1, 2, 3)")
         return self

@@ -100,6 +100,7 @@ class ExpertBank:
             config.columns[0] if config.columns else 0,
             _heard(config, self.experts),
             _direct(config, self.experts),
+            config.instructions,
         )
         self.tables = _new_tables(config, self.experts, unit_bits, heads)
 
@@ -394,7 +395,7 @@ def no_experts(unit_bits: int) -> tuple[Shape, Tables, Stream]:
     config = ExpertConfig(orders=(1,), words=False, buckets=1024, history=1024)
     tables, stream = _new_tables(config, 1, 1, 1024), _new_stream(1, inputs=8, recent=64)
     return (
-        Shape(contexts_of(config, False), unit_bits, 10, 7, -1, 54, False, 0, 0, _direct(config, 1)),
+        Shape(contexts_of(config, False), unit_bits, 10, 7, -1, 54, False, 0, 0, _direct(config, 1), False),
         Tables(*(table[None] for table in tables)),
         Stream(*(part[None] for part in stream)),
     )

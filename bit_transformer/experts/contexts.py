@@ -168,6 +168,31 @@ mean_16 phase_2 unit_1 unit_2
 """
 )
 
+# For machine code, in addition to those of records.
+INSTRUCTIONS = """
+instruction
+instruction instruction_1
+instruction instruction_2
+instruction instruction_3
+instruction instruction_1 instruction_2
+instruction form_1
+instruction form_2
+instruction form_1 form_2
+instruction opcodes_2
+instruction opcodes_4
+form code_at
+form code_at unit_1
+form code_at opcodes_1
+form code_at opcodes_4
+form code_at form_2
+form code_at form_1 form_2
+form code_at form_1 form_2 form_3
+code_at unit_1
+code_at unit_1 unit_2
+opcode code_at unit_1 opcodes_2
+instruction_1 code_at unit_1
+"""
+
 
 def contexts_of(config: ExpertConfig, words: bool) -> NDArray[np.int64]:
     """A kind and its arguments for each context: (K, 1 + MAX_ARGUMENTS).
@@ -183,8 +208,10 @@ def contexts_of(config: ExpertConfig, words: bool) -> NDArray[np.int64]:
     rows += [(SPARSE, *ages) for width in config.columns for ages in ((width,), (1, width))]
     if config.rich:
         units, terms = ("", WORDS) if words else (ROW_UNITS, ROWS) if config.columns else (UNITS, RECORDS)
+        if config.instructions:
+            units, terms = UNITS, RECORDS + INSTRUCTIONS
         rows += [(SPARSE, *map(int, line.split())) for line in units.split("\n") if line]
-        if not words:
+        if not words and not config.instructions:
             rows += [(SPARSE, *ages) for w in config.columns for ages in ((2, w), (w, w + 2), (1, w, w + 1), (2 * w,))]
         rows += [(TERMS, *(Term[name.upper()] for name in line.split())) for line in terms.split("\n") if line]
     spec = np.zeros((len(rows), 1 + MAX_ARGUMENTS), dtype=np.int64)

@@ -33,6 +33,7 @@ from bit_transformer.tensor_file import prefixed, read_tensors, under, write_ten
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
 MEMORY = 1 << 28  # features of at most this many bytes are not stored: they take only seconds to compute
 SAVE_SECONDS = 30.0
+SAVE_SHARE = 0.05  # of the time, at most, goes into saves before the last: that of a large bank takes ten seconds
 PACKED = 3  # a bank in a file takes at most about 1 / this of its memory
 
 
@@ -174,7 +175,8 @@ def _complete(
 
 def _key(model: ModelConfig) -> str:
     assert model.experts is not None
-    known = model.experts.model_dump_json(exclude=None if model.experts.rich else {"rich"})
+    later = {name for name in ("rich", "instructions") if not getattr(model.experts, name)}  # fields that older caches do not know
+    known = model.experts.model_dump_json(exclude=later)
     return f"{known} {model.unit_bits} {model.parity} {model.expert_words}"
 
 
@@ -223,7 +225,7 @@ def _pass(
     passed: Passed,
 ) -> None:
     """Continue a pass from the document's position, saving now and then."""
-    saved = time.monotonic()
+    saved, cost = time.monotonic(), 0.0
     if not document["done"]:
         path.unlink(missing_ok=True)  # processes that have an old file of this name open keep it
     with path.open("r+b" if document["done"] else "wb") as file:
@@ -236,11 +238,13 @@ def _pass(
             document["sums"].append((len(made), zlib.crc32(made)))
             document["done"] = min(len(corpus), document["done"] + PIECE)
             passed(document["done"], len(corpus))
-            if time.monotonic() - saved > SAVE_SECONDS or document["done"] == len(corpus):
+            began = time.monotonic()
+            if began - saved > max(SAVE_SECONDS, cost / SAVE_SHARE) or document["done"] == len(corpus):
                 file.flush()
                 os.fsync(file.fileno())
                 _save(state, bank, stream, document)
                 saved = time.monotonic()
+                cost = saved - began
 
 
 def _save(state: Path, bank: ExpertBank, stream: Stream, document: dict[str, Any]) -> None:

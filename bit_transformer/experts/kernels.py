@@ -50,6 +50,7 @@ from bit_transformer.experts.layout import (
     mixed,
     repeated,
 )
+from bit_transformer.experts.instructions import write_instruction_terms
 from bit_transformer.experts.terms import write_terms
 
 
@@ -74,6 +75,8 @@ def _begin_unit(shape, tables, stream, learn):
         fetch(tables.heads, slot)
     if shape.rich:
         write_terms(shape, tables, stream)
+        if shape.instructions:
+            write_instruction_terms(stream.text, stream.terms)
     chain = np.uint64(0)
     done = 0
     for k in range(len(spec)):

@@ -146,7 +146,8 @@ class Stream(NamedTuple):
 
 class Shape(NamedTuple):
     """Constants. `spec` is (K, 1 + MAX_ARGUMENTS): a kind and its arguments. `rich`: whether the bank is a rich one. `width`: of rows, or 0. `heard`: how many
-    of its first contexts are features. `direct`: (DIRECT), which have probabilities of their own."""
+    of its first contexts are features. `direct`: (DIRECT), which have probabilities of their own. `instructions`: whether contexts are of machine
+    code."""
 
     spec: Table
     unit_bits: int
@@ -158,6 +159,7 @@ class Shape(NamedTuple):
     width: int
     heard: int
     direct: Table
+    instructions: bool
 
 
 class Curves(NamedTuple):

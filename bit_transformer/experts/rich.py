@@ -33,10 +33,12 @@ from bit_transformer.experts.layout import (
     RUN_COUNT,
     RUN_MAX,
     RUN_OTHER,
+    age,
     fetch,
     mixed,
     repeated,
 )
+from bit_transformer.experts.instructions import note_instruction
 from bit_transformer.experts.terms import Term, Text, joined, note_unit
 from bit_transformer.experts.vectors import LANES, add_scaled, dot
 
@@ -210,6 +212,12 @@ def predict_bit(shape, tables, stream, curves, node, depth):
     rows[7] = terms[Term.SENTENCE] * 8 + terms[Term.CAPITALS]
     rows[8] = (word_length * 3 + terms[Term.COMPLETE]) * 8 + (depth & 7)
     rows[9] = longest * 512 + node
+    token = terms[Term.TOKEN]
+    if shape.instructions:  # instructions are the words of machine code
+        token = terms[Term.INSTRUCTION]
+        rows[3] = terms[Term.CODE_AT] * 16 + terms[Term.CODE_BYTES]
+        rows[5] = (terms[Term.OPCODE] & 255) * 8 + (depth & 7)
+        rows[8] = (terms[Term.CODE_AT] * 3 + terms[Term.COMPLETE]) * 8 + (depth & 7)
     for m in range(MIXERS):
         rows[m] += ROWS_BEGIN[m]
         outputs[m] = _clipped(dot(tables.mixing, rows[m] * M, x, M))
@@ -222,7 +230,7 @@ def predict_bit(shape, tables, stream, curves, node, depth):
     low = np.int64(place)
     part = place - np.float32(low)
     two = np.int64(mixed(np.uint64(terms[Term.UNIT_1] * 4099 + terms[Term.UNIT_2])) >> np.uint64(30))
-    token = terms[Term.TOKEN] ^ node * 0x5851F42D4C957F2D
+    token ^= node * 0x5851F42D4C957F2D
     at[LOW], made[PART] = low, part
     at[REFINED_0] = ((before << U | node) & (REFINED_ROWS - 1)) * MAP_KNOTS
     at[REFINED_1] = (((two ^ node * 40503) & (REFINED_ROWS - 1)) + REFINED_ROWS) * MAP_KNOTS
@@ -348,4 +356,7 @@ def end_unit(shape, tables, stream, unit, learn):
                 other, count = latest + 1, np.int64(0)
             count = min(count + 1, RUN_MAX)
             tables.runs[place] = check << RUN_CHECK | count << RUN_COUNT | other << RUN_OTHER | unit
+    if shape.instructions:
+        before = max(np.int64(age(stream, 1)) - 1, 0) >> shape.text_shift
+        note_instruction(text, unit >> shape.text_shift, before)
     note_unit(shape, tables, stream, unit, learn)

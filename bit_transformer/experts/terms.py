@@ -55,6 +55,23 @@ class Text(IntEnum):
     GONE = auto()  # how long ago the latest word was seen before
     FAR_MATCH = auto()  # of the longer match, as in `Stream.place`
     FAR_LENGTH = auto()
+    # Of machine code (`instructions.py`):
+    CODE_WAITS = auto()  # what the next byte is
+    CODE_LEFT = auto()  # bytes of the immediate that are to come
+    CODE_BYTES = auto()  # bytes of the instruction so far
+    CODE_PREFIXES = auto()  # kinds of its prefixes
+    CODE_VOTES = auto()  # for 64-bit code
+    OPCODE = auto()  # with kinds of prefixes and its table; 0 before it is known
+    MODRM = auto()  # the byte that says what the operands are, plus 1; 0 where there is none
+    SIB = auto()  # the byte after it, plus 1
+    INSTRUCTION = auto()  # its bytes so far, hashed
+    INSTRUCTION_1 = auto()  # the instructions before, latest first
+    INSTRUCTION_2 = auto()
+    INSTRUCTION_3 = auto()
+    FORM_1 = auto()  # the same without displacements and immediates
+    FORM_2 = auto()
+    FORM_3 = auto()
+    OPCODES = auto()  # of the last four instructions
 
 
 class Term(IntEnum):
@@ -119,6 +136,20 @@ class Term(IntEnum):
     PHASE_2 = auto()
     SLOPE_16 = auto()  # the same of numbers of two bytes, low byte first, at even positions
     MEAN_16 = auto()  # the mean of the numbers left and above
+    CODE_AT = auto()  # of machine code: what the unit is in its instruction
+    CODE_BYTES = auto()  # bytes of the instruction so far, at most 15
+    OPCODE = auto()
+    INSTRUCTION = auto()  # its bytes so far
+    INSTRUCTION_1 = auto()  # the instructions before
+    INSTRUCTION_2 = auto()
+    INSTRUCTION_3 = auto()
+    FORM = auto()  # what is known of the instruction but for displacement and immediate
+    FORM_1 = auto()
+    FORM_2 = auto()
+    FORM_3 = auto()
+    OPCODES_1 = auto()  # the opcodes before
+    OPCODES_2 = auto()
+    OPCODES_4 = auto()
 
 
 @inline

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bit_transformer.nn.quantized import Embedding
+from bit_transformer.nn.quantized import Embedding, QuantizedTensor
 
 # Odd 64-bit constants as signed integers; tensor arithmetic wraps around, as a multiplicative hash needs.
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio (Knuth, TAOCP 3, 6.4)
@@ -143,9 +144,19 @@ class NgramEmbedding(nn.Module):
     def forward(self, context_BC: Tensor) -> Tensor:
         """Embedding of the contexts at each of N patches: x_BND; takes the patches as `rows_of` does."""
         row_BNO = self.rows_of(context_BC)
-        x_BNOD = self.table(row_BNO)
-        if not self.training or not any(self.dropout):
-            return x_BNOD.sum(2)
-        keep_O = 1 - torch.tensor(self.dropout, device=x_BNOD.device)
-        kept_BNO = torch.rand(row_BNO.shape, device=x_BNOD.device) < keep_O
-        return ((kept_BNO / keep_O).to(x_BNOD.dtype)[..., None] * x_BNOD).sum(2)
+        weight_BNO = self._kept(row_BNO) if self.training and any(self.dropout) else None
+        table = self.table
+        if table.rounding is None and not isinstance(table.weight, QuantizedTensor):
+            # Rows are summed as they are read: the sum of O rows takes an O-th of their memory.
+            flat = None if weight_BNO is None else weight_BNO.to(table.weight.dtype).flatten(0, 1)
+            x_RD = F.embedding_bag(
+                row_BNO.flatten(0, 1), table.weight, mode="sum", sparse=table.sparse, per_sample_weights=flat
+            )
+            return x_RD.view(*row_BNO.shape[:2], -1)
+        x_BNOD = table(row_BNO)
+        return (x_BNOD if weight_BNO is None else weight_BNO.to(x_BNOD.dtype)[..., None] * x_BNOD).sum(2)
+
+    def _kept(self, row_BNO: Tensor) -> Tensor:
+        """Weights of the rows in training: 0 for those that are dropped, more than 1 for the others."""
+        keep_O = 1 - torch.tensor(self.dropout, device=row_BNO.device)
+        return (torch.rand(row_BNO.shape, device=row_BNO.device) < keep_O) / keep_O

@@ -30,6 +30,7 @@ from bit_transformer.distributed.shards import whole
 from bit_transformer.errors import CheckpointError, ConfigError, NonFiniteLoss, OutOfMemory
 from bit_transformer.evaluation.metrics import window_bytes
 from bit_transformer.growth import expand_to, stages
+from bit_transformer.machine import keep_freed_memory
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.objectives import Objective, check_teacher, objective_for
 from bit_transformer.pieces import VALIDATION_ROWS
@@ -156,6 +157,7 @@ class Trainer:
                 may be half made: go on from a checkpoint.
         """
         began = self.clock() - self.progress.seconds
+        keep_freed_memory()
         try:
             with self.parallel.world.watched():
                 self._share_steering()

@@ -110,6 +110,17 @@ First Citizen:
 You are all resolved rather to die than to famish? (Aside: "No!") x = 3.14, y[2] = 40;
 Resolved. resolved.\tThe end-of-line; caf\xc3\xa9 \xe2\x80\x94 na\xc3\xafve
 """
+CODE = np.concatenate(
+    [
+        np.frombuffer(bytes.fromhex(known), np.uint8)
+        for known in (
+            "5589E583EC10C745FC01000000 E8100000000FB6450866B83412F7C1FF0000008B048D00104000",
+            "488B05102000004889E5" * 18,  # now it is taken for 64-bit code
+            "4C8D0C8500000000F3480F2AC0F645080166F7C134128B4424040F8410000000660F3A0FC108C8100000C3",
+        )
+    ]
+    + [np.random.default_rng(5).integers(0, 256, 160, dtype=np.uint8)]
+)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +141,10 @@ Resolved. resolved.\tThe end-of-line; caf\xc3\xa9 \xe2\x80\x94 na\xc3\xafve
             {"orders": (1, 2, 3), "unit_bits": 9, "text_bits": 1},
             np.frombuffer(VERSE[:260] * 2, np.uint8).astype(np.int64) * 2 + 1,
         ),
+        ({"orders": (1, 2), "text_bits": None, "instructions": True}, CODE),
+        ({"orders": (1,), "text_bits": 1, "unit_bits": 9, "instructions": True}, CODE[:200].astype(np.int64) * 2),
     ],
-    ids=["text", "rows", "long lines", "rows of one", "records", "with parity"],
+    ids=["text", "rows", "long lines", "rows of one", "records", "with parity", "machine code", "machine code with parity"],
 )
 def test_a_rich_bank_is_its_slow_twin(fields: dict, units: np.ndarray) -> None:
     fields = dict(fields)
@@ -169,6 +182,7 @@ def slow_rich(bank: ExpertBank) -> SlowRich:
         bank.unit_bits - 8,
         bank.shape.direct.tolist(),
         bank.shape.width,
+        bank.shape.instructions,
     )
 
 

@@ -35,8 +35,11 @@ def frames(file: bytes, most: int) -> Iterator[tuple[int, bytes]]:
         method, profile, jumps, columns = head[1], head[2], head[3], number(head[4:6])
         buckets, history, size, coded = head[6], head[7], number(head[8:16]), number(head[16:24])
         payload = file[place + 48 : place + 48 + coded]
-        assert checksum(payload) == head[32:40] and not jumps
-        data = payload if method == 0 else decode(payload, profile, columns, buckets, history, min(most, size))
+        assert checksum(payload) == head[32:40]
+        wanted = min(most + 4, size)  # a jump needs the four bytes after it
+        data = payload if method == 0 else decode(payload, profile, columns, buckets, history, wanted)
+        if jumps:
+            data = without_jumps(data)
         if len(data) >= size:
             assert checksum(data) == head[24:32]
         yield offset, data[:most]
@@ -49,6 +52,14 @@ def frames(file: bytes, most: int) -> Iterator[tuple[int, bytes]]:
     assert [number(last[i : i + 8]) for i in (8, 16, 24)] == [len(table) // 24, offset, len(table)]
 
 
+def without_jumps(data: bytes) -> bytes:
+    made = bytearray(data)
+    for i in range(len(made) - 4):
+        if made[i] in (0xE8, 0xE9) and made[i + 4] in (0, 0xFF):
+            made[i + 1 : i + 4] = ((number(made[i + 1 : i + 4]) - i) % (1 << 24)).to_bytes(3, "little")
+    return bytes(made)
+
+
 def rich_bank(profile: int, columns: int, buckets: int, history: int) -> SlowRich:
     orders = (1, 2, 3, 4, 5, 6, 7, 9) if profile == 2 else (1, 2, 3, 4, 5, 6, 8, 12)
     contexts: list[tuple] = [("order", n) for n in orders]
@@ -56,12 +67,14 @@ def rich_bank(profile: int, columns: int, buckets: int, history: int) -> SlowRic
     units, terms = ("", lists.WORDS)
     if profile == 3:
         units, terms = (lists.ROW_UNITS, lists.ROWS) if columns else (lists.UNITS, lists.RECORDS)
+    if profile == 4:
+        units, terms = lists.UNITS, lists.RECORDS + lists.INSTRUCTIONS
     contexts += [("sparse", tuple(map(int, line.split()))) for line in units.strip().split("\n") if line]
     if profile == 3 and columns:
         w = columns
         contexts += [("sparse", d) for d in ((2, w), (w, w + 2), (1, w, w + 1), (2 * w,))]
-    contexts += [("terms", tuple(line.split())) for line in terms.strip().split("\n")]
-    return SlowRich(contexts, 8, buckets, history, 7, 0, [0, 1, 2, 3, 8, 9], columns)
+    contexts += [("terms", tuple(line.split())) for line in terms.split("\n") if line]
+    return SlowRich(contexts, 8, buckets, history, 7, 0, [0, 1, 2, 3, 8, 9], columns, profile == 4)
 
 
 def decode(payload: bytes, profile: int, columns: int, buckets: int, history: int, count: int) -> bytes:

@@ -75,6 +75,20 @@ NAMES = [
     "phase_2",
     "slope_16",
     "mean_16",
+    "code_at",
+    "code_bytes",
+    "opcode",
+    "instruction",
+    "instruction_1",
+    "instruction_2",
+    "instruction_3",
+    "form",
+    "form_1",
+    "form_2",
+    "form_3",
+    "opcodes_1",
+    "opcodes_2",
+    "opcodes_4",
 ]  # by number
 SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 4608)
 
@@ -136,6 +150,126 @@ class Words:
         self.sentence = self.gone = 0
 
 
+def opcodes(spans: str) -> set[int]:
+    found: set[int] = set()
+    for span in spans.split():
+        low, _, high = span.partition("-")
+        found |= set(range(int(low, 16), int(high or low, 16) + 1))
+    return found
+
+
+WITH_MODRM = {
+    1: opcodes(
+        "00-03 08-0B 10-13 18-1B 20-23 28-2B 30-33 38-3B 62-63 69 6B 80-8F C0-C1 C4-C7 D0-D3 D8-DF F6-F7 FE-FF"
+    ),
+    2: opcodes("00-04 0D 10-2F 40-76 78-7F 90-9F A3-A5 AB-AF B0-C7 D0-FF"),
+    3: opcodes("00-FF"),
+}
+IMMEDIATES = {
+    1: {
+        1: opcodes("04 0C 14 1C 24 2C 34 3C 6A-6B 70-7F 80 82-83 A8 B0-B7 C0-C1 C6 CD D4-D5 E0-E7 EB"),
+        2: opcodes("C2 CA"),
+        3: opcodes("C8"),
+        4: opcodes("A0-A3 E8-E9"),
+        6: opcodes("9A EA"),
+        "v": opcodes("05 0D 15 1D 25 2D 35 3D 68-69 81 A9 B8-BF C7"),
+    },
+    2: {1: opcodes("70-73 A4 AC BA C2 C4-C6"), 4: opcodes("80-8F")},
+}
+PREFIXES = opcodes("26 2E 36 3E 64-67 F0 F2-F3")
+
+
+class Instructions:
+    """The parser of x86 code, written from the format page."""
+
+    def __init__(self) -> None:
+        self.votes = self.opcodes = 0
+        self.last, self.forms = [0, 0, 0], [0, 0, 0]
+        self.begin()
+
+    def begin(self) -> None:
+        self.waits, self.instruction, self.bytes, self.prefixes = 0, 0, 0, 0
+        self.opcode, self.modrm, self.sib, self.left = 0, 0, 0, 0
+
+    def form(self) -> int:
+        return joined(joined(self.opcode, self.modrm), self.sib)
+
+    def note(self, c: int, before: int) -> None:
+        self.instruction = joined(self.instruction, c)
+        self.bytes += 1
+        if self.waits == 0:
+            prefix = c in PREFIXES or (0x40 <= c <= 0x4F and self.votes >= 128)
+            if c == 0x0F:
+                self.waits = 1
+            elif prefix and self.bytes <= 5:
+                self.prefixes |= {0x66: 1, 0xF2: 2, 0xF3: 4}.get(c, 8 if 0x48 <= c <= 0x4F else 16)
+            else:
+                if c in (0x83, 0x85, 0x89, 0x8B, 0x8D):
+                    self.votes = min(self.votes + 8, 255) if before in (0x48, 0x4C) else max(self.votes - 4, 0)
+                self.after_opcode(1, c)
+        elif self.waits == 1:
+            if c in (0x38, 0x3A):
+                self.waits, self.left = 2, int(c == 0x3A)
+            else:
+                self.after_opcode(2, c)
+        elif self.waits == 2:
+            self.after_opcode(3, c)
+        elif self.waits == 3:
+            self.modrm = c + 1
+            if self.opcode & 0xFFFF in (0x1F6, 0x1F7) and c & 0x30 == 0:
+                self.left = 1 if self.opcode & 1 == 0 else self.size_v()
+            if c >> 6 != 3 and c & 7 == 4:
+                self.waits = 4
+            else:
+                self.displacement(c & 7)
+        elif self.waits == 4:
+            self.sib = c + 1
+            self.displacement(c & 7)
+        elif self.waits == 5:
+            self.immediate()
+        elif self.waits <= 8:
+            self.waits -= 1
+        else:
+            self.left -= 1
+            self.immediate()
+
+    def size_v(self) -> int:
+        return 2 if self.prefixes & 1 else 4
+
+    def after_opcode(self, table: int, c: int) -> None:
+        self.opcode = self.prefixes << 16 | table << 8 | c
+        if table != 3:
+            sizes = [size for size, some in IMMEDIATES[table].items() if c in some]
+            self.left = self.size_v() if sizes == ["v"] else sizes[0] if sizes else 0
+        if c in WITH_MODRM[table]:
+            self.waits = 3
+        else:
+            self.immediate()
+
+    def displacement(self, base: int) -> None:
+        mode = (self.modrm - 1) >> 6
+        size = {1: 1, 2: 4, 0: 4 if base == 5 else 0}.get(mode, 0)
+        if size:
+            self.waits = 4 + size
+        else:
+            self.immediate()
+
+    def immediate(self) -> None:
+        if self.left:
+            self.waits = 8 + min(self.left, 4)
+            return
+        self.last, self.forms = [self.instruction, *self.last[:2]], [self.form(), *self.forms[:2]]
+        self.opcodes = (self.opcodes << 16 | self.opcode & 0xFFFF) & MASK
+        self.begin()
+
+    def terms(self) -> dict[str, int]:
+        made = {"code_at": self.waits, "code_bytes": min(self.bytes, 15), "opcode": self.opcode}
+        made |= {"instruction": self.instruction, "form": joined(self.form(), self.prefixes)}
+        for a in range(3):
+            made |= {f"instruction_{a + 1}": self.last[a], f"form_{a + 1}": self.forms[a]}
+        return made | {f"opcodes_{a}": self.opcodes & (1 << 16 * a) - 1 for a in (1, 2, 4)}
+
+
 def is_letter(c: int) -> bool:
     return 97 <= c <= 122 or c >= 128
 
@@ -184,10 +318,12 @@ class SlowRich(SlowBank):
         shift: int,
         direct: list[int],
         width: int,
+        instructions: bool = False,
     ) -> None:
         super().__init__(contexts, unit_bits, buckets, history, match_order, -1)
         self.shift, self.direct, self.width = shift, direct, width
         self.state = Words()
+        self.code = Instructions() if instructions else None
         self.entries = buckets
         self.runs: dict[tuple[int, int], tuple[int, int, int, int]] = {}  # check, count, other + 1, latest
         self.run_logits: dict[tuple[int, int], np.float32] = {}
@@ -272,7 +408,7 @@ class SlowRich(SlowBank):
             }
             before, over, corner = self.pair(1 + odd), self.pair(w - 1 + odd), self.pair(w + 1 + odd)
             made |= {"slope_16": (before + over - corner) & 0xFFFF, "mean_16": before + over >> 1}
-        return made
+        return made | (self.code.terms() if self.code else dict.fromkeys(NAMES[60:], 0))
 
     def hashes(self) -> list[int]:
         made, plain = self.terms(), [c for c in self.contexts if c[0] != "terms"]
@@ -292,6 +428,8 @@ class SlowRich(SlowBank):
     def note(self, unit: int) -> None:
         t, n, c = self.state, len(self.units), unit >> self.shift
         before = self.units[-1] >> self.shift if self.units else 0
+        if self.code:
+            self.code.note(c, before)
         places = [(0, (t.word or t.gap) >> 48), self.after_place(1), self.after_place(2)]
         for place in places:
             self.followed[place] = (self.followed.get(place, 0) << 9 | unit) & (1 << 18) - 1
@@ -471,6 +609,12 @@ class SlowRich(SlowBank):
                 (length * 3 + made["complete"]) * 8 + (depth & 7),
                 longest * 512 + node,
             ]
+            token = made["token"]
+            if self.code:
+                token, at = made["instruction"], made["code_at"]
+                chosen[3] = at * 16 + made["code_bytes"]
+                chosen[5] = (made["opcode"] & 255) * 8 + (depth & 7)
+                chosen[8] = (at * 3 + made["complete"]) * 8 + (depth & 7)
             chosen = [sum(SETS[:m]) + row for m, row in enumerate(chosen)]
             outputs = [clipped(dot(self.weights_row(row), x)) for row in chosen] + [F(0)] * 6
             blends = [self.blend.setdefault(row, [F(1 / 10)] * 10 + [F(0)] * 6) for row in (node, (1 << U) + before)]
@@ -482,7 +626,7 @@ class SlowRich(SlowBank):
             two = mixed(made["unit_1"] * 4099 + made["unit_2"]) >> 30
             maps = []
             for which, row in enumerate(
-                (before << U | node, two ^ node * 40503, mixed(made["token"] ^ node * 0x5851F42D4C957F2D & MASK) >> 40)
+                (before << U | node, two ^ node * 40503, mixed(token ^ node * 0x5851F42D4C957F2D & MASK) >> 40)
             ):
                 knots = [exact(1 / (1 + math.exp(-(i - 15.5) / 2))) for i in range(32)]
                 maps.append(self.refined.setdefault((which, row & 0xFFFF), knots))

@@ -92,6 +92,7 @@ def test_a_disk_that_is_too_small_is_known_before(tmp_path: Path, monkeypatch: p
 def test_a_stopped_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_cache, "PIECE", 768)
     monkeypatch.setattr(feature_cache, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(feature_cache, "SAVE_SHARE", float("inf"))
     corpus, said = corpus_of(tmp_path / "text", TEXT[:6000]), []
     whole = made(corpus, tmp_path / "whole", said)
     calls = []

@@ -109,6 +109,7 @@ def test_more_readers_than_data_or_memory_is_one_line(monkeypatch: pytest.Monkey
 def slow_pass(monkeypatch: pytest.MonkeyPatch, piece: int = 768) -> None:
     monkeypatch.setattr(feature_cache, "PIECE", piece)
     monkeypatch.setattr(feature_cache, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(feature_cache, "SAVE_SHARE", float("inf"))
     monkeypatch.setattr(shards, "LOOK", 0.01)
 
 

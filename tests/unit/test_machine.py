@@ -1,0 +1,54 @@
+"""What the machine has to give, and how memory is kept."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+BLOCKS = """
+import resource, sys
+import torch
+from bit_transformer.machine import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "keep" else False
+def blocks():
+    for _ in range(10):
+        for held in [torch.empty(3 << 20) for _ in range(10)]:  # 120 MB in blocks of 12, as an update makes them
+            held.fill_(1.0)
+        del held
+blocks()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+blocks()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+gnu = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library has these settings")
+
+
+def faults(what: str, **environment: str) -> tuple[str, int]:
+    """Whether memory is kept, and how many pages the system filled."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    made = subprocess.run(
+        [sys.executable, "-c", BLOCKS, what],
+        env={**plain, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, count = made.stdout.split()
+    return kept, int(count)
+
+
+@gnu
+def test_freed_memory_is_used_again():
+    kept, few = faults("keep")
+    _, many = faults("leave")
+    assert kept == "True"
+    assert few < many / 20
+    assert many > 1000
+
+
+@gnu
+def test_settings_of_the_environment_have_precedence():
+    assert faults("keep", MALLOC_TOP_PAD_="1000")[0] == "False"
