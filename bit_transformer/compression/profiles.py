@@ -41,7 +41,9 @@ def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBan
     Raises:
         ConfigError: it needs more memory than there is.
     """
-    needed, free = bank_memory(buckets, history, rich=profile >= RICH_TEXT), free_memory()
+    fields, words = PROFILES[profile]
+    config = _config(fields, words, columns, buckets, history)
+    needed, free = config_memory(config, 8, words), free_memory()
     if free is not None and needed > free:
         raise ConfigError(
             f"got frames that need {needed / 1e9:.1f} GB each; {free / 1e9:.1f} GB are free",
@@ -51,8 +53,7 @@ def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBan
                 *([Give("experts", LIGHT)] if profile >= RICH_TEXT else []),
             ),
         )
-    fields, words = PROFILES[profile]
-    return ExpertBank(_config(fields, words, columns, buckets, history), 8, 0 if words else None)
+    return ExpertBank(config, 8, 0 if words else None)
 
 
 def _config(fields: dict[str, Any], words: bool, columns: int, buckets: int, history: int) -> ExpertConfig:
@@ -123,12 +124,13 @@ def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
     sample = data[begin : begin + wanted]
     if filtered:
         sample = absolute_jumps(sample)
-    rich = profile + RICH_TEXT
-    if filtered and not columns and _cost(sample, RICH_CODE, 0) < _cost(sample, rich, 0):
-        rich = RICH_CODE
-    if experts == AUTO and _cost(sample, rich, columns) > _WORTH_IT * _cost(sample, profile, columns):
-        rich = profile
-    return rich, filtered, columns
+    choices = [profile + RICH_TEXT, *([RICH_CODE] if has_jumps(data) and not columns else [])]
+    if choices[1:] or experts == AUTO:
+        costs = {choice: _cost(sample, choice, columns) for choice in choices}
+        choices = sorted(choices, key=costs.__getitem__)
+        if experts == AUTO and costs[choices[0]] > _WORTH_IT * _cost(sample, profile, columns):
+            return profile, filtered, columns
+    return choices[0], filtered, columns
 
 
 def _cost(sample: Bytes, profile: int, columns: int) -> int:

@@ -638,6 +638,24 @@ def _aligned_copy(table: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
+def restore_stream(stream: Stream, kept: Mapping[str, NDArray[Any]]) -> None:
+    """Put a stream where another one of the same bank stood; all else of it is made anew for every unit.
+
+    Streams of older files have fewer rows of `text`; those that they lack are 0.
+
+    Raises:
+        CheckpointError: a part is missing or of another size.
+    """
+    for name in ("place", "recent", "text"):
+        part, old = getattr(stream, name), kept.get(name)
+        size = 0 if old is None else old.size
+        if size > part.size or (name != "text" and size != part.size):
+            raise CheckpointError(f"got {size:,} numbers of a stream's {name}; {part.size:,} are needed")
+        part[...] = 0
+        if old is not None:
+            part[:size] = old
+
+
 def _sketch_of(state: Mapping[str, NDArray[Any]]) -> Sketch:
     return np.array(state.get("sketch", ()), dtype=np.int64).view(np.uint64)  # older files have none
 

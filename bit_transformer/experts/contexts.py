@@ -168,7 +168,7 @@ mean_16 phase_2 unit_1 unit_2
 """
 )
 
-# For machine code, in addition to those of records.
+# For machine code, before those of records.
 INSTRUCTIONS = """
 instruction
 instruction instruction_1
@@ -207,14 +207,24 @@ def contexts_of(config: ExpertConfig, words: bool) -> NDArray[np.int64]:
     rows += [(SPARSE, *ages) for ages in config.sparse]
     rows += [(SPARSE, *ages) for width in config.columns for ages in ((width,), (1, width))]
     if config.rich:
-        units, terms = ("", WORDS) if words else (ROW_UNITS, ROWS) if config.columns else (UNITS, RECORDS)
+        first, units, terms = "", "", WORDS
         if config.instructions:
-            units, terms = UNITS, RECORDS + INSTRUCTIONS
-        rows += [(SPARSE, *map(int, line.split())) for line in units.split("\n") if line]
+            first, units, terms = INSTRUCTIONS, UNITS, RECORDS
+        elif not words:
+            units, terms = (ROW_UNITS, ROWS) if config.columns else (UNITS, RECORDS)
+        rows += _of_terms(first) + [(SPARSE, *map(int, line.split())) for line in _lines(units)]
         if not words and not config.instructions:
             rows += [(SPARSE, *ages) for w in config.columns for ages in ((2, w), (w, w + 2), (1, w, w + 1), (2 * w,))]
-        rows += [(TERMS, *(Term[name.upper()] for name in line.split())) for line in terms.split("\n") if line]
+        rows += _of_terms(terms)
     spec = np.zeros((len(rows), 1 + MAX_ARGUMENTS), dtype=np.int64)
     for line, row in zip(spec, rows, strict=True):
         line[: len(row)] = row
     return spec
+
+
+def _of_terms(lines: str) -> list[tuple[int, ...]]:
+    return [(TERMS, *(Term[name.upper()] for name in line.split())) for line in _lines(lines)]
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line]

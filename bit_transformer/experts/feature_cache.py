@@ -24,7 +24,7 @@ from torch import Tensor
 from bit_transformer.config import ModelConfig
 from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError, CheckpointError
-from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, memory_bytes
+from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, memory_bytes, restore_stream
 from bit_transformer.experts.layout import Stream
 from bit_transformer.experts.passes import PIECE, Passed, Say, begin_with, corpus_sketch, corpus_units, feature_bytes
 from bit_transformer.experts.sketch import joined
@@ -33,7 +33,9 @@ from bit_transformer.tensor_file import prefixed, read_tensors, under, write_ten
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
 MEMORY = 1 << 28  # features of at most this many bytes are not stored: they take only seconds to compute
 SAVE_SECONDS = 30.0
-SAVE_SHARE = 0.05  # of the time, at most, goes into saves before the last: that of a large bank takes ten seconds
+SAVE_SHARE = (
+    0.05  # of the time between two saves, at most, is what the one before took: that of a large bank takes ten seconds
+)
 PACKED = 3  # a bank in a file takes at most about 1 / this of its memory
 
 
@@ -175,8 +177,10 @@ def _complete(
 
 def _key(model: ModelConfig) -> str:
     assert model.experts is not None
-    later = {name for name in ("rich", "instructions") if not getattr(model.experts, name)}  # fields that older caches do not know
-    known = model.experts.model_dump_json(exclude=later)
+    unset = {
+        name for name in ("rich", "instructions") if not getattr(model.experts, name)
+    }  # older caches do not know these
+    known = model.experts.model_dump_json(exclude=unset)
     return f"{known} {model.unit_bits} {model.parity} {model.expert_words}"
 
 
@@ -199,9 +203,7 @@ def _found(
                     say("the cached features do not match their checksum; computing them again")
                     return None, fresh
         stream = bank.stream()
-        for name, part in stream._asdict().items():
-            if part.size:  # only rich banks have all
-                part[...] = tensors[f"stream.{name}"].numpy()
+        restore_stream(stream, tables("stream.", tensors))
         bank.load_state_dict(tables("bank.", tensors))  # last: an error leaves the bank as it is
     except (CheckpointError, OSError, KeyError, ValueError) as damaged:
         say(f"the cached features cannot be used ({damaged}); computing them again")

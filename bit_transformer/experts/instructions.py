@@ -1,7 +1,8 @@
 """x86 machine code as a rich bank sees it: where a byte stands in its instruction, and which instructions came before.
 
 The parser follows instructions from byte to byte, without knowing where code begins: after data or a wrong guess it is in step again
-within a few instructions. It reads 32-bit and 64-bit code; which of both a stream is, it tells from the prefixes that it meets.
+within a few instructions. It reads 32-bit and 64-bit code, and tells which from the prefixes that it meets. It leaves out 16-bit code, addresses of eight
+bytes (A0 to A3 in 64-bit code), and the suffix of 3DNow.
 
 Source: the opcode maps of the "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2, appendix A.
 """
@@ -14,15 +15,16 @@ from numpy.typing import NDArray
 from bit_transformer.compiled import compiled, inline
 from bit_transformer.experts.terms import Term, Text, joined
 
-# What the next byte is. Of displacements and immediates there are four: with so many bytes left, 1 to 4.
-OPCODE, ESCAPED, ESCAPED_TWICE, MODRM, SIB, DISPLACEMENT, IMMEDIATE = 0, 1, 2, 3, 4, 5, 9
+# What the next byte is. Of displacements and immediates there are four: with so many bytes left, 1 to 4. Of VEX, with so many bytes before the
+# opcode, 1 to 3.
+OPCODE, ESCAPED, ESCAPED_TWICE, MODRM, SIB, DISPLACEMENT, IMMEDIATE, VEX = 0, 1, 2, 3, 4, 5, 9, 13
 
-# What an opcode says: bytes of its immediate in the low bits, and flags.
-_SIZE, _OPERAND, _MODRM, _PREFIX = 7, 8, 16, 32  # _OPERAND: four bytes, two after the prefix 66
+# What an opcode says: bytes of its immediate in the low bits, and flags. An immediate of _OPERAND has four bytes, or two after the prefix 66.
+_SIZE, _OPERAND, _MODRM, _PREFIX = 7, 8, 16, 32
 
 
 def _opcodes(parts: dict[str, int]) -> NDArray[np.uint8]:
-    """A map from ranges of opcodes, in hexadecimal, each with what it says."""
+    """A table of what opcodes say, from ranges of them in hexadecimal."""
     table = np.zeros(256, dtype=np.uint8)
     for ranges, says in parts.items():
         for span in ranges.split():
@@ -31,7 +33,7 @@ def _opcodes(parts: dict[str, int]) -> NDArray[np.uint8]:
     return table
 
 
-ONE_BYTE = _opcodes(
+_ONE_BYTE = _opcodes(
     {
         "00-03 08-0B 10-13 18-1B 20-23 28-2B 30-33 38-3B 62-63 69 6B 80-8F C0-C1 C4-C7 D0-D3 D8-DF F6-F7 FE-FF": _MODRM,
         "04 0C 14 1C 24 2C 34 3C 6A-6B 70-7F 80 82-83 A8 B0-B7 C0-C1 C6 CD D4-D5 E0-E7 EB": 1,
@@ -43,14 +45,14 @@ ONE_BYTE = _opcodes(
         "26 2E 36 3E 64-67 F0 F2-F3": _PREFIX,
     }
 )
-TWO_BYTES = _opcodes(  # after 0F
+_TWO_BYTES = _opcodes(  # after 0F
     {
-        "00-04 0D 10-2F 40-76 78-7F 90-9F A3-A5 AB-AF B0-C7 D0-FF": _MODRM,
+        "00-03 0D 10-2F 40-76 78-7F 90-9F A3-A5 AB-AF B0-C7 D0-FF": _MODRM,
         "70-73 A4 AC BA C2 C4-C6": 1,
         "80-8F": 4,
     }
 )
-_MOST_VOTES, _LONG = 255, 128  # from half of the votes on, 40 to 4F are prefixes
+_MOST_VOTES, _VOTES_OF_64_BITS = 255, 128
 _MOST_PREFIXES = 5
 
 
@@ -61,11 +63,14 @@ def note_instruction(text, c, before):
     text[Text.INSTRUCTION] = joined(text[Text.INSTRUCTION], c)
     text[Text.CODE_BYTES] += 1
     if waits == OPCODE:
-        says = np.int64(ONE_BYTE[c])
-        wide = c & 0xF0 == 0x40 and text[Text.CODE_VOTES] >= _LONG
+        says = np.int64(_ONE_BYTE[c])
+        long = text[Text.CODE_VOTES] >= _VOTES_OF_64_BITS
         if c == 0x0F:
             text[Text.CODE_WAITS] = ESCAPED
-        elif (wide or says & _PREFIX) and text[Text.CODE_BYTES] <= _MOST_PREFIXES:
+        elif long and (c == 0xC4 or c == 0xC5 or c == 0x62):
+            text[Text.CODE_WAITS] = VEX if c == 0xC5 else VEX + 1 if c == 0xC4 else VEX + 2
+            text[Text.CODE_LEFT] = np.int64(c == 0xC5)
+        elif ((long and c & 0xF0 == 0x40) or says & _PREFIX) and text[Text.CODE_BYTES] <= _MOST_PREFIXES:
             # A context needs to know of prefixes that change what follows: words, repetitions, 64 bits, others.
             kind = 1 if c == 0x66 else 2 if c == 0xF2 else 4 if c == 0xF3 else 8 if c & 0xF8 == 0x48 else 16
             text[Text.CODE_PREFIXES] |= kind
@@ -77,7 +82,7 @@ def note_instruction(text, c, before):
             text[Text.CODE_LEFT] = np.int64(c == 0x3A)
             text[Text.CODE_WAITS] = ESCAPED_TWICE
         else:
-            _begin_operands(text, 2, c, np.int64(TWO_BYTES[c]))
+            _begin_operands(text, 2, c, np.int64(_TWO_BYTES[c]))
     elif waits == ESCAPED_TWICE:
         _begin_operands(text, 3, c, text[Text.CODE_LEFT] | _MODRM)
     elif waits == MODRM:
@@ -96,6 +101,13 @@ def note_instruction(text, c, before):
         _begin_immediate(text)
     elif waits < IMMEDIATE:
         text[Text.CODE_WAITS] = waits - 1
+    elif waits >= VEX:
+        if text[Text.CODE_LEFT] == 0:
+            text[Text.CODE_LEFT] = c & 7  # which table the opcode is from: after 0F, 0F 38 or 0F 3A
+        text[Text.CODE_WAITS] = waits - 1
+        if waits == VEX:
+            table = text[Text.CODE_LEFT]
+            text[Text.CODE_WAITS], text[Text.CODE_LEFT] = ESCAPED if table == 1 else ESCAPED_TWICE, np.int64(table == 3)
     else:
         text[Text.CODE_LEFT] -= 1
         _begin_immediate(text)
@@ -103,10 +115,13 @@ def note_instruction(text, c, before):
 
 @inline
 def _vote(text, c, before):
-    """Prefixes 48 and 4C stand before some opcodes nearly always in 64-bit code, and nearly never in 32-bit code."""
+    """MOV, LEA, TEST and operations with a byte stand after a REX prefix mostly in 64-bit code, and nearly never in 32-bit code."""
     if c == 0x8B or c == 0x89 or c == 0x8D or c == 0x83 or c == 0x85:
         votes = text[Text.CODE_VOTES]
-        text[Text.CODE_VOTES] = min(votes + 8, _MOST_VOTES) if before & 0xFB == 0x48 else max(votes - 4, 0)
+        if before & 0xF8 == 0x48:
+            text[Text.CODE_VOTES] = min(votes + 16, _MOST_VOTES)
+        elif before & 0xF0 != 0x40:
+            text[Text.CODE_VOTES] = max(votes - 1, 0)
 
 
 @compiled
@@ -116,6 +131,8 @@ def _begin_operands(text, table, c, says):
     text[Text.CODE_LEFT] = says & _SIZE
     if says & _OPERAND:
         text[Text.CODE_LEFT] = 2 if text[Text.CODE_PREFIXES] & 1 else 4
+        if table == 1 and c & 0xF8 == 0xB8 and text[Text.CODE_PREFIXES] & 8:
+            text[Text.CODE_LEFT] = 8
     if says & _MODRM:
         text[Text.CODE_WAITS] = MODRM
     else:
@@ -163,4 +180,8 @@ def write_instruction_terms(text, terms):
         terms[Term.FORM_1 + a] = text[Text.FORM_1 + a]
     terms[Term.FORM] = joined(_form(text), text[Text.CODE_PREFIXES])
     opcodes = text[Text.OPCODES]
-    terms[Term.OPCODES_1], terms[Term.OPCODES_2], terms[Term.OPCODES_4] = opcodes & 0xFFFF, opcodes & 0xFFFFFFFF, opcodes
+    terms[Term.OPCODES_1], terms[Term.OPCODES_2], terms[Term.OPCODES_4] = (
+        opcodes & 0xFFFF,
+        opcodes & 0xFFFFFFFF,
+        opcodes,
+    )

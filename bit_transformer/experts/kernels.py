@@ -22,6 +22,7 @@ from bit_transformer.coding.arithmetic import PLACE as PLACE_OF_CODE
 from bit_transformer.coding.arithmetic import begin_code, decode_bit, encode_bit, end_code
 from bit_transformer.compiled import compiled, inline
 from bit_transformer.experts import rich
+from bit_transformer.experts.instructions import write_instruction_terms
 from bit_transformer.experts.layout import (
     BITS,
     BUCKET,
@@ -50,7 +51,6 @@ from bit_transformer.experts.layout import (
     mixed,
     repeated,
 )
-from bit_transformer.experts.instructions import write_instruction_terms
 from bit_transformer.experts.terms import write_terms
 
 

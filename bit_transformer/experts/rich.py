@@ -18,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from bit_transformer.compiled import compiled, inline
+from bit_transformer.experts.instructions import note_instruction
 from bit_transformer.experts.layout import (
     DIRECT,
     INPUTS,
@@ -38,7 +39,6 @@ from bit_transformer.experts.layout import (
     mixed,
     repeated,
 )
-from bit_transformer.experts.instructions import note_instruction
 from bit_transformer.experts.terms import Term, Text, joined, note_unit
 from bit_transformer.experts.vectors import LANES, add_scaled, dot
 
@@ -358,5 +358,5 @@ def end_unit(shape, tables, stream, unit, learn):
             tables.runs[place] = check << RUN_CHECK | count << RUN_COUNT | other << RUN_OTHER | unit
     if shape.instructions:
         before = max(np.int64(age(stream, 1)) - 1, 0) >> shape.text_shift
-        note_instruction(text, unit >> shape.text_shift, before)
+        note_instruction(text, unit >> shape.text_shift & 255, before)
     note_unit(shape, tables, stream, unit, learn)

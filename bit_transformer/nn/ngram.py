@@ -146,13 +146,14 @@ class NgramEmbedding(nn.Module):
         row_BNO = self.rows_of(context_BC)
         weight_BNO = self._kept(row_BNO) if self.training and any(self.dropout) else None
         table = self.table
-        if table.rounding is None and not isinstance(table.weight, QuantizedTensor):
-            # Rows are summed as they are read: the sum of O rows takes an O-th of their memory.
+        whole = table.rounding is None and not isinstance(table.weight, QuantizedTensor)
+        if whole and row_BNO.device.type in ("cpu", "cuda"):  # Metal has no such operation
+            # Rows are summed as they are read, which takes an O-th of the memory of all rows.
             flat = None if weight_BNO is None else weight_BNO.to(table.weight.dtype).flatten(0, 1)
             x_RD = F.embedding_bag(
                 row_BNO.flatten(0, 1), table.weight, mode="sum", sparse=table.sparse, per_sample_weights=flat
             )
-            return x_RD.view(*row_BNO.shape[:2], -1)
+            return x_RD.view(*row_BNO.shape[:2], table.embedding_dim)
         x_BNOD = table(row_BNO)
         return (x_BNOD if weight_BNO is None else weight_BNO.to(x_BNOD.dtype)[..., None] * x_BNOD).sum(2)
 

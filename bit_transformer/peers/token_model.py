@@ -25,6 +25,7 @@ from bit_transformer.data.windows import epoch_key, permuted
 from bit_transformer.errors import BitStreamError, NonFiniteLoss
 from bit_transformer.evaluation.scorer import Score, check_filled
 from bit_transformer.extras import require
+from bit_transformer.machine import keep_freed_memory
 from bit_transformer.peers.byte_softmax import bit_logits_of
 from bit_transformer.peers.tokens import Vocabulary
 from bit_transformer.training.optim import Muon, clip_gradients, schedule
@@ -166,6 +167,7 @@ class TokenTraining:
         parts = model.parts(config.optim)
         peaks = [group["lr"] for part in parts for group in part.param_groups]
         device = next(model.parameters()).device
+        keep_freed_memory()  # as in our own trainings
         self._warm_up(device)
         began = self.clock() - self.spent
         share = validated = 0.0

@@ -95,6 +95,7 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         check_training(self.model.config, self.config)
         check_ranks(self.config, self.parallel)
         check_precision(self.device, self.config.amp, self.parallel.world.name)
@@ -157,7 +158,6 @@ class Trainer:
                 may be half made: go on from a checkpoint.
         """
         began = self.clock() - self.progress.seconds
-        keep_freed_memory()
         try:
             with self.parallel.world.watched():
                 self._share_steering()

@@ -14,7 +14,7 @@ from bit_transformer.config import ModelConfig
 from bit_transformer.data.sources import Corpus
 from bit_transformer.data.windows import Batch, SamplerState, epoch_key
 from bit_transformer.errors import BitStreamError
-from bit_transformer.experts.bank import ExpertBank
+from bit_transformer.experts.bank import ExpertBank, restore_stream
 from bit_transformer.experts.feature_cache import tables
 from bit_transformer.experts.passes import begin_with, corpus_units
 from bit_transformer.experts.sketch import WINDOW
@@ -118,5 +118,4 @@ class StreamedWindows:
             self._finished = ExpertBank.of(self.model)
             self._finished.load_state_dict(finished)
         for index, stream in enumerate(self._streams):
-            for name, part in stream._asdict().items():
-                part[...] = tensors[f"stream.{index}.{name}"].cpu().numpy()
+            restore_stream(stream, tables(f"stream.{index}.", tensors))

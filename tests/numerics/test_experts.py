@@ -144,7 +144,16 @@ CODE = np.concatenate(
         ({"orders": (1, 2), "text_bits": None, "instructions": True}, CODE),
         ({"orders": (1,), "text_bits": 1, "unit_bits": 9, "instructions": True}, CODE[:200].astype(np.int64) * 2),
     ],
-    ids=["text", "rows", "long lines", "rows of one", "records", "with parity", "machine code", "machine code with parity"],
+    ids=[
+        "text",
+        "rows",
+        "long lines",
+        "rows of one",
+        "records",
+        "with parity",
+        "machine code",
+        "machine code with parity",
+    ],
 )
 def test_a_rich_bank_is_its_slow_twin(fields: dict, units: np.ndarray) -> None:
     fields = dict(fields)

@@ -68,7 +68,8 @@ def rich_bank(profile: int, columns: int, buckets: int, history: int) -> SlowRic
     if profile == 3:
         units, terms = (lists.ROW_UNITS, lists.ROWS) if columns else (lists.UNITS, lists.RECORDS)
     if profile == 4:
-        units, terms = lists.UNITS, lists.RECORDS + lists.INSTRUCTIONS
+        units, terms = lists.UNITS, lists.RECORDS
+        contexts += [("terms", tuple(line.split())) for line in lists.INSTRUCTIONS.split("\n") if line]
     contexts += [("sparse", tuple(map(int, line.split()))) for line in units.strip().split("\n") if line]
     if profile == 3 and columns:
         w = columns

@@ -159,10 +159,8 @@ def opcodes(spans: str) -> set[int]:
 
 
 WITH_MODRM = {
-    1: opcodes(
-        "00-03 08-0B 10-13 18-1B 20-23 28-2B 30-33 38-3B 62-63 69 6B 80-8F C0-C1 C4-C7 D0-D3 D8-DF F6-F7 FE-FF"
-    ),
-    2: opcodes("00-04 0D 10-2F 40-76 78-7F 90-9F A3-A5 AB-AF B0-C7 D0-FF"),
+    1: opcodes("00-03 08-0B 10-13 18-1B 20-23 28-2B 30-33 38-3B 62-63 69 6B 80-8F C0-C1 C4-C7 D0-D3 D8-DF F6-F7 FE-FF"),
+    2: opcodes("00-03 0D 10-2F 40-76 78-7F 90-9F A3-A5 AB-AF B0-C7 D0-FF"),
     3: opcodes("00-FF"),
 }
 IMMEDIATES = {
@@ -201,11 +199,16 @@ class Instructions:
             prefix = c in PREFIXES or (0x40 <= c <= 0x4F and self.votes >= 128)
             if c == 0x0F:
                 self.waits = 1
+            elif c in (0xC5, 0xC4, 0x62) and self.votes >= 128:
+                self.waits, self.left = {0xC5: (13, 1), 0xC4: (14, 0), 0x62: (15, 0)}[c]
             elif prefix and self.bytes <= 5:
                 self.prefixes |= {0x66: 1, 0xF2: 2, 0xF3: 4}.get(c, 8 if 0x48 <= c <= 0x4F else 16)
             else:
                 if c in (0x83, 0x85, 0x89, 0x8B, 0x8D):
-                    self.votes = min(self.votes + 8, 255) if before in (0x48, 0x4C) else max(self.votes - 4, 0)
+                    if 0x48 <= before <= 0x4F:
+                        self.votes = min(self.votes + 16, 255)
+                    elif not 0x40 <= before <= 0x4F:
+                        self.votes = max(self.votes - 1, 0)
                 self.after_opcode(1, c)
         elif self.waits == 1:
             if c in (0x38, 0x3A):
@@ -229,6 +232,11 @@ class Instructions:
             self.immediate()
         elif self.waits <= 8:
             self.waits -= 1
+        elif self.waits >= 13:
+            self.left = self.left or c & 7
+            self.waits -= 1
+            if self.waits == 12:
+                self.waits, self.left = 1 if self.left == 1 else 2, int(self.left == 3)
         else:
             self.left -= 1
             self.immediate()
@@ -241,6 +249,8 @@ class Instructions:
         if table != 3:
             sizes = [size for size, some in IMMEDIATES[table].items() if c in some]
             self.left = self.size_v() if sizes == ["v"] else sizes[0] if sizes else 0
+            if table == 1 and 0xB8 <= c <= 0xBF and self.prefixes & 8:
+                self.left = 8
         if c in WITH_MODRM[table]:
             self.waits = 3
         else:
@@ -411,17 +421,16 @@ class SlowRich(SlowBank):
         return made | (self.code.terms() if self.code else dict.fromkeys(NAMES[60:], 0))
 
     def hashes(self) -> list[int]:
-        made, plain = self.terms(), [c for c in self.contexts if c[0] != "terms"]
-        assert self.contexts[: len(plain)] == plain
-        whole, self.contexts = self.contexts, plain
+        made, whole = self.terms(), self.contexts
+        self.contexts = [c if c[0] != "terms" else ("order", 0) for c in whole]  # those of terms are written below
         out = super().hashes()
         self.contexts = whole
-        for k in range(len(plain), self.K):
-            value = 0
-            for name in self.contexts[k][1]:
-                number = NAMES.index(name)
-                value = mixed(((value ^ made[name]) * FOURTH + number) & MASK)
-            out.append(mixed(mixed(value + (k + 1) * 0xD1B54A32D192ED03 & MASK)))
+        for k, (kind, names) in enumerate(whole):
+            if kind == "terms":
+                value = 0
+                for name in names:
+                    value = mixed(((value ^ made[name]) * FOURTH + NAMES.index(name)) & MASK)
+                out[k] = mixed(mixed(value + (k + 1) * 0xD1B54A32D192ED03 & MASK))
         self.made = made
         return out
 

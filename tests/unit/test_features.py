@@ -63,6 +63,43 @@ def test_the_same_data_is_read_once(tmp_path: Path) -> None:
     assert first[0].nbytes == feature_bytes(corpus, SHAPE)
 
 
+def test_saves_of_a_pass_that_cost_much_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, saves = [0.0], []
+
+    def save(*parts: object) -> None:
+        saves.append(now[0])
+        now[0] += 10
+        kept(*parts)
+
+    def read(done: int, total: int) -> None:
+        now[0] += 1  # a second a piece
+
+    kept = feature_cache._save
+    monkeypatch.setattr(feature_cache, "_save", save)
+    monkeypatch.setattr(feature_cache, "PIECE", 10)
+    monkeypatch.setattr(feature_cache, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    corpus = corpus_of(tmp_path / "text", TEXT[:6000])
+    corpus_features(corpus, SHAPE, limit=1 << 30, memory=0, folder=tmp_path / "cache", passed=read)
+    assert saves == [31, 242, 453, 630]  # after 30 s, then each 20 times its cost after the one before, and at the end
+
+
+def test_a_stream_of_an_older_file_goes_on() -> None:
+    bank = ExpertBank(ExpertConfig(rich=True, buckets=1024, history=1024), 8, 0)
+    stream, units = bank.stream(), np.frombuffer(TEXT[:500], np.uint8)
+    bank.read(units, stream, learn=True)
+    kept = {name: part.copy() for name, part in stream._asdict().items()}
+    assert not kept["text"][30:].any()  # of machine code; an older file has only these 30
+    kept["text"] = kept["text"][:30]
+    other, same = bank.stream(), bank.copy()
+    bank_module.restore_stream(other, kept)
+    expected = bank.read(units, stream, learn=True)
+    np.testing.assert_array_equal(same.read(units, other, learn=True), expected)
+    for damage in ({"text": np.zeros(99, np.int64)}, {"place": np.zeros(3, np.int64)}, {"recent": None}):
+        parts = {name: part for name, part in {**kept, **damage}.items() if part is not None}
+        with pytest.raises(CheckpointError, match=r"numbers of a stream's \w+; [\d,]+ are needed"):
+            bank_module.restore_stream(bank.stream(), parts)
+
+
 def test_changed_data_and_a_damaged_cache_are_made_again_and_said(tmp_path: Path) -> None:
     said: list[str] = []
     made(corpus_of(tmp_path / "text", TEXT[:6000]), tmp_path / "cache", said)

@@ -67,6 +67,12 @@ ONLY_64 = """
 49 63 C4
 F3 48 0F 2A C0
 48 85 C0
+48 B8 01 02 03 04 05 06 07 08
+C5 FE 6F 06
+C5 F8 77
+C4 E2 7D 58 C0
+C4 E3 7D 39 C1 01
+62 F1 FE 48 6F 46 01
 """
 
 
@@ -116,9 +122,11 @@ def test_the_parser_falls_into_step_again():
         assert set(expected[-30:]) <= set(ends(noise + b"".join(row), 0))
 
 
-def test_instructions_need_rich_experts():
+def test_instructions_need_rich_experts_and_no_words():
     with pytest.raises(ValueError, match=r"instructions=True needs rich experts. Try rich=True"):
         ExpertConfig(instructions=True)
+    with pytest.raises(ValueError, match=r"instructions=True takes the place of words=True. Try words=False"):
+        ExpertConfig(rich=True, instructions=True, words=True)
 
 
 def test_contexts_of_instructions_pay():

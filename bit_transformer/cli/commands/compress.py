@@ -46,7 +46,7 @@ def run(
         str,
         typer.Option(
             metavar="light|rich|auto",
-            help="Without a model. rich: 6 to 15 % smaller, at an eighth of the speed, with up to 2 GB of memory a thread; auto: rich where it saves 3 %.",
+            help="Without a model. rich: 6 to 20 % smaller, at an eighth of the speed, with up to 2 GB of memory a thread; auto: rich where it saves 3 %.",
         ),
     ] = "light",
     frame_bytes: Annotated[
