@@ -27,7 +27,7 @@ from bit_transformer.data.sources import Corpus, as_corpus
 from bit_transformer.diffusion.bound import Estimator, likelihood_bound
 from bit_transformer.errors import ConfigError
 from bit_transformer.evaluation.scorer import Score, check_filled, cost_of
-from bit_transformer.experts.passes import FeatureReader
+from bit_transformer.experts.passes import FeatureReader, KeptFeatures
 from bit_transformer.model import BitTransformerLM
 from bit_transformer.pieces import BOUND_SAMPLES
 
@@ -112,25 +112,39 @@ def default_protocol(model: BitTransformerLM, overlap: float = 0.5, learning: st
 
 
 def byte_costs(
-    model: BitTransformerLM, corpus: Corpus, protocol: Protocol, *, batch: int = 32
+    model: BitTransformerLM,
+    corpus: Corpus,
+    protocol: Protocol,
+    *,
+    batch: int = 32,
+    features: KeptFeatures | None = None,
 ) -> Iterator[NDArray[np.float64]]:
     """The cost of each byte of a corpus in bits, in order, in pieces. Afterwards the model is as it was.
+
+    Args:
+        features: of the corpus by the model's bank, if they are known.
 
     Raises:
         BitStreamError: an empty corpus.
     """
-    return (cost_LU.sum(-1) for cost_LU in bit_costs(model, corpus, protocol, batch=batch))
+    return (cost_LU.sum(-1) for cost_LU in bit_costs(model, corpus, protocol, batch=batch, features=features))
 
 
 def bit_costs(
-    model: BitTransformerLM, corpus: Corpus, protocol: Protocol, *, batch: int = 32
+    model: BitTransformerLM,
+    corpus: Corpus,
+    protocol: Protocol,
+    *,
+    batch: int = 32,
+    features: KeptFeatures | None = None,
 ) -> Iterator[NDArray[np.float64]]:
     """`byte_costs`, bit by bit: pieces of (L, U), of which a row sums to the cost of its byte."""
     check_filled(corpus)
     given, was_training = model, model.training
     model.eval()
-    reader, adapt = None, None
-    if model.config.experts:
+    reader: FeatureReader | KeptFeatures | None = features
+    adapt = None
+    if model.config.experts and features is None:
         learn = protocol.learning != "static"
         reader = FeatureReader(corpus, model.config, model.bank.copy() if learn else model.bank, learn=learn)
     if protocol.learning == "online+mixer":
@@ -163,7 +177,7 @@ def _window_costs(
     model: BitTransformerLM,
     windows: list[NDArray[np.uint8]],
     starts: range,
-    reader: FeatureReader | None,
+    reader: FeatureReader | KeptFeatures | None,
     adapt: torch.optim.Optimizer | None,
 ) -> list[NDArray[np.float64]]:
     """The cost of each bit of each window in bits, by byte. The last window may be shorter; it is padded to whole patches."""
@@ -195,12 +209,14 @@ class ModelScorer:
 
     Attributes:
         batch: windows scored at once.
+        features: of the corpus that is scored, by the model's bank, if they are known.
     """
 
     model: BitTransformerLM
     protocol: Protocol
     name: str = "this model"
     batch: int = 32
+    features: KeptFeatures | None = None
 
     def scores(self, corpus: Corpus) -> Iterator[Score]:
         """A score after each batch of windows; for a diffusion model, whose bound is sampled, after each window."""
@@ -208,7 +224,7 @@ class ModelScorer:
             yield from _bounds(self.model, corpus, self.protocol)
             return
         bits, done = 0.0, 0
-        for cost in byte_costs(self.model, corpus, self.protocol, batch=self.batch):
+        for cost in byte_costs(self.model, corpus, self.protocol, batch=self.batch, features=self.features):
             bits, done = bits + float(cost.sum()), done + len(cost)
             if done:
                 yield Score(bits, done, self.protocol)

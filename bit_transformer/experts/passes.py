@@ -95,6 +95,24 @@ class FeatureReader:
         return np.pad(wanted, ((0, length * width - len(wanted)), (0, 0)))
 
 
+class KeptFeatures:
+    """Features of a short corpus from its start, computed once, for windows in any order, any number of times.
+
+    Args:
+        bank: the bank from before the corpus; it stays as it is.
+        learn: whether a copy of it learns from the corpus.
+    """
+
+    def __init__(self, corpus: Corpus, model: ModelConfig, bank: ExpertBank, *, learn: bool) -> None:
+        reader = FeatureReader(corpus, model, bank.copy() if learn else bank, learn=learn)
+        self.width, self._features_TF = model.byte_bits, reader.read(0, len(corpus))
+
+    def read(self, offset: int, length: int) -> Features:
+        """As of `FeatureReader`."""
+        wanted = self._features_TF[offset * self.width : (offset + length) * self.width]
+        return np.pad(wanted, ((0, length * self.width - len(wanted)), (0, 0)))
+
+
 def window_features(
     bits_NT: Tensor, model: ModelConfig, start: ExpertBank | None = None
 ) -> tuple[Features, ExpertBank]:

@@ -14,7 +14,11 @@ from bit_transformer.checkpoint import load_weights
 from bit_transformer.config import TrainConfig
 from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import NonFiniteLoss
-from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
+from bit_transformer.evaluation.metrics import ModelScorer, default_protocol
+from bit_transformer.evaluation.scorer import cost_of
+from bit_transformer.experts.bank import ExpertBank
+from bit_transformer.experts.feature_cache import MEMORY
+from bit_transformer.experts.passes import KeptFeatures, feature_bytes
 from bit_transformer.model import BitTransformerLM, current_name
 from bit_transformer.tensor_file import under
 from bit_transformer.training.state import Progress
@@ -40,6 +44,7 @@ class Validation:
         self.corpus, self.config, self.agreed = corpus, config, agreed
         self.best: dict[str, Tensor] | None = None
         self.average: dict[str, Tensor] | None = None
+        self._features: tuple[ExpertBank, int, KeptFeatures] | None = None
 
     def enter_average(self, model: BitTransformerLM, p: Progress) -> None:
         """Add the weights to their exponential average.
@@ -103,7 +108,8 @@ class Validation:
         how = default_protocol(model, overlap=0.0)
         if how.samples:  # a diffusion model: a quick estimate
             how = replace(how, samples=2)
-        bpb = self.agreed(bits_per_byte(model, self.corpus, how, batch=rows).bpb)
+        scorer = ModelScorer(model, how, batch=rows, features=self._known_features(model, how.learning != "static"))
+        bpb = self.agreed(cost_of(scorer, self.corpus).bpb)
         if not math.isfinite(bpb):
             raise NonFiniteLoss(
                 f"got a validation of {bpb} bits per byte after step {p.step}; it must be finite. Try a lower "
@@ -111,6 +117,16 @@ class Validation:
                 p.step,
             )
         return bpb
+
+    def _known_features(self, model: BitTransformerLM, learn: bool) -> KeptFeatures | None:
+        """The experts' features of the held-out bytes, computed again only after the experts have learned: a large bank takes seconds to copy."""
+        shape = model.config
+        if shape.experts is None or feature_bytes(self.corpus, shape) > MEMORY:
+            return None
+        bank = model.bank
+        if self._features is None or self._features[0] is not bank or self._features[1] != bank.count:
+            self._features = bank, bank.count, KeptFeatures(self.corpus, shape, bank, learn=learn)
+        return self._features[2]
 
     def _notice_overfitting(self, p: Progress, bpb: float) -> None:
         """Detect that validation keeps rising while training improves."""

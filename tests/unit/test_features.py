@@ -19,7 +19,7 @@ from bit_transformer.data import sources
 from bit_transformer.data.sources import Corpus, Span, bytes_corpus
 from bit_transformer.decoding.generation import generate_bytes
 from bit_transformer.errors import BitStreamError, CheckpointError, ConfigError
-from bit_transformer.evaluation.metrics import bits_per_byte
+from bit_transformer.evaluation.metrics import bits_per_byte, default_protocol
 from bit_transformer.experts import bank as bank_module
 from bit_transformer.experts import feature_cache, passes
 from bit_transformer.experts.bank import ExpertBank, memory_bytes, pack_units
@@ -30,7 +30,9 @@ from bit_transformer.model import BitTransformerLM
 from bit_transformer.objectives import losses
 from bit_transformer.tensor_file import prefixed, read_tensors, write_tensors
 from bit_transformer.training import Record, StopTraining, Trainer, build_windows, train_loop
+from bit_transformer.training.state import Progress
 from bit_transformer.training.streamed import StreamedWindows
+from bit_transformer.training.validation import Validation
 from tests.conftest import TEXT, prose
 
 SHAPE = ModelConfig(
@@ -81,6 +83,27 @@ def test_saves_of_a_pass_that_cost_much_are_rare(tmp_path: Path, monkeypatch: py
     corpus = corpus_of(tmp_path / "text", TEXT[:6000])
     corpus_features(corpus, SHAPE, limit=1 << 30, memory=0, folder=tmp_path / "cache", passed=read)
     assert saves == [31, 242, 453, 630]  # after 30 s, then each 20 times its cost after the one before, and at the end
+
+
+def test_validations_copy_the_bank_only_after_it_has_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BitTransformerLM(SHAPE)
+    torch.nn.init.normal_(model.head.weight, std=0.3)
+    corpus, copied, plain = bytes_corpus(prose(5, 2000)), [], ExpertBank.copy
+    model.bank.read(np.frombuffer(TEXT[:3000], np.uint8), model.bank.stream(), learn=True)
+    monkeypatch.setattr(ExpertBank, "copy", lambda bank: copied.append(bank.count) or plain(bank))
+    validation = Validation(corpus, TrainConfig(steps=1, keep_best=False))
+    for learned in (3000, 3000, 5000, 5000):
+        if learned > model.bank.count:
+            model.bank.read(np.frombuffer(TEXT[3000:5000], np.uint8), model.bank.stream(), learn=True)
+        _, bpb = validation.measure(model, Progress(), 4)
+        with torch.no_grad():
+            model.head.weight *= 1.1  # what is kept are features, not results
+        known = bits_per_byte(model, corpus, default_protocol(model, overlap=0.0)).bpb
+        assert bpb != known
+        with torch.no_grad():
+            model.head.weight /= 1.1
+        assert bpb == pytest.approx(bits_per_byte(model, corpus, default_protocol(model, overlap=0.0)).bpb, abs=1e-6)
+    assert sorted(copied) == [3000] * 5 + [5000] * 5  # 4 by the comparisons above, and one by validation
 
 
 def test_a_stream_of_an_older_file_goes_on() -> None:

@@ -175,7 +175,7 @@ def test_no_memory_for_validation_is_said_too(monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr("bit_transformer.training.validation.bits_per_byte", full)
+    monkeypatch.setattr("bit_transformer.training.validation.cost_of", full)
     model = BitTransformerLM(**SHAPE)
     trainer = Trainer(model, _windows(model), TrainConfig(steps=1, batch_size=2), bytes_corpus(TEXT[:500]))
     with pytest.raises(OutOfMemory, match="Try"):

@@ -106,7 +106,7 @@ def test_the_best_weights_are_kept_the_average_among_them(monkeypatch):
         [5.0, 4.0, 4.5, 3.0, 3.5, 3.2]
     )  # of the latest weights, then of the average, validation by validation
     monkeypatch.setattr(
-        "bit_transformer.training.validation.bits_per_byte", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
+        "bit_transformer.training.validation.cost_of", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
     )
     trainer = new_trainer(steps=50, eval_every=0.34)
     seen = []
@@ -216,7 +216,7 @@ def test_validation_comes_at_shares_of_the_budget_and_at_the_end():
 def test_patience_stops_a_training_that_no_longer_improves(monkeypatch):
     values = iter([5.0, 4.0, 4.5, 4.2, 1.0])
     monkeypatch.setattr(
-        "bit_transformer.training.validation.bits_per_byte", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
+        "bit_transformer.training.validation.cost_of", lambda *_, **__: Score(next(values), 1, Protocol(1, 1))
     )
     trainer = new_trainer(steps=100, patience=2, eval_every=0.01, average=0)
     trainer.run()
@@ -256,7 +256,7 @@ def test_no_clipping_means_no_clipping():
 
 def test_a_validation_that_is_not_finite_stops_too(monkeypatch):
     monkeypatch.setattr(
-        "bit_transformer.training.validation.bits_per_byte", lambda *_, **__: Score(float("nan"), 1, Protocol(1, 1))
+        "bit_transformer.training.validation.cost_of", lambda *_, **__: Score(float("nan"), 1, Protocol(1, 1))
     )
     with pytest.raises(NonFiniteLoss, match="validation"):
         new_trainer().run()
