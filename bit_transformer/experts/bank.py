@@ -650,7 +650,9 @@ def restore_stream(stream: Stream, kept: Mapping[str, NDArray[Any]]) -> None:
         part, old = getattr(stream, name), kept.get(name)
         size = 0 if old is None else old.size
         if size > part.size or (name != "text" and size != part.size):
-            raise CheckpointError(f"got {size:,} numbers of a stream's {name}; {part.size:,} are needed")
+            raise CheckpointError(
+                f"got {size:,} numbers of a stream's {name}; {part.size:,} are needed. Try starting over"
+            )
         part[...] = 0
         if old is not None:
             part[:size] = old

@@ -33,9 +33,7 @@ from bit_transformer.tensor_file import prefixed, read_tensors, under, write_ten
 CACHE_VARIABLE = "BTLM_CACHE_DIR"
 MEMORY = 1 << 28  # features of at most this many bytes are not stored: they take only seconds to compute
 SAVE_SECONDS = 30.0
-SAVE_SHARE = (
-    0.05  # of the time between two saves, at most, is what the one before took: that of a large bank takes ten seconds
-)
+SAVE_SHARE = 0.05  # a save takes at most this part of the time until the next: a large bank's takes ten seconds
 PACKED = 3  # a bank in a file takes at most about 1 / this of its memory
 
 
@@ -177,9 +175,8 @@ def _complete(
 
 def _key(model: ModelConfig) -> str:
     assert model.experts is not None
-    unset = {
-        name for name in ("rich", "instructions") if not getattr(model.experts, name)
-    }  # older caches do not know these
+    # Older caches do not know of these fields.
+    unset = {name for name in ("rich", "instructions") if not getattr(model.experts, name)}
     known = model.experts.model_dump_json(exclude=unset)
     return f"{known} {model.unit_bits} {model.parity} {model.expert_words}"
 
