@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import numpy as np
 from bit_transformer.coding import container
 from bit_transformer.coding.container import Entry, Header, Seal, Table
 from bit_transformer.compression.codec import BankCoder, Coder, ModelCoder, Packed, check_rate, checked, coder_for
-from bit_transformer.compression.profiles import LIGHT, Experts
+from bit_transformer.compression.profiles import LIGHT, NAMES, Experts
 from bit_transformer.errors import BitTransformerError, Cancelled, CompressedFileError, ConfigError, Give
 from bit_transformer.experts.bank import Tell, ignore
 from bit_transformer.machine import cores, free_memory
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packing:
-    """What became of a compression: bytes before and after, and the number of frames."""
+    """What became of a compression: bytes before and after, the number of frames, and how many of them each kind of predictor coded."""
 
     size: int
     coded: int
     frames: int
+    coded_by: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def compress_stream(
     packed, seal = container.pack_header(header)
     _write(target, packed)
     entries: list[Entry] = []
-    done, coded = 0, len(packed)
+    done, coded, coded_by = 0, len(packed), Counter[str]()
     together = _together(coder, None if size is None else -(-size // each), threads)
     for made in _in_order(work, _grouped(_pieces(source, each), together), threads):
         for frame, payload in made:
@@ -183,6 +184,8 @@ def compress_stream(
             _write(target, packed)
             entries.append(frame.entry)
             done, coded = done + frame.size, coded + len(packed)
+            modelled = "the model" if coder.predictor == container.MODEL else NAMES[frame.profile]
+            coded_by["nothing: stored as it is" if frame.method == container.STORED else modelled] += 1
     count.reach(done)
     if size is not None and done != size:
         raise CompressedFileError(
@@ -190,7 +193,7 @@ def compress_stream(
         )
     packed = container.pack_end(entries, seal)
     _write(target, packed)
-    return Packing(done, coded + len(packed), len(entries))
+    return Packing(done, coded + len(packed), len(entries), dict(coded_by))
 
 
 def decompress_stream(

@@ -24,6 +24,13 @@ PROFILES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True, "instructions": True}, False),
 )
 TEXT, BINARY, RICH_TEXT, RICH_BINARY, RICH_CODE = range(5)
+NAMES = (
+    "light experts of text",
+    "light experts of other data",
+    "rich experts of text",
+    "rich experts of other data",
+    "rich experts of x86 code",
+)
 Experts = Literal["light", "rich", "auto"]
 LIGHT: Experts = "light"
 AUTO: Experts = "auto"

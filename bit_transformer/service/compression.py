@@ -31,6 +31,7 @@ class Compressed:
     Attributes:
         bytes: before. `compressed`: after.
         bpb: bits of the compressed file per byte of the data.
+        coded_by: how many of the frames each kind of predictor coded.
     """
 
     file: str
@@ -39,6 +40,7 @@ class Compressed:
     compressed: int
     bpb: float | None
     frames: int
+    coded_by: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def compress_pipe(
             tell=lambda done: job.tell(Reading(done, size or 0, "compressed")),
         )
     bpb = 8 * made.coded / made.size if made.size else None
-    return Compressed(str(request.path), out, made.size, made.coded, bpb, made.frames)
+    return Compressed(str(request.path), out, made.size, made.coded, bpb, made.frames, made.coded_by)
 
 
 def decompress_pipe(

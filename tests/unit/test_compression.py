@@ -162,6 +162,18 @@ def test_code_goes_to_the_rich_experts_of_instructions():
     assert planned(unlinked, "rich") == (4, 0, 0)
 
 
+def test_it_is_known_what_coded_the_frames():
+    def coded_by(data, frame_bytes, experts):
+        return compress_stream(io.BytesIO(data), io.BytesIO(), BankCoder(experts), frame_bytes=frame_bytes).coded_by
+
+    assert coded_by(program(9000), 4500, "rich") == {"rich experts of x86 code": 2}
+    assert coded_by(prose(0, 2000)[:2000] + RANDOM[:2000], 2000, "auto") == {
+        "rich experts of text": 1,
+        "nothing: stored as it is": 1,
+    }
+    assert coded_by(b"", 2000, "light") == {}
+
+
 def test_experts_that_do_not_exist_are_refused():
     with pytest.raises(ConfigError, match="got experts='Rich'; one of light, rich, auto"):
         compress_bytes(b"x", experts="Rich")

@@ -154,7 +154,10 @@ def _compress(file: str, out: str | None, asked: dict[str, Any], store: Path, as
         return
     ratio = f", {made.bytes / made.compressed:.2f} times smaller" if made.bytes > made.compressed else ""
     bits = f", {made.bpb:.3f} bits per byte" if made.bpb is not None else ""
-    line = f"{made.file}: {made.bytes:,} to {made.compressed:,} bytes{ratio}{bits}, written to {made.out}"
+    kinds = " and ".join(made.coded_by)
+    line = f"{made.file}: {made.bytes:,} to {made.compressed:,} bytes{ratio}{bits}{kinds and f', by {kinds}'}; written to {made.out}"
+    if made.frames > 1 and made.compressed > made.bytes:
+        line += f"\nThe {made.frames:,} frames take more room than they save. Try larger --frame-bytes"
     (progress_console if out == PIPE else console).print(line, soft_wrap=True)
 
 
