@@ -99,8 +99,7 @@ def is_text(data: Bytes) -> bool:
 def plan(data: Bytes) -> tuple[int, int, int]:
     """Choose profile, filter and columns for a frame. Each is tried on a sample and kept if the code gets shorter."""
     wanted = min(len(data), _SAMPLE, max(1 << 14, len(data) // 32))
-    begin = (len(data) - wanted) // 2
-    sample = data[begin : begin + wanted]
+    sample = _middle(data, wanted)
     columns = row_width(data)
     profile, filtered, used = (TEXT if is_text(sample) else BINARY), 0, 0
     if profile == TEXT and not columns:
@@ -126,9 +125,7 @@ def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
     profile, filtered, columns = plan(data)
     if experts == LIGHT:
         return profile, filtered, columns
-    wanted = min(len(data), _SAMPLE)
-    begin = (len(data) - wanted) // 2
-    sample = data[begin : begin + wanted]
+    sample = _middle(data, min(len(data), _SAMPLE))
     if filtered:
         sample = absolute_jumps(sample)
     choices = [profile + RICH_TEXT, *([RICH_CODE] if has_jumps(data) and not columns else [])]
@@ -138,6 +135,11 @@ def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
         if experts == AUTO and costs[choices[0]] > _WORTH_IT * _cost(sample, profile, columns):
             return profile, filtered, columns
     return choices[0], filtered, columns
+
+
+def _middle(data: Bytes, size: int) -> Bytes:
+    begin = (len(data) - size) // 2
+    return data[begin : begin + size]
 
 
 def _cost(sample: Bytes, profile: int, columns: int) -> int:

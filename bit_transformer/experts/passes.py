@@ -91,8 +91,7 @@ class FeatureReader:
             parts.append(made.reshape(-1, self.bank.features))
             self._done = min(len(self.corpus), self._done + 2 * WHOLE)
         self._kept, self._begin = (np.concatenate(parts) if len(parts) > 1 else parts[0])[skipped:], offset
-        wanted = self._kept[: length * width]
-        return np.pad(wanted, ((0, length * width - len(wanted)), (0, 0)))
+        return _padded(self._kept, length * width)
 
 
 class KeptFeatures:
@@ -109,8 +108,13 @@ class KeptFeatures:
 
     def read(self, offset: int, length: int) -> Features:
         """As of `FeatureReader`."""
-        wanted = self._features_TF[offset * self.width : (offset + length) * self.width]
-        return np.pad(wanted, ((0, length * self.width - len(wanted)), (0, 0)))
+        return _padded(self._features_TF[offset * self.width :], length * self.width)
+
+
+def _padded(features_TF: Features, bits: int) -> Features:
+    """The features of the first bits; zeros after the last."""
+    wanted = features_TF[:bits]
+    return np.pad(wanted, ((0, bits - len(wanted)), (0, 0)))
 
 
 def window_features(
