@@ -24,6 +24,7 @@ SOURCES = (
     "experts/vectors.py",
     "experts/terms.py",
     "experts/instructions.py",
+    "experts/markup.py",
     "experts/rich.py",
     "experts/kernels.py",
     "decoding/integer_kernels.py",

@@ -57,6 +57,25 @@ def has_jumps(data: Bytes) -> bool:
     return bool(calls.mean() > 1 / 400)
 
 
+def has_markup(data: Bytes) -> bool:
+    """Whether data looks like XML, HTML, JSON or a table of text: a tag in 200 bytes, a key in 400, or rows with as many commas as the row before."""
+    begin = max(0, len(data) // 2 - _SAMPLE // 2)
+    sample = data[begin : begin + _SAMPLE]
+    letters = ((sample | 32) >= 97) & ((sample | 32) <= 122)
+    tags = (sample[:-1] == 60) & (letters[1:] | (sample[1:] == 47))
+    keys = (sample[:-1] == 34) & (sample[1:] == 58)
+    if tags.sum() * 200 > len(sample) or keys.sum() * 400 > len(sample):
+        return True
+    ends = np.flatnonzero(sample == 10)
+    if len(ends) < 16:
+        return False
+    for delimiter in b",;\t|":
+        per_row = np.diff(np.searchsorted(np.flatnonzero(sample == delimiter), ends))
+        if np.mean((per_row[1:] == per_row[:-1]) & (per_row[1:] > 0)) > 0.6:
+            return True
+    return False
+
+
 def row_width(data: Bytes) -> int:
     """The distance in bytes at which data resembles itself most, if it has rows; else 0. From a sample of its middle.
 

@@ -254,7 +254,7 @@ def model_digest(model: BitTransformerLM) -> bytes:
             "buckets": e.buckets,
             "history": e.history,
         }
-        shape["experts"] = experts | {name: True for name in ("rich", "instructions") if getattr(e, name)}
+        shape["experts"] = experts | {name: True for name in ("rich", "instructions", "markup") if getattr(e, name)}
     if model.rounding is not None:
         shape["rounding"] = asdict(model.rounding)
     found = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())

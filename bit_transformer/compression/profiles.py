@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.coding.filters import absolute_jumps, has_jumps, row_width
+from bit_transformer.coding.filters import absolute_jumps, has_jumps, has_markup, row_width
 from bit_transformer.config import ExpertConfig
 from bit_transformer.errors import ConfigError, Give
 from bit_transformer.experts.bank import ExpertBank, config_memory
@@ -22,14 +22,16 @@ PROFILES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"orders": (1, 2, 3, 4, 5, 6, 7, 9), "rich": True}, True),
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True}, False),
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True, "instructions": True}, False),
+    ({"orders": (1, 2, 3, 4, 5, 6, 7, 9), "rich": True, "markup": True}, True),
 )
-TEXT, BINARY, RICH_TEXT, RICH_BINARY, RICH_CODE = range(5)
+TEXT, BINARY, RICH_TEXT, RICH_BINARY, RICH_CODE, RICH_MARKUP = range(6)
 NAMES = (
     "light experts of text",
     "light experts of other data",
     "rich experts of text",
     "rich experts of other data",
     "rich experts of x86 code",
+    "rich experts of XML, JSON and tables",
 )
 Experts = Literal["light", "rich", "auto"]
 LIGHT: Experts = "light"
@@ -128,7 +130,11 @@ def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
     sample = _middle(data, min(len(data), _SAMPLE))
     if filtered:
         sample = absolute_jumps(sample)
-    choices = [profile + RICH_TEXT, *([RICH_CODE] if has_jumps(data) and not columns else [])]
+    choices = [profile + RICH_TEXT]
+    if has_jumps(data) and not columns:
+        choices.append(RICH_CODE)
+    if has_markup(data):
+        choices.append(RICH_MARKUP)
     if choices[1:] or experts == AUTO:
         costs = {choice: _cost(sample, choice, columns) for choice in choices}
         choices = sorted(choices, key=costs.__getitem__)

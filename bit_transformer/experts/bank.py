@@ -26,6 +26,7 @@ from bit_transformer.experts import kernels, layout, rich
 from bit_transformer.experts.contexts import contexts_of
 from bit_transformer.experts.histories import histories, sums, toward
 from bit_transformer.experts.layout import Curves, Shape, Stream, Tables
+from bit_transformer.experts.markup import DEPTH
 from bit_transformer.experts.packing import HEADER, packed, unpack
 from bit_transformer.experts.rich import OUTPUTS
 from bit_transformer.experts.sketch import Sketch, empty, joined, sketched
@@ -101,6 +102,7 @@ class ExpertBank:
             _heard(config, self.experts),
             _direct(config, self.experts),
             config.instructions,
+            config.markup,
         )
         self.tables = _new_tables(config, self.experts, unit_bits, heads)
 
@@ -395,7 +397,7 @@ def no_experts(unit_bits: int) -> tuple[Shape, Tables, Stream]:
     config = ExpertConfig(orders=(1,), words=False, buckets=1024, history=1024)
     tables, stream = _new_tables(config, 1, 1, 1024), _new_stream(1, inputs=8, recent=64)
     return (
-        Shape(contexts_of(config, False), unit_bits, 10, 7, -1, 54, False, 0, 0, _direct(config, 1), False),
+        Shape(contexts_of(config, False), unit_bits, 10, 7, -1, 54, False, 0, 0, _direct(config, 1), False, False),
         Tables(*(table[None] for table in tables)),
         Stream(*(part[None] for part in stream)),
     )
@@ -509,7 +511,7 @@ def _new_stream(experts: int, inputs: int, recent: int, rich: bool = False) -> S
         buckets=np.zeros(experts, dtype=np.int64),
         inputs=np.zeros(inputs, dtype=np.int32),
         known=np.zeros(experts, dtype=np.int64),
-        text=np.zeros(more * len(Text), dtype=np.int64),
+        text=np.zeros(more * (Text.OPEN + DEPTH), dtype=np.int64),
         terms=np.zeros(more * (len(Term) + 1), dtype=np.int64),
         entries=np.zeros(more * experts, dtype=np.int64),
         run_rows=np.zeros(more * experts, dtype=np.int64),

@@ -193,6 +193,21 @@ opcode code_at unit_1 opcodes_2
 instruction_1 code_at unit_1
 """
 
+# For XML, HTML, JSON and tables, before those of words.
+MARKUP = """
+markup element piece
+markup element parent piece
+markup element closed piece
+markup element named piece
+markup element unit_1
+markup element unit_1 unit_2
+markup element parent unit_1 unit_2
+markup element token
+markup element follower unit_1
+markup element word_1 token
+markup element line_word unit_1
+"""
+
 
 def contexts_of(config: ExpertConfig, words: bool) -> NDArray[np.int64]:
     """A kind and its arguments for each context: (K, 1 + MAX_ARGUMENTS).
@@ -210,6 +225,8 @@ def contexts_of(config: ExpertConfig, words: bool) -> NDArray[np.int64]:
         first, units, terms = "", "", WORDS
         if config.instructions:
             first, units, terms = INSTRUCTIONS, UNITS, RECORDS
+        elif config.markup:
+            first = MARKUP
         elif not words:
             units, terms = (ROW_UNITS, ROWS) if config.columns else (UNITS, RECORDS)
         rows += _of_terms(first) + [(SPARSE, *map(int, line.split())) for line in _lines(units)]

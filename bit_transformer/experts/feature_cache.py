@@ -176,7 +176,7 @@ def _complete(
 def _key(model: ModelConfig) -> str:
     assert model.experts is not None
     # Older caches do not know of these fields.
-    unset = {name for name in ("rich", "instructions") if not getattr(model.experts, name)}
+    unset = {name for name in ("rich", "instructions", "markup") if not getattr(model.experts, name)}
     known = model.experts.model_dump_json(exclude=unset)
     return f"{known} {model.unit_bits} {model.parity} {model.expert_words}"
 

@@ -51,6 +51,7 @@ from bit_transformer.experts.layout import (
     mixed,
     repeated,
 )
+from bit_transformer.experts.markup import write_markup_terms
 from bit_transformer.experts.terms import write_terms
 
 
@@ -77,6 +78,8 @@ def _begin_unit(shape, tables, stream, learn):
         write_terms(shape, tables, stream)
         if shape.instructions:
             write_instruction_terms(stream.text, stream.terms)
+        if shape.markup:
+            write_markup_terms(stream.text, stream.terms)
     chain = np.uint64(0)
     done = 0
     for k in range(len(spec)):

@@ -147,7 +147,7 @@ class Stream(NamedTuple):
 class Shape(NamedTuple):
     """Constants. `spec` is (K, 1 + MAX_ARGUMENTS): a kind and its arguments. `rich`: whether the bank is a rich one. `width`: of rows, or 0. `heard`: how many
     of its first contexts are features. `direct`: (DIRECT), which have probabilities of their own. `instructions`: whether contexts are of machine
-    code."""
+    code. `markup`: whether some are of XML, JSON and tables."""
 
     spec: Table
     unit_bits: int
@@ -160,6 +160,7 @@ class Shape(NamedTuple):
     heard: int
     direct: Table
     instructions: bool
+    markup: bool
 
 
 class Curves(NamedTuple):

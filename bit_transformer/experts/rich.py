@@ -39,6 +39,7 @@ from bit_transformer.experts.layout import (
     mixed,
     repeated,
 )
+from bit_transformer.experts.markup import note_markup
 from bit_transformer.experts.terms import Term, Text, joined, note_unit
 from bit_transformer.experts.vectors import LANES, add_scaled, dot
 
@@ -356,7 +357,10 @@ def end_unit(shape, tables, stream, unit, learn):
                 other, count = latest + 1, np.int64(0)
             count = min(count + 1, RUN_MAX)
             tables.runs[place] = check << RUN_CHECK | count << RUN_COUNT | other << RUN_OTHER | unit
-    if shape.instructions:
-        before = max(np.int64(age(stream, 1)) - 1, 0) >> shape.text_shift
-        note_instruction(text, unit >> shape.text_shift & 255, before)
+    if shape.instructions or shape.markup:
+        c, before = unit >> shape.text_shift & 255, max(np.int64(age(stream, 1)) - 1, 0) >> shape.text_shift
+        if shape.instructions:
+            note_instruction(text, c, before)
+        else:
+            note_markup(text, c, before)
     note_unit(shape, tables, stream, unit, learn)

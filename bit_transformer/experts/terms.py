@@ -72,6 +72,18 @@ class Text(IntEnum):
     FORM_2 = auto()
     FORM_3 = auto()
     OPCODES = auto()  # of the last four instructions
+    # Of XML, HTML, JSON and tables (`markup.py`):
+    MARKUP = auto()  # where the next byte stands
+    PIECE = auto()  # what stands there so far, hashed
+    QUOTE = auto()  # what ends the attribute's value; in a string of JSON, a backslash that came last
+    NAMED = auto()  # the attribute, or the last string of JSON, hashed
+    CLOSED = auto()  # the element that was closed last; in JSON the key before; in a table the field before
+    JSON = auto()  # whether keys of JSON are open, not elements
+    FIELD = auto()  # of the row, from 0
+    DEPTH = auto()  # how many names are open
+    OPEN = (
+        auto()
+    )  # 32 rows, from here to the last: open names, hashed; where none is open, the fields of the row before
 
 
 class Term(IntEnum):
@@ -150,6 +162,12 @@ class Term(IntEnum):
     OPCODES_1 = auto()  # the opcodes before
     OPCODES_2 = auto()
     OPCODES_4 = auto()
+    MARKUP = auto()  # of XML, HTML, JSON and tables: where the unit stands
+    ELEMENT = auto()  # the innermost open element; in JSON the key; in a table the number of the field
+    PARENT = auto()  # the one around it; in a table the same field of the row before
+    CLOSED = auto()  # the element that was closed last; in JSON the key before; in a table the field before
+    NAMED = auto()  # the attribute; in JSON the last string
+    PIECE = auto()  # what stands there so far
 
 
 @inline

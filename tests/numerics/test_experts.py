@@ -121,6 +121,12 @@ CODE = np.concatenate(
     ]
     + [np.random.default_rng(5).integers(0, 256, 160, dtype=np.uint8)]
 )
+MARKUP = np.frombuffer(
+    b'<?xml version="1.0"?>\n<a x="1" y=\'b"<\'><b/><c  z="">t, u</c><br>lost</d> <c>1</c></a>\n<!-- <b> --><<>x</>'
+    b'{"k": [1, {"q\\"": "v\\\\", "n": null}], "m": "x<y", "o": "cut\n}]]\n[1,{"z": 2<e>"f"</e>'
+    b"\nid,name;w|v\n1,two\t3\n2,two\t4" + b",x" * 34 + b"\n" + b"<i>" * 35 + b"</i>" * 36 + b"1,2\n",
+    np.uint8,
+)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +149,8 @@ CODE = np.concatenate(
         ),
         ({"orders": (1, 2), "text_bits": None, "instructions": True}, CODE),
         ({"orders": (1,), "text_bits": 1, "unit_bits": 9, "instructions": True}, CODE[:200].astype(np.int64) * 2),
+        ({"orders": (1, 2), "markup": True}, MARKUP),
+        ({"orders": (1,), "text_bits": 1, "unit_bits": 9, "markup": True}, MARKUP[:250].astype(np.int64) * 2 + 1),
     ],
     ids=[
         "text",
@@ -153,6 +161,8 @@ CODE = np.concatenate(
         "with parity",
         "machine code",
         "machine code with parity",
+        "markup",
+        "markup with parity",
     ],
 )
 def test_a_rich_bank_is_its_slow_twin(fields: dict, units: np.ndarray) -> None:
@@ -192,6 +202,7 @@ def slow_rich(bank: ExpertBank) -> SlowRich:
         bank.shape.direct.tolist(),
         bank.shape.width,
         bank.shape.instructions,
+        bank.shape.markup,
     )
 
 

@@ -61,7 +61,7 @@ def without_jumps(data: bytes) -> bytes:
 
 
 def rich_bank(profile: int, columns: int, buckets: int, history: int) -> SlowRich:
-    orders = (1, 2, 3, 4, 5, 6, 7, 9) if profile == 2 else (1, 2, 3, 4, 5, 6, 8, 12)
+    orders = (1, 2, 3, 4, 5, 6, 7, 9) if profile in (2, 5) else (1, 2, 3, 4, 5, 6, 8, 12)
     contexts: list[tuple] = [("order", n) for n in orders]
     contexts += [("sparse", d) for d in (((columns,), (1, columns)) if columns else ())]
     units, terms = ("", lists.WORDS)
@@ -70,12 +70,14 @@ def rich_bank(profile: int, columns: int, buckets: int, history: int) -> SlowRic
     if profile == 4:
         units, terms = lists.UNITS, lists.RECORDS
         contexts += [("terms", tuple(line.split())) for line in lists.INSTRUCTIONS.split("\n") if line]
+    if profile == 5:
+        contexts += [("terms", tuple(line.split())) for line in lists.MARKUP.split("\n") if line]
     contexts += [("sparse", tuple(map(int, line.split()))) for line in units.strip().split("\n") if line]
     if profile == 3 and columns:
         w = columns
         contexts += [("sparse", d) for d in ((2, w), (w, w + 2), (1, w, w + 1), (2 * w,))]
     contexts += [("terms", tuple(line.split())) for line in terms.split("\n") if line]
-    return SlowRich(contexts, 8, buckets, history, 7, 0, [0, 1, 2, 3, 8, 9], columns, profile == 4)
+    return SlowRich(contexts, 8, buckets, history, 7, 0, [0, 1, 2, 3, 8, 9], columns, profile == 4, profile == 5)
 
 
 def decode(payload: bytes, profile: int, columns: int, buckets: int, history: int, count: int) -> bytes:

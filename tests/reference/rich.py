@@ -89,6 +89,12 @@ NAMES = [
     "opcodes_1",
     "opcodes_2",
     "opcodes_4",
+    "markup",
+    "element",
+    "parent",
+    "closed",
+    "named",
+    "piece",
 ]  # by number
 SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 4608)
 
@@ -280,6 +286,109 @@ class Instructions:
         return made | {f"opcodes_{a}": self.opcodes & (1 << 16 * a) - 1 for a in (1, 2, 4)}
 
 
+class Markup:
+    """The parser of XML, HTML, JSON and tables, written from the format page."""
+
+    def __init__(self) -> None:
+        self.state = self.piece = self.depth = self.field = self.json = self.quote = self.named = self.closed = 0
+        self.places = [0] * 32
+
+    def go(self, state: int) -> None:
+        self.state, self.piece = state, 0
+
+    def open(self, name: int) -> None:
+        self.depth += 1
+        self.places[self.depth % 32] = name
+        self.named = 0
+
+    def close(self, name: int) -> None:
+        for d in range(self.depth, max(1, self.depth - 31) - 1, -1):
+            if self.places[d % 32] == name:
+                self.depth, self.closed, self.named = d - 1, name, 0
+                return
+
+    def note(self, code: int, before: int) -> None:
+        c, p = chr(code), self.piece
+        self.piece = joined(p, code)
+        if c == "<" and self.state not in (5, 6):
+            if self.json:
+                self.json = self.depth = 0
+            self.go(1)
+            return
+        [self.content, self.name, self.closing, self.inside, self.value, self.other, self.string][self.state](
+            c, p, before
+        )
+
+    def content(self, c: str, p: int, _before: int) -> None:
+        if self.depth == 0 and c in ",;\t|\n":
+            self.places[min(self.field + 1, 31)] = self.closed = p
+            self.field = 0 if c == "\n" else self.field + 1
+            self.go(0)
+        if self.depth == 0 or self.json:
+            if c in "{[":
+                self.open(0)
+                self.json, self.closed = 1, 0
+                self.go(0)
+            elif self.json and c in '":,}]':
+                if c == ":":
+                    self.places[self.depth % 32] = self.named
+                elif c == ",":
+                    self.closed, self.places[self.depth % 32] = self.places[self.depth % 32], 0
+                elif c == '"':
+                    self.quote = 0
+                else:
+                    self.depth -= 1
+                    self.json = int(self.depth != 0)
+                self.go(6 if c == '"' else 0)
+
+    def name(self, c: str, p: int, _before: int) -> None:
+        if p == 0 and c in "/!?":
+            self.go(2 if c == "/" else 5)
+        elif c in "/>" or ord(c) <= 32:
+            self.open(p)
+            self.go(0 if c == ">" else 3)
+
+    def closing(self, c: str, p: int, _before: int) -> None:
+        if c == ">":
+            self.close(p)
+            self.go(0)
+
+    def inside(self, c: str, p: int, before: int) -> None:
+        if c == ">":
+            if before == ord("/"):
+                self.close(self.places[self.depth % 32])
+            self.go(0)
+        elif c in "\"'":
+            self.named, self.quote = p, ord(c)
+            self.go(4)
+        elif ord(c) <= 32:
+            self.go(3)
+
+    def value(self, c: str, _p: int, _before: int) -> None:
+        if ord(c) == self.quote:
+            self.go(3)
+
+    def other(self, c: str, _p: int, _before: int) -> None:
+        if c == ">":
+            self.go(0)
+
+    def string(self, c: str, p: int, _before: int) -> None:
+        if self.quote:
+            self.quote = 0
+        elif c == "\\":
+            self.quote = 92
+        elif c in '"\n':
+            self.named = p
+            self.go(0)
+
+    def terms(self) -> dict[str, int]:
+        above = self.places[min(self.field + 1, 31)]
+        parent = above if self.depth == 0 else 0 if self.depth == 1 else self.places[(self.depth - 1) % 32]
+        element = self.places[self.depth % 32] if self.depth else self.field
+        made = {"markup": self.state, "element": element, "parent": parent}
+        return made | {"closed": self.closed, "named": self.named, "piece": self.piece}
+
+
 def is_letter(c: int) -> bool:
     return 97 <= c <= 122 or c >= 128
 
@@ -329,11 +438,13 @@ class SlowRich(SlowBank):
         direct: list[int],
         width: int,
         instructions: bool = False,
+        markup: bool = False,
     ) -> None:
         super().__init__(contexts, unit_bits, buckets, history, match_order, -1)
         self.shift, self.direct, self.width = shift, direct, width
         self.state = Words()
         self.code = Instructions() if instructions else None
+        self.markup = Markup() if markup else None
         self.entries = buckets
         self.runs: dict[tuple[int, int], tuple[int, int, int, int]] = {}  # check, count, other + 1, latest
         self.run_logits: dict[tuple[int, int], np.float32] = {}
@@ -418,7 +529,8 @@ class SlowRich(SlowBank):
             }
             before, over, corner = self.pair(1 + odd), self.pair(w - 1 + odd), self.pair(w + 1 + odd)
             made |= {"slope_16": (before + over - corner) & 0xFFFF, "mean_16": before + over >> 1}
-        return made | (self.code.terms() if self.code else dict.fromkeys(NAMES[60:], 0))
+        made |= self.code.terms() if self.code else dict.fromkeys(NAMES[60:74], 0)
+        return made | (self.markup.terms() if self.markup else dict.fromkeys(NAMES[74:], 0))
 
     def hashes(self) -> list[int]:
         made, whole = self.terms(), self.contexts
@@ -439,6 +551,8 @@ class SlowRich(SlowBank):
         before = self.units[-1] >> self.shift if self.units else 0
         if self.code:
             self.code.note(c, before)
+        if self.markup:
+            self.markup.note(c, before)
         places = [(0, (t.word or t.gap) >> 48), self.after_place(1), self.after_place(2)]
         for place in places:
             self.followed[place] = (self.followed.get(place, 0) << 9 | unit) & (1 << 18) - 1

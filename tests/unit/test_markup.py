@@ -1,0 +1,162 @@
+"""The parser of markup knows what is open, also in text that is not well formed."""
+
+import csv
+import io
+import json
+import xml.etree.ElementTree as ET
+from functools import reduce
+
+import numpy as np
+import pytest
+
+from bit_transformer.config import ExpertConfig
+from bit_transformer.errors import ConfigError
+from bit_transformer.experts.markup import CONTENT, DEPTH, INSIDE, STRING, VALUE, note_markup, write_markup_terms
+from bit_transformer.experts.terms import Term, Text, joined
+
+
+def named(name: str | bytes) -> int:
+    data = name if isinstance(name, bytes) else name.encode()
+    return int(reduce(joined, data, np.int64(0)))
+
+
+class Parsed:
+    """The state of the parser after each byte: `at(i)` are the terms of byte i."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        text, terms = np.zeros(Text.OPEN + DEPTH, np.int64), np.zeros(len(Term) + 1, np.int64)
+        self.rows, before = [], 0
+        for c in data:
+            write_markup_terms(text, terms)
+            self.rows.append((terms.copy(), int(text[Text.DEPTH])))
+            note_markup(text, c, before)
+            before = c
+
+    def at(self, mark: bytes) -> dict[str, int]:
+        """The terms of the byte after a mark, which occurs once."""
+        assert self.data.count(mark) == 1
+        terms, depth = self.rows[self.data.index(mark) + len(mark)]
+        return {term.name.lower(): int(terms[term]) for term in Term} | {"depth": depth}
+
+
+def test_open_elements_are_those_of_an_xml_reader() -> None:
+    document = (
+        b'<?xml version="1.0"?><!DOCTYPE r><r>text<a k="v &gt; w"><b/>one<c>two</c></a><!-- no comment --><a>three'
+        b"<b><c>deep</c></b>after</a>end</r>"
+    )
+    parsed = Parsed(document + b"\n")
+    stack: list[str] = []
+    reader = ET.XMLPullParser(["start", "end"])
+    depths = []
+    for c in document:
+        reader.feed(bytes([c]))
+        for event, element in reader.read_events():
+            if event == "start":
+                stack.append(element.tag)
+            else:
+                stack.pop()
+        depths.append((len(stack), stack[-1] if stack else None, stack[-2] if len(stack) > 1 else None))
+    compared = 0
+    for i, (depth, element, parent) in enumerate(depths):
+        terms, found = parsed.rows[i + 1]
+        if terms[Term.MARKUP] == CONTENT and element is not None:
+            compared += 1
+            assert found == depth
+            assert terms[Term.ELEMENT] == named(element)
+            assert terms[Term.PARENT] == (named(parent) if parent else 0)
+    assert compared == 40
+
+
+def test_an_attribute_is_known_in_its_value() -> None:
+    parsed = Parsed(b'<a href = "x">one</a><b  class=\'y\' id="z" >')
+    inside = parsed.at(b'"x')
+    assert (inside["markup"], inside["element"], inside["piece"]) == (VALUE, named("a"), named("x"))
+    assert inside["named"] != parsed.at(b"'y")["named"] == named("class=")
+    assert parsed.at(b'"z')["named"] == named("id=")
+    assert parsed.at(b'z" ')["markup"] == INSIDE
+    assert parsed.at(b"</")["piece"] == 0
+    assert parsed.at(b"</a>")["closed"] == named("a")
+
+
+def test_elements_that_are_never_closed_do_no_harm() -> None:
+    parsed = Parsed(b"<p>one<br>two<img src='x'>three</p>four</q>five<p>six<" + b"x" * 9 + b">seven!")
+    assert parsed.at(b"three")["element"] == named("img")
+    assert parsed.at(b"</p>four")["depth"] == 0
+    assert parsed.at(b"</q>five")["depth"] == 0  # nothing of that name was open
+    assert parsed.at(b"seven")["element"] == named("x" * 9)
+
+
+def test_deep_elements_push_out_the_outermost() -> None:
+    deep = b"".join(b"<e%d>" % i for i in range(40))
+    closings = b"".join(b"</e%d>" % i for i in reversed(range(40)))
+    parsed = Parsed(deep + closings + b"!")
+    terms, depth = parsed.rows[-1]
+    assert depth == 40 - DEPTH  # the other closings found nothing
+    terms, depth = parsed.rows[len(deep) + len(b"</e39>")]
+    assert (depth, terms[Term.ELEMENT], terms[Term.PARENT]) == (39, named("e38"), named("e37"))
+
+
+def test_keys_of_json_are_known() -> None:
+    value = {"name": "x, y: {", "list": [1, {"deep": 'quote " here', "other": None}], "last": 2.5}
+    parsed = Parsed(json.dumps(value).encode() + b"\n")
+    assert parsed.at(b'"x, y: {')["element"] == named("name")
+    assert parsed.at(b'"x, y: {')["markup"] == STRING
+    inner = parsed.at(b'quote \\" h')
+    assert (inner["element"], inner["parent"], inner["markup"]) == (named("deep"), 0, STRING)  # an array has no key
+    assert parsed.at(b"nul")["element"] == named("other")
+    assert parsed.at(b"nul")["closed"] == named("deep")
+    assert parsed.at(b"[1")["parent"] == named("list")
+    assert parsed.at(b"2.")["closed"] == named("list")
+    assert parsed.at(b"2.5}")["depth"] == 0
+
+
+def test_a_table_has_fields_and_the_row_above() -> None:
+    rows = [["name", "size", "kind"], ["one", "10", "dir"], ["two", "11", "file"]]
+    written = io.StringIO()
+    csv.writer(written, delimiter=";", lineterminator="\n").writerows(rows)
+    parsed = Parsed(written.getvalue().encode() + b"!")
+    at = parsed.at(b"two;1")
+    assert (at["element"], at["parent"], at["closed"]) == (1, named("10"), named("two"))
+    at = parsed.at(b"one;10;d")
+    assert (at["element"], at["parent"], at["closed"]) == (2, named("kind"), named("10"))
+    assert parsed.at(b"file\n")["element"] == 0
+
+
+def test_a_lost_parser_finds_its_way() -> None:
+    assert parsed_depth(b'{"never closed": [1, <a><b>') == 2  # elements, not keys
+    assert parsed_depth(b'<a href="never closed <b><c>') == 3  # in place of a value there is a tag
+    assert parsed_depth(b'{"a": "cut\n"b": [') == 2
+
+
+def parsed_depth(data: bytes) -> int:
+    return Parsed(data + b" ").rows[-1][1]
+
+
+def test_any_bytes_can_be_parsed() -> None:
+    drawn = np.random.default_rng(2)
+    signs = np.frombuffer(b"<>/!?\"'\\{}[]:,;|\t\n xy", np.uint8)
+    text, terms = np.zeros(Text.OPEN + DEPTH, np.int64), np.zeros(len(Term) + 1, np.int64)
+    before, seen = 0, set()
+    for c in drawn.choice(signs, 60_000).tolist():
+        note_markup(text, c, before)
+        write_markup_terms(text, terms)
+        before = c
+        assert 0 <= text[Text.DEPTH] <= 60_000
+        assert text[Text.JSON] in (0, 1)
+        assert text[Text.DEPTH] > 0 or not text[Text.JSON]
+        seen.add((int(text[Text.MARKUP]), int(text[Text.JSON])))
+    assert {state for state, _ in seen} == set(range(7))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"markup": True},
+        {"markup": True, "rich": True, "words": False},
+        {"markup": True, "rich": True, "instructions": True},
+    ],
+)
+def test_markup_needs_rich_words(fields: dict) -> None:
+    with pytest.raises(ConfigError, match="markup=True"):
+        ExpertConfig.of(fields)
