@@ -63,14 +63,16 @@ def has_markup(data: Bytes) -> bool:
     sample = data[begin : begin + _SAMPLE]
     letters = ((sample | 32) >= 97) & ((sample | 32) <= 122)
     tags = (sample[:-1] == 60) & (letters[1:] | (sample[1:] == 47))
-    keys = (sample[:-1] == 34) & (sample[1:] == 58)
+    packed = sample[sample != 32]
+    keys = (packed[:-1] == 34) & (packed[1:] == 58)
     if tags.sum() * 200 > len(sample) or keys.sum() * 400 > len(sample):
         return True
+    outside = np.cumsum(sample == 34) % 2 == 0  # quotes
     ends = np.flatnonzero(sample == 10)
     if len(ends) < 16:
         return False
     for delimiter in b",;\t|":
-        per_row = np.diff(np.searchsorted(np.flatnonzero(sample == delimiter), ends))
+        per_row = np.diff(np.searchsorted(np.flatnonzero((sample == delimiter) & outside), ends))
         if np.mean((per_row[1:] == per_row[:-1]) & (per_row[1:] > 0)) > 0.6:
             return True
     return False

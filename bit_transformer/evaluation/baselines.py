@@ -115,12 +115,12 @@ class Program:
         if self.primer is None:
             yield Score(8 * self._size(corpus), len(corpus), "starts empty")
             return
-        pad = bytes_corpus(self._padding(len(self.primer), len(corpus)))
+        pad = bytes_corpus(self.padding(len(self.primer), len(corpus)))
         size = self._size(pad, self.primer, corpus) - self._size(pad, self.primer)
         yield Score(8 * size, len(corpus), f"primed with {len(self.primer):,} bytes")
 
-    def _padding(self, before: int, after: int) -> bytes:
-        """Random bytes: what repeats is stored only once."""
+    def padding(self, before: int, after: int) -> bytes:
+        """What a primer of `before` bytes and data of `after` bytes begin with, if they need it: random bytes, because what repeats is stored only once."""
         if not self.by_powers:
             return b""
         step = 1

@@ -26,11 +26,10 @@ from bit_transformer.experts import kernels, layout, rich
 from bit_transformer.experts.contexts import contexts_of
 from bit_transformer.experts.histories import histories, sums, toward
 from bit_transformer.experts.layout import Curves, Shape, Stream, Tables
-from bit_transformer.experts.markup import DEPTH
 from bit_transformer.experts.packing import HEADER, packed, unpack
 from bit_transformer.experts.rich import OUTPUTS
 from bit_transformer.experts.sketch import Sketch, empty, joined, sketched
-from bit_transformer.experts.terms import SEEN_POSITION, Term, Text
+from bit_transformer.experts.terms import SEEN_POSITION, TEXT_ROWS, Term
 from bit_transformer.experts.vectors import LANES
 from bit_transformer.machine import free_memory
 
@@ -511,7 +510,7 @@ def _new_stream(experts: int, inputs: int, recent: int, rich: bool = False) -> S
         buckets=np.zeros(experts, dtype=np.int64),
         inputs=np.zeros(inputs, dtype=np.int32),
         known=np.zeros(experts, dtype=np.int64),
-        text=np.zeros(more * (Text.OPEN + DEPTH), dtype=np.int64),
+        text=np.zeros(more * TEXT_ROWS, dtype=np.int64),
         terms=np.zeros(more * (len(Term) + 1), dtype=np.int64),
         entries=np.zeros(more * experts, dtype=np.int64),
         run_rows=np.zeros(more * experts, dtype=np.int64),

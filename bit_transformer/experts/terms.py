@@ -75,15 +75,19 @@ class Text(IntEnum):
     # Of XML, HTML, JSON and tables (`markup.py`):
     MARKUP = auto()  # where the next byte stands
     PIECE = auto()  # what stands there so far, hashed
-    QUOTE = auto()  # what ends the attribute's value; in a string of JSON, a backslash that came last
-    NAMED = auto()  # the attribute, or the last string of JSON, hashed
+    QUOTE = auto()  # what ends the attribute's value
+    ESCAPED = auto()  # whether a backslash came last in a string
+    NAMED = auto()  # the attribute, or the last string of JSON, or of the field; hashed
     CLOSED = auto()  # the element that was closed last; in JSON the key before; in a table the field before
     JSON = auto()  # whether keys of JSON are open, not elements
+    LINES = auto()  # since the last sign of what is open
     FIELD = auto()  # of the row, from 0
     DEPTH = auto()  # how many names are open
-    OPEN = (
-        auto()
-    )  # 32 rows, from here to the last: open names, hashed; where none is open, the fields of the row before
+    OPEN = auto()  # PLACES rows, from here to the last: a name at depth d, hashed, has place d modulo PLACES; where none is open, fields have 1 and up
+
+
+PLACES = 32
+TEXT_ROWS = Text.OPEN + PLACES
 
 
 class Term(IntEnum):

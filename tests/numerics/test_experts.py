@@ -122,9 +122,18 @@ CODE = np.concatenate(
     + [np.random.default_rng(5).integers(0, 256, 160, dtype=np.uint8)]
 )
 MARKUP = np.frombuffer(
-    b'<?xml version="1.0"?>\n<a x="1" y=\'b"<\'><b/><c  z="">t, u</c><br>lost</d> <c>1</c></a>\n<!-- <b> --><<>x</>'
-    b'{"k": [1, {"q\\"": "v\\\\", "n": null}], "m": "x<y", "o": "cut\n}]]\n[1,{"z": 2<e>"f"</e>'
-    b"\nid,name;w|v\n1,two\t3\n2,two\t4" + b",x" * 34 + b"\n" + b"<i>" * 35 + b"</i>" * 36 + b"1,2\n",
+    b'<?xml version="1.0"?>\n<a x="1" y=\'b"<\'><b/><c  z="">t, u</c ><br>lost</d> <c>1</c></a>\n<!-- <b> --><<>x</> 1 < 2\n'
+    b'{"k": [1, {"q\\"": "v\\\\", "n": null}], "m" : "x<y", "o": "cut\n}]]\n[1,{"z": 2<e>"f"</e>'
+    b'\nid,name;w|v\n1,"two, 2"\t3\n2,two\t"4\n3'
+    + b",x" * 34
+    + b'\n[ <5,"a'
+    + b"\n12:30,7"
+    + b"\n" * 66
+    + b"1,2\n"
+    + b"".join(b"<i%d>" % (i % 39) for i in range(45))
+    + b"</i38></i39></i1></i40>1,2\n<b"
+    + b"\n" * 65
+    + b"1,2",
     np.uint8,
 )
 
@@ -150,7 +159,7 @@ MARKUP = np.frombuffer(
         ({"orders": (1, 2), "text_bits": None, "instructions": True}, CODE),
         ({"orders": (1,), "text_bits": 1, "unit_bits": 9, "instructions": True}, CODE[:200].astype(np.int64) * 2),
         ({"orders": (1, 2), "markup": True}, MARKUP),
-        ({"orders": (1,), "text_bits": 1, "unit_bits": 9, "markup": True}, MARKUP[:250].astype(np.int64) * 2 + 1),
+        ({"orders": (1,), "text_bits": 1, "unit_bits": 9, "markup": True}, MARKUP[:200].astype(np.int64) * 2 + 1),
     ],
     ids=[
         "text",

@@ -290,11 +290,16 @@ class Markup:
     """The parser of XML, HTML, JSON and tables, written from the format page."""
 
     def __init__(self) -> None:
-        self.state = self.piece = self.depth = self.field = self.json = self.quote = self.named = self.closed = 0
+        self.state = self.piece = self.depth = self.field = self.json = self.lines = 0
+        self.quote = self.escaped = self.named = self.closed = 0
         self.places = [0] * 32
 
     def go(self, state: int) -> None:
         self.state, self.piece = state, 0
+
+    def begin_string(self) -> None:
+        self.escaped = 0
+        self.go(6)
 
     def open(self, name: int) -> None:
         self.depth += 1
@@ -310,40 +315,57 @@ class Markup:
     def note(self, code: int, before: int) -> None:
         c, p = chr(code), self.piece
         self.piece = joined(p, code)
+        if c == "\n":
+            self.lines += 1
+            if self.lines >= 64:
+                self.json = self.depth = self.state = 0
+        if self.state == 1 and p == 0 and not (is_letter(lower(code)) or c in "_:/!?"):
+            self.state = 0
         if c == "<" and self.state not in (5, 6):
-            if self.json:
-                self.json = self.depth = 0
             self.go(1)
             return
-        [self.content, self.name, self.closing, self.inside, self.value, self.other, self.string][self.state](
-            c, p, before
-        )
+        steps = [self.content, self.name, self.closing, self.inside, self.value, self.other, self.string]
+        steps[self.state](c, p, before)
+
+    def in_field(self, c: str, p: int) -> None:
+        if c in ",;\t|\n":
+            self.places[1 + self.field % 31] = self.closed = p or self.named
+            self.named = self.piece = 0
+            self.field = 0 if c == "\n" else self.field + 1
+        elif c == '"' and p == 0:
+            self.begin_string()
 
     def content(self, c: str, p: int, _before: int) -> None:
-        if self.depth == 0 and c in ",;\t|\n":
-            self.places[min(self.field + 1, 31)] = self.closed = p
-            self.field = 0 if c == "\n" else self.field + 1
-            self.go(0)
+        if self.depth == 0:
+            self.in_field(c, p)
         if self.depth == 0 or self.json:
             if c in "{[":
                 self.open(0)
-                self.json, self.closed = 1, 0
-                self.go(0)
-            elif self.json and c in '":,}]':
-                if c == ":":
-                    self.places[self.depth % 32] = self.named
-                elif c == ",":
-                    self.closed, self.places[self.depth % 32] = self.places[self.depth % 32], 0
-                elif c == '"':
-                    self.quote = 0
-                else:
-                    self.depth -= 1
-                    self.json = int(self.depth != 0)
-                self.go(6 if c == '"' else 0)
+                self.json, self.closed, self.lines, self.piece = 1, 0, 0, 0
+            elif self.json:
+                self.in_json(c, p)
+
+    def in_json(self, c: str, p: int) -> None:
+        top = self.depth % 32
+        if c == '"':
+            self.begin_string()
+        elif c == ":":
+            self.lines = self.lines if p else 0
+            self.places[top], self.piece = self.named, 0
+        elif c == ",":
+            self.closed, self.places[top], self.piece = self.places[top], 0, 0
+        elif c in "}]":
+            self.depth -= 1
+            self.json = int(self.depth != 0)
+            self.lines = self.piece = 0
 
     def name(self, c: str, p: int, _before: int) -> None:
-        if p == 0 and c in "/!?":
-            self.go(2 if c == "/" else 5)
+        if p == 0:
+            if self.json:
+                self.json = self.depth = 0
+            self.lines = 0
+            if c in "/!?":
+                self.go(2 if c == "/" else 5)
         elif c in "/>" or ord(c) <= 32:
             self.open(p)
             self.go(0 if c == ">" else 3)
@@ -352,6 +374,8 @@ class Markup:
         if c == ">":
             self.close(p)
             self.go(0)
+        elif ord(c) <= 32:
+            self.piece = p
 
     def inside(self, c: str, p: int, before: int) -> None:
         if c == ">":
@@ -373,16 +397,21 @@ class Markup:
             self.go(0)
 
     def string(self, c: str, p: int, _before: int) -> None:
-        if self.quote:
-            self.quote = 0
+        if c == "\n":
+            self.named = p
+            self.go(0)
+            if self.depth == 0:
+                self.in_field(c, 0)
+        elif self.escaped:
+            self.escaped = 0
         elif c == "\\":
-            self.quote = 92
-        elif c in '"\n':
+            self.escaped = 1
+        elif c == '"':
             self.named = p
             self.go(0)
 
     def terms(self) -> dict[str, int]:
-        above = self.places[min(self.field + 1, 31)]
+        above = self.places[1 + self.field % 31]
         parent = above if self.depth == 0 else 0 if self.depth == 1 else self.places[(self.depth - 1) % 32]
         element = self.places[self.depth % 32] if self.depth else self.field
         made = {"markup": self.state, "element": element, "parent": parent}

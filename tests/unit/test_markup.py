@@ -11,8 +11,8 @@ import pytest
 
 from bit_transformer.config import ExpertConfig
 from bit_transformer.errors import ConfigError
-from bit_transformer.experts.markup import CONTENT, DEPTH, INSIDE, STRING, VALUE, note_markup, write_markup_terms
-from bit_transformer.experts.terms import Term, Text, joined
+from bit_transformer.experts.markup import CONTENT, INSIDE, STRING, VALUE, note_markup, write_markup_terms
+from bit_transformer.experts.terms import PLACES, TEXT_ROWS, Term, Text, joined
 
 
 def named(name: str | bytes) -> int:
@@ -25,7 +25,7 @@ class Parsed:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        text, terms = np.zeros(Text.OPEN + DEPTH, np.int64), np.zeros(len(Term) + 1, np.int64)
+        text, terms = np.zeros(TEXT_ROWS, np.int64), np.zeros(len(Term) + 1, np.int64)
         self.rows, before = [], 0
         for c in data:
             write_markup_terms(text, terms)
@@ -92,7 +92,7 @@ def test_deep_elements_push_out_the_outermost() -> None:
     closings = b"".join(b"</e%d>" % i for i in reversed(range(40)))
     parsed = Parsed(deep + closings + b"!")
     terms, depth = parsed.rows[-1]
-    assert depth == 40 - DEPTH  # the other closings found nothing
+    assert depth == 40 - PLACES  # the other closings found nothing
     terms, depth = parsed.rows[len(deep) + len(b"</e39>")]
     assert (depth, terms[Term.ELEMENT], terms[Term.PARENT]) == (39, named("e38"), named("e37"))
 
@@ -123,10 +123,40 @@ def test_a_table_has_fields_and_the_row_above() -> None:
     assert parsed.at(b"file\n")["element"] == 0
 
 
+def test_a_field_may_stand_in_quotes() -> None:
+    parsed = Parsed(b'one,"two, three",4\n5,"six",7\n8,"cut\n9,9!')
+    at = parsed.at(b'5,"si')
+    assert (at["element"], at["parent"], at["markup"]) == (1, named("two, three"), STRING)
+    at = parsed.at(b'"six",')
+    assert (at["element"], at["parent"], at["closed"]) == (2, named("4"), named("six"))
+    assert parsed.at(b"9,")["element"] == 1  # a row ends within quotes too
+
+
+@pytest.mark.parametrize(
+    "stray", [b"1 < 2\n", b"I <3 x\n", b"# [ once\n", b"<br>\n", b"<b once\n", b"<! once\n", b'<a href="\n', b'"once\n']
+)
+def test_a_stray_sign_is_forgotten(stray: bytes) -> None:
+    table = b"name,9,kind\n" * 70
+    parsed = Parsed(stray + table + b'[1, {"key": "v"}]\n')
+    at = parsed.at(b'"key": "')
+    assert (at["element"], at["depth"], at["markup"]) == (named("key"), 2, STRING)
+    rows = [terms for terms, _ in parsed.rows[len(stray) + 66 * 12 : len(stray) + 67 * 12]]
+    assert [int(row[Term.ELEMENT]) for row in rows] == [0] * 5 + [1] * 2 + [2] * 5
+    assert int(rows[5][Term.PARENT]) == named("9")
+
+
 def test_a_lost_parser_finds_its_way() -> None:
     assert parsed_depth(b'{"never closed": [1, <a><b>') == 2  # elements, not keys
     assert parsed_depth(b'<a href="never closed <b><c>') == 3  # in place of a value there is a tag
     assert parsed_depth(b'{"a": "cut\n"b": [') == 2
+    assert parsed_depth(b'{"a": [1, 2 < 3') == 2  # less than, no tag
+    assert parsed_depth(b"<p>one</p >") == 0
+
+
+def test_long_lists_stay_open_as_long_as_there_is_a_sign() -> None:
+    assert parsed_depth(b'{"a": [\n' + b'  {"b": 1},\n' * 200) == 2
+    assert parsed_depth(b"{\n" + b'  "a": 1,\n' * 200) == 1
+    assert parsed_depth(b"<r>\n" + b"<i>1</i>\n" * 200) == 1
 
 
 def parsed_depth(data: bytes) -> int:
@@ -136,7 +166,7 @@ def parsed_depth(data: bytes) -> int:
 def test_any_bytes_can_be_parsed() -> None:
     drawn = np.random.default_rng(2)
     signs = np.frombuffer(b"<>/!?\"'\\{}[]:,;|\t\n xy", np.uint8)
-    text, terms = np.zeros(Text.OPEN + DEPTH, np.int64), np.zeros(len(Term) + 1, np.int64)
+    text, terms = np.zeros(TEXT_ROWS, np.int64), np.zeros(len(Term) + 1, np.int64)
     before, seen = 0, set()
     for c in drawn.choice(signs, 60_000).tolist():
         note_markup(text, c, before)
