@@ -4,7 +4,8 @@ Every row scores the same held-out bytes after the same training bytes. A compre
 C(training + held out) - C(training). zpaq sizes its tables by its input, in steps of powers of two; where the two inputs would
 fall on either side of a step, both begin with random bytes that bring them past it, or the difference reads a false gain.
 
-The last rows say what bits cost on Tiny Shakespeare: bits per byte against the speed of coding, on one thread. paq8px takes part where it is installed.
+The last rows say what bits cost on Tiny Shakespeare: bits per byte against speed, on one thread: of predicting for experts alone, of coding for models, of
+whole processes for other programs. paq8px takes part where it is installed.
 """
 
 from __future__ import annotations
@@ -317,7 +318,7 @@ def primed(name: str, paid: list[Paid] | None = None) -> dict[str, float]:
         began, what = time.perf_counter(), f"{scorer.name}, primed"
         found[what] = cost_of(scorer, held_out).bpb
         if paid is not None and isinstance(scorer, Program):
-            # The training bytes by themselves, then again before the others; padding both times.
+            # The training bytes before the others, then by themselves; padding both times.
             coded = 2 * (len(training) + len(scorer.padding(len(training), len(held_out)))) + len(held_out)
             paid.append(Paid(what, found[what], coded / (time.perf_counter() - began)))
     return found

@@ -2,9 +2,14 @@
 
 What is open is a stack of names: of elements in XML and HTML, of keys in JSON. Outside of them, text is taken for a table: rows of fields, as in CSV.
 The parser follows the text from byte to byte, without knowing what it is, and never fails. A closing tag closes the innermost element of its name, and
-one that closes nothing is passed over, so elements that are never closed do no harm in HTML. What is open is forgotten after 64 lines
-without a sign of it: a stray `[` or `<b` costs no more. It does not look inside comments, declarations and processing instructions, which end for it at
-the first `>`; names that differ in capitals are different names, and a row ends at a newline also within quotes.
+one that closes nothing is passed over, so elements that are never closed do no harm in HTML. Any tag ends JSON.
+
+A stray `[` or `<b` would leave a table unread for good. So what is open is forgotten after 64 lines in which nothing was closed and no key of JSON came.
+Long lists of numbers, and long texts in an element, are forgotten too.
+
+What it does not know: comments, declarations and processing instructions end at their first `>`; names that differ in capitals are different names; a
+row ends at a newline also within quotes; brackets of JSON close each other whatever they are. Of more than 32 open names the outermost are lost, and the
+places of those may still hold names that were closed.
 """
 
 from __future__ import annotations
@@ -39,12 +44,11 @@ def note_markup(text, c, before):
         if text[Text.DEPTH] == 0:
             _note_field(text, c, piece)
         if text[Text.DEPTH] == 0 or text[Text.JSON]:
-            _note_json(text, c, piece)
+            _note_json(text, c, before)
     elif state == NAME:
         if piece == 0:
             if text[Text.JSON]:
                 text[Text.JSON], text[Text.DEPTH] = 0, 0
-            text[Text.LINES] = 0
             if c == 47 or c == 33 or c == 63:  # / ! ?
                 _go(text, CLOSING if c == 47 else OTHER)
         elif c <= 32 or c == 47 or c == 62:
@@ -106,17 +110,17 @@ def _note_field(text, c, piece):
 
 
 @compiled
-def _note_json(text, c, piece):
-    """A byte of JSON that is in no string. The innermost name is the key of the current value, or 0 before it is known."""
+def _note_json(text, c, before):
+    """A byte of JSON that is in no string; also the first bracket, which begins JSON. The innermost name is the key of the current value, or 0 before it is known."""
     if c == 123 or c == 91:  # { [
         _open(text, 0)
-        text[Text.JSON], text[Text.CLOSED], text[Text.LINES], text[Text.PIECE] = 1, 0, 0, 0
+        text[Text.JSON], text[Text.CLOSED], text[Text.PIECE] = 1, 0, 0
     elif text[Text.JSON]:
         top = _top(text)
         if c == 34:
             _begin_string(text)
         elif c == 58:  # :
-            if piece == 0:  # just after a string, as no time of day is
+            if before == 34:  # a key, and no time of day
                 text[Text.LINES] = 0
             text[top], text[Text.PIECE] = text[Text.NAMED], 0
         elif c == 44:
@@ -153,6 +157,8 @@ def _above(text):
 def _open(text, name):
     text[Text.DEPTH] += 1
     text[_top(text)], text[Text.NAMED] = name, 0
+    if text[Text.DEPTH] == 1:
+        text[Text.LINES] = 0
 
 
 @compiled
@@ -161,7 +167,7 @@ def _close(text, name):
     depth = text[Text.DEPTH]
     for back in range(min(depth, PLACES)):
         if text[Text.OPEN + (depth - back) % PLACES] == name:
-            text[Text.DEPTH], text[Text.CLOSED], text[Text.NAMED] = depth - back - 1, name, 0
+            text[Text.DEPTH], text[Text.CLOSED], text[Text.NAMED], text[Text.LINES] = depth - back - 1, name, 0, 0
             return
 
 

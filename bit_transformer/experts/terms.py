@@ -76,11 +76,11 @@ class Text(IntEnum):
     MARKUP = auto()  # where the next byte stands
     PIECE = auto()  # what stands there so far, hashed
     QUOTE = auto()  # what ends the attribute's value
-    ESCAPED = auto()  # whether a backslash came last in a string
+    ESCAPED = auto()  # whether the next byte of a string is escaped
     NAMED = auto()  # the attribute, or the last string of JSON, or of the field; hashed
     CLOSED = auto()  # the element that was closed last; in JSON the key before; in a table the field before
     JSON = auto()  # whether keys of JSON are open, not elements
-    LINES = auto()  # since the last sign of what is open
+    LINES = auto()  # since a name was closed, a first one opened, or a key of JSON came
     FIELD = auto()  # of the row, from 0
     DEPTH = auto()  # how many names are open
     OPEN = auto()  # PLACES rows, from here to the last: a name at depth d, hashed, has place d modulo PLACES; where none is open, fields have 1 and up
@@ -170,7 +170,7 @@ class Term(IntEnum):
     ELEMENT = auto()  # the innermost open element; in JSON the key; in a table the number of the field
     PARENT = auto()  # the one around it; in a table the same field of the row before
     CLOSED = auto()  # the element that was closed last; in JSON the key before; in a table the field before
-    NAMED = auto()  # the attribute; in JSON the last string
+    NAMED = auto()  # the attribute; in JSON the last string; in a table what stood in quotes
     PIECE = auto()  # what stands there so far
 
 

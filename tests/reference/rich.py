@@ -305,11 +305,13 @@ class Markup:
         self.depth += 1
         self.places[self.depth % 32] = name
         self.named = 0
+        if self.depth == 1:
+            self.lines = 0
 
     def close(self, name: int) -> None:
         for d in range(self.depth, max(1, self.depth - 31) - 1, -1):
             if self.places[d % 32] == name:
-                self.depth, self.closed, self.named = d - 1, name, 0
+                self.depth, self.closed, self.named, self.lines = d - 1, name, 0, 0
                 return
 
     def note(self, code: int, before: int) -> None:
@@ -335,22 +337,22 @@ class Markup:
         elif c == '"' and p == 0:
             self.begin_string()
 
-    def content(self, c: str, p: int, _before: int) -> None:
+    def content(self, c: str, p: int, before: int) -> None:
         if self.depth == 0:
             self.in_field(c, p)
         if self.depth == 0 or self.json:
             if c in "{[":
                 self.open(0)
-                self.json, self.closed, self.lines, self.piece = 1, 0, 0, 0
+                self.json, self.closed, self.piece = 1, 0, 0
             elif self.json:
-                self.in_json(c, p)
+                self.in_json(c, before)
 
-    def in_json(self, c: str, p: int) -> None:
+    def in_json(self, c: str, before: int) -> None:
         top = self.depth % 32
         if c == '"':
             self.begin_string()
         elif c == ":":
-            self.lines = self.lines if p else 0
+            self.lines = 0 if before == 34 else self.lines
             self.places[top], self.piece = self.named, 0
         elif c == ",":
             self.closed, self.places[top], self.piece = self.places[top], 0, 0
@@ -363,7 +365,6 @@ class Markup:
         if p == 0:
             if self.json:
                 self.json = self.depth = 0
-            self.lines = 0
             if c in "/!?":
                 self.go(2 if c == "/" else 5)
         elif c in "/>" or ord(c) <= 32:

@@ -195,6 +195,14 @@ def test_markup_goes_to_the_rich_experts_of_markup():
         (b"".join(b"%d %d x\n" % (i, i * i) for i in range(20)), False),
         (b"a,b\n" * 15, False),  # too few rows to tell
         (b"".join(b'%d,"%s"\n' % (i, b"x, " * (i % 3)) for i in range(20)), True),
+        (
+            b"".join(b"%d,5,x\n" % i for i in range(20))
+            + b'6,5" pipe,x\n'
+            + b"".join(b"%d,5,x\n" % i for i in range(60)),
+            True,
+        ),
+        (b"".join(b"%d;%d\n" % (i, i * i) for i in range(20)), True),
+        (b"".join(b"%d\t%d\n" % (i, i * i) for i in range(20)), True),
         (b"".join(b'"key" : %d\n' % i for i in range(20)), True),
         (prose(0, 4000), False),
         (RANDOM, False),

@@ -13,6 +13,8 @@ from bit_transformer.config import ExpertConfig
 from bit_transformer.errors import ConfigError
 from bit_transformer.experts.markup import CONTENT, INSIDE, STRING, VALUE, note_markup, write_markup_terms
 from bit_transformer.experts.terms import PLACES, TEXT_ROWS, Term, Text, joined
+from tests.reference.experts import MASK
+from tests.reference.rich import Markup
 
 
 def named(name: str | bytes) -> int:
@@ -153,6 +155,31 @@ def test_a_lost_parser_finds_its_way() -> None:
     assert parsed_depth(b"<p>one</p >") == 0
 
 
+@pytest.mark.parametrize("opened", [b"<b>", b"<b ", b"[", b'{"a":', b'<a href="'])
+def test_what_is_open_is_forgotten_after_64_lines(opened: bytes) -> None:
+    assert parsed_depth(opened + b"\n12:30" * 63) == 1
+    lines = Parsed(opened + b"\n12:30" * 63 + b"\n!").rows
+    assert lines[-1][1] == 0
+    assert lines[-1][0][Term.MARKUP] == CONTENT
+
+
+def test_only_what_closes_or_has_keys_is_a_sign() -> None:
+    assert parsed_depth(b"<br>" + (b"\n1" * 50 + b"<br>") * 3 + b"\n1" * 20) == 0
+    assert parsed_depth(b"[" + (b"\n1" * 50 + b"std::x") * 3) == 0
+    assert parsed_depth(b"<a>" + (b"\n1" * 50 + b"<b/>") * 3) == 1
+    assert parsed_depth(b"[" + b'\n"a":' * 150) == 1
+
+
+def test_tags_begin_with_names() -> None:
+    for name in (b"DIV", b"_a", b":b", "\u00e9".encode()):
+        assert Parsed(b"<" + name + b">x").rows[-1][0][Term.ELEMENT] == named(name)
+    for stray in (b"1", b"<", b" ", b">", b"=", b"[", b"{"):
+        assert parsed_depth(b"<" + stray) == (1 if stray in b"[{" else 0)
+    assert Parsed(b"<a>{[x]}:,y").rows[-1][1] == 1  # no JSON in elements
+    assert Parsed(b"<a><a>x</a>y").rows[-1][1] == 1
+    assert Parsed(b'<a b="c > d" e>x').rows[-1][1] == 1
+
+
 def test_long_lists_stay_open_as_long_as_there_is_a_sign() -> None:
     assert parsed_depth(b'{"a": [\n' + b'  {"b": 1},\n' * 200) == 2
     assert parsed_depth(b"{\n" + b'  "a": 1,\n' * 200) == 1
@@ -163,20 +190,71 @@ def parsed_depth(data: bytes) -> int:
     return Parsed(data + b" ").rows[-1][1]
 
 
-def test_any_bytes_can_be_parsed() -> None:
+def test_open_names_are_the_last_rows() -> None:
+    assert max(Text) == Text.OPEN
+    assert TEXT_ROWS == Text.OPEN + PLACES
+
+
+TRICKY = (
+    b"<!-- a > b --><?x?>\n"
+    + b",x" * 34
+    + b'\n[ <5,"a'
+    + b"\n12:30,7" * 70
+    + b"\n"
+    + b"".join(b"<i%d>" % (i % 39) for i in range(45))
+    + b"</i38></i39></i1></i40>1,2\n<b"
+    + b"\n1,2" * 66
+    + b'1,2<DIV><_a><:b><\xc3\xa9>{[x]}:</DIV><a><a q="x > y"></a></a><b<c></c<d e<f></f>\n1" x,2\n"q\\\n"r",3\n[{'
+    + b"\n" * 63
+    + b'"k":1,"a""\n'
+    + b"[" * 40
+    + b"]" * 39
+    + b'"m":'
+    + b"\n1,2" * 70
+    + b"<n>" * 40
+    + b"\n" * 65
+    + b"1,2" * 40
+    + b"\n"
+    + b"3,4" * 40
+)
+
+
+def drawn_signs(size: int) -> bytes:
+    """Signs of markup without order, and now and then many newlines."""
     drawn = np.random.default_rng(2)
-    signs = np.frombuffer(b"<>/!?\"'\\{}[]:,;|\t\n xy", np.uint8)
+    words = [bytes([c]) for c in b"<>/!?\"'\\{}[]:,;|\t\n xyA_\xe9"] + [
+        b"<a>",
+        b"</a>",
+        b"<b ",
+        b"/>",
+        b'"k":',
+        b"\n" * 9,
+        b'="',
+        b"[{",
+    ]
+    parts = [words[i] for i in drawn.integers(0, len(words), size)]
+    for place in drawn.integers(0, size, size // 400).tolist():
+        parts[place] = b"\n" * 65
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("data", [TRICKY, drawn_signs(40_000)], ids=["tricky", "drawn"])
+def test_the_parser_is_its_slow_twin(data: bytes) -> None:
     text, terms = np.zeros(TEXT_ROWS, np.int64), np.zeros(len(Term) + 1, np.int64)
-    before, seen = 0, set()
-    for c in drawn.choice(signs, 60_000).tolist():
+    slow, before, seen = Markup(), 0, set()
+    for c in data:
         note_markup(text, c, before)
         write_markup_terms(text, terms)
+        slow.note(c, before)
         before = c
-        assert 0 <= text[Text.DEPTH] <= 60_000
-        assert text[Text.JSON] in (0, 1)
+        made = {
+            name: int(terms[Term[name.upper()]]) & MASK
+            for name in ("markup", "element", "parent", "closed", "named", "piece")
+        }
+        assert made == slow.terms()
         assert text[Text.DEPTH] > 0 or not text[Text.JSON]
-        seen.add((int(text[Text.MARKUP]), int(text[Text.JSON])))
-    assert {state for state, _ in seen} == set(range(7))
+        seen.add((int(text[Text.MARKUP]), bool(text[Text.JSON]), bool(text[Text.DEPTH])))
+    assert {state for state, _, _ in seen} == set(range(7))
 
 
 @pytest.mark.parametrize(
