@@ -120,7 +120,7 @@ def main(quick: bool) -> int:
             ):
                 report.goals.pop(key, None)
         for name in () if quick else FILES:
-            found = on_corpus(report, name, Path(folder), quick, [], trunk_alone=True)
+            found = on_corpus(report, name, Path(folder), quick, paid, trunk_alone=True)
             if found is not None:
                 figures |= {f"{name}_bpb": found["online"], f"{name}_trunk_bpb": found["trunk alone"]}
     for what, bpb, rate in sorted(paid, key=lambda one: -one.bytes_per_s):

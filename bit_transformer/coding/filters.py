@@ -49,6 +49,12 @@ def relative_jumps(data: Bytes) -> Bytes:
     return made
 
 
+def middle(data: Bytes, size: int) -> Bytes:
+    """At most so many bytes from the middle of data."""
+    begin = max(0, (len(data) - size) // 2)
+    return data[begin : begin + size]
+
+
 def has_jumps(data: Bytes) -> bool:
     """Whether data looks like x86 code: calls and jumps with plausible targets in more than one of 400 bytes."""
     if len(data) < 4096:
@@ -60,8 +66,7 @@ def has_jumps(data: Bytes) -> bool:
 def has_markup(data: Bytes) -> bool:
     """Whether data looks like XML, HTML, JSON or a table of text: a tag in 200 bytes, a key in 400, or rows, most of
     them with as many commas, semicolons, tabs or bars as the row before."""
-    begin = max(0, len(data) // 2 - _SAMPLE // 2)
-    sample = data[begin : begin + _SAMPLE]
+    sample = middle(data, _SAMPLE)
     letters = ((sample | 32) >= 97) & ((sample | 32) <= 122)
     tags = (sample[:-1] == 60) & (letters[1:] | (sample[1:] == 47))
     packed = sample[sample != 32]
@@ -85,8 +90,7 @@ def row_width(data: Bytes) -> int:
 
     The autocorrelation of a table or an image has a sharp peak at the width of a row. A peak must stand out from its surroundings.
     """
-    begin = max(0, len(data) // 2 - _SAMPLE // 2)
-    sample = data[begin : begin + _SAMPLE].astype(np.float64)
+    sample = middle(data, _SAMPLE).astype(np.float64)
     if len(sample) < 4 * 1024:
         return 0
     sample -= sample.mean()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.coding.filters import absolute_jumps, has_jumps, has_markup, row_width
+from bit_transformer.coding.filters import absolute_jumps, has_jumps, has_markup, middle, row_width
 from bit_transformer.config import ExpertConfig
 from bit_transformer.errors import ConfigError, Give
 from bit_transformer.experts.bank import ExpertBank, config_memory
@@ -101,7 +101,7 @@ def is_text(data: Bytes) -> bool:
 def plan(data: Bytes) -> tuple[int, int, int]:
     """Choose profile, filter and columns for a frame. Each is tried on a sample and kept if the code gets shorter."""
     wanted = min(len(data), _SAMPLE, max(1 << 14, len(data) // 32))
-    sample = _middle(data, wanted)
+    sample = middle(data, wanted)
     columns = row_width(data)
     profile, filtered, used = (TEXT if is_text(sample) else BINARY), 0, 0
     if profile == TEXT and not columns:
@@ -127,7 +127,7 @@ def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
     profile, filtered, columns = plan(data)
     if experts == LIGHT:
         return profile, filtered, columns
-    sample = _middle(data, min(len(data), _SAMPLE))
+    sample = middle(data, _SAMPLE)
     if filtered:
         sample = absolute_jumps(sample)
     choices = [profile + RICH_TEXT]
@@ -141,11 +141,6 @@ def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
         if experts == AUTO and costs[choices[0]] > _WORTH_IT * _cost(sample, profile, columns):
             return profile, filtered, columns
     return choices[0], filtered, columns
-
-
-def _middle(data: Bytes, size: int) -> Bytes:
-    begin = (len(data) - size) // 2
-    return data[begin : begin + size]
 
 
 def _cost(sample: Bytes, profile: int, columns: int) -> int:

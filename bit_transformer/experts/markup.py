@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from bit_transformer.compiled import compiled, inline
-from bit_transformer.experts.terms import PLACES, Term, Text, joined
+from bit_transformer.experts.terms import PLACES, Term, Text, is_letter, joined
 
 # Where the next byte stands: outside of all that follows; in the name of an opening tag; in a closing tag; after the name of an opening tag; in a
 # quoted value of an attribute; in a tag of another kind; in a string of JSON or of a table.
@@ -93,8 +93,7 @@ def note_markup(text, c, before):
 @inline
 def _begins_tag(c):
     """Whether `<` and this byte begin a tag."""
-    small = c | 32
-    return 97 <= small <= 122 or c >= 128 or c == 95 or c == 58 or c == 47 or c == 33 or c == 63  # _ : / ! ?
+    return is_letter(c | 32) or c == 95 or c == 58 or c == 47 or c == 33 or c == 63  # _ : / ! ?
 
 
 @compiled

@@ -225,7 +225,7 @@ def _class(c):
 
 
 @inline
-def _is_letter(c):
+def is_letter(c):
     """Whether a character, made small, belongs to a word."""
     return 97 <= c <= 122 or c >= 128
 
@@ -245,7 +245,7 @@ def note_unit(shape, tables, stream, unit, learn):
     before = (np.int64(age(stream, 1)) - 1) >> shape.text_shift if n else np.int64(0)
     small = c + 32 if 65 <= c <= 90 else c
     letter, capital, digit, space = (
-        _is_letter(small),
+        is_letter(small),
         small != c,
         48 <= c <= 57,
         c == 32 or c == 10 or c == 9 or c == 13,
@@ -287,7 +287,7 @@ def note_unit(shape, tables, stream, unit, learn):
         text[Text.GAP] = joined(text[Text.GAP], c)
         before_small = before + 32 if 65 <= before <= 90 else before
         quoted = before == 39 or before == 34
-        if (c == 32 or c == 10) and (_is_letter(before_small) or quoted):
+        if (c == 32 or c == 10) and (is_letter(before_small) or quoted):
             text[Text.PHRASE_2], text[Text.PHRASE_1] = text[Text.PHRASE_1], text[Text.PHRASE]
             text[Text.PHRASE] = 0
         elif not (c == 39 or c == 34 or (c == 10 and before == 32) or (c == 32 and before == 10)):
