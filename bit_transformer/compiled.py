@@ -25,6 +25,7 @@ SOURCES = (
     "experts/terms.py",
     "experts/instructions.py",
     "experts/markup.py",
+    "experts/numbers.py",
     "experts/rich.py",
     "experts/kernels.py",
     "decoding/integer_kernels.py",

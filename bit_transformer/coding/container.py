@@ -84,7 +84,7 @@ class Frame(NamedTuple):
     Attributes:
         method: STORED or CODED.
         profile: which contexts the bank has; 0 with a model.
-        filter: 1 if x86 jumps are absolute.
+        filter: 1 if x86 jumps are absolute. Of data made of numbers: what they are, see `compression.profiles`.
         columns: row width as a context; 0: none.
         buckets, history: log2 of the bank's sizes; 0 with a model.
         size: bytes of data. `coded`: bytes of the payload.
@@ -191,7 +191,7 @@ def read_frame(stream: BinaryIO, index: int, seal: Seal) -> Frame | None:
     _, *fields = _FRAME.unpack(packed[:-CHECK])
     frame = Frame(*fields)
     fits = frame.coded == frame.size if frame.method == STORED else frame.coded < frame.size
-    if frame.method not in (STORED, CODED) or not 0 < frame.size <= seal.largest or not fits or frame.filter > 1:
+    if frame.method not in (STORED, CODED) or not 0 < frame.size <= seal.largest or not fits:
         raise _damaged(f"the header of frame {index}")
     return frame
 

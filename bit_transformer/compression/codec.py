@@ -17,11 +17,12 @@ from bit_transformer.coding.filters import absolute_jumps, relative_jumps
 from bit_transformer.compression.profiles import (
     AUTO,
     LIGHT,
-    PROFILES,
     RICH_TEXT,
     Experts,
     bank_memory,
     bank_of,
+    has_filter,
+    is_known,
     planned,
     sizes_for,
 )
@@ -110,8 +111,8 @@ class BankCoder:
     def _encode(self, data: Bytes, tell: Tell) -> Packed:
         profile, filtered, columns = planned(data, self.experts)
         buckets, history = sizes_for(len(data), rich=profile >= RICH_TEXT)
-        bank = bank_of(profile, columns, buckets, history)
-        code = bank.encode(absolute_jumps(data) if filtered else data, bank.stream(), tell)
+        bank = bank_of(profile, columns, buckets, history, filtered)
+        code = bank.encode(absolute_jumps(data) if has_filter(profile, filtered) else data, bank.stream(), tell)
         if code is None or len(code) >= len(data):
             return _stored(data)
         return _packed(CODED, data, code.tobytes(), profile, filtered, columns, buckets, history)
@@ -120,13 +121,14 @@ class BankCoder:
         given = np.frombuffer(payload, dtype=np.uint8)
         if frame.method == STORED:
             return given
-        if frame.profile >= len(PROFILES) or not (10 <= frame.buckets <= 26 and 10 <= frame.history <= 28):
+        known = 10 <= frame.buckets <= 26 and 10 <= frame.history <= 28 and is_known(frame.profile, frame.filter)
+        if not known:
             raise CompressedFileError(
                 "got a frame with contexts that this release does not know", tries=("the release that wrote the file",)
             )
-        bank = bank_of(frame.profile, frame.columns, frame.buckets, frame.history)
+        bank = bank_of(frame.profile, frame.columns, frame.buckets, frame.history, frame.filter)
         data = bank.decode(given, frame.size, bank.stream(), tell).astype(np.uint8)
-        return relative_jumps(data) if frame.filter else data
+        return relative_jumps(data) if has_filter(frame.profile, frame.filter) else data
 
 
 class ModelCoder:
@@ -254,7 +256,7 @@ def model_digest(model: BitTransformerLM) -> bytes:
             "buckets": e.buckets,
             "history": e.history,
         }
-        shape["experts"] = experts | {name: True for name in ("rich", "instructions", "markup") if getattr(e, name)}
+        shape["experts"] = experts | {name: getattr(e, name) for name in e.newer()}
     if model.rounding is not None:
         shape["rounding"] = asdict(model.rounding)
     found = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())

@@ -7,8 +7,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.coding.filters import absolute_jumps, has_jumps, has_markup, middle, row_width
+from bit_transformer.coding.filters import (
+    Numbers,
+    absolute_jumps,
+    has_jumps,
+    has_markup,
+    middle,
+    number_kind,
+    row_width,
+)
 from bit_transformer.config import ExpertConfig
+from bit_transformer.config.experts import KINDS
 from bit_transformer.errors import ConfigError, Give
 from bit_transformer.experts.bank import ExpertBank, config_memory
 from bit_transformer.machine import free_memory
@@ -23,8 +32,9 @@ PROFILES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True}, False),
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True, "instructions": True}, False),
     ({"orders": (1, 2, 3, 4, 5, 6, 7, 9), "rich": True, "markup": True}, True),
+    ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True, "numbers": KINDS[0]}, False),
 )
-TEXT, BINARY, RICH_TEXT, RICH_BINARY, RICH_CODE, RICH_MARKUP = range(6)
+TEXT, BINARY, RICH_TEXT, RICH_BINARY, RICH_CODE, RICH_MARKUP, RICH_NUMBERS = range(7)
 NAMES = (
     "light experts of text",
     "light experts of other data",
@@ -32,6 +42,7 @@ NAMES = (
     "rich experts of other data",
     "rich experts of x86 code",
     "rich experts of XML, JSON and tables",
+    "rich experts of numbers",
 )
 Experts = Literal["light", "rich", "auto"]
 LIGHT: Experts = "light"
@@ -44,13 +55,15 @@ _LARGEST_HISTORY, _SMALLEST_HISTORY = 26, 10
 _SAMPLE = 1 << 17
 
 
-def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBank:
+def bank_of(profile: int, columns: int, buckets: int, history: int, filtered: int = 0) -> ExpertBank:
     """An empty bank. Arguments as in `container.Frame`; sizes as log2.
 
     Raises:
         ConfigError: it needs more memory than there is.
     """
     fields, words = PROFILES[profile]
+    if profile == RICH_NUMBERS:
+        fields = fields | fields_of(filtered)
     config = _config(fields, words, columns, buckets, history)
     needed, free = config_memory(config, 8, words), free_memory()
     if free is not None and needed > free:
@@ -63,6 +76,32 @@ def bank_of(profile: int, columns: int, buckets: int, history: int) -> ExpertBan
             ),
         )
     return ExpertBank(config, 8, 0 if words else None)
+
+
+def has_filter(profile: int, filtered: int) -> bool:
+    """Whether a frame's data is filtered: x86 jumps are absolute."""
+    return profile != RICH_NUMBERS and filtered == 1
+
+
+def is_known(profile: int, filtered: int) -> bool:
+    """Whether this release knows a frame's profile and filter."""
+    if profile != RICH_NUMBERS:
+        return profile < len(PROFILES) and filtered <= 1
+    return filtered & 15 < len(KINDS) and filtered >> 4 & 3 < int(KINDS[filtered & 15][-1])
+
+
+def filter_of(numbers: Numbers) -> int:
+    """Numbers as the filter byte of a frame's header: from the lowest bit, which of `KINDS` (4 bits), the bytes before the first (2), the channels less 1 (2)."""
+    return KINDS.index(numbers.kind) | numbers.begin << 4 | (numbers.channels - 1) << 6
+
+
+def fields_of(filtered: int) -> dict[str, Any]:
+    """Fields of `ExpertConfig` for a filter byte."""
+    return {
+        "numbers": KINDS[filtered & 15],
+        "numbers_begin": filtered >> 4 & 3,
+        "channels": 1 + (filtered >> 6),
+    }
 
 
 def _config(fields: dict[str, Any], words: bool, columns: int, buckets: int, history: int) -> ExpertConfig:
@@ -106,17 +145,17 @@ def plan(data: Bytes) -> tuple[int, int, int]:
     profile, filtered, used = (TEXT if is_text(sample) else BINARY), 0, 0
     if profile == TEXT and not columns:
         return profile, filtered, used
-    best = _cost(sample, profile, 0)
+    best = _cost(sample, profile, 0, 0)
     if profile == BINARY:
-        as_text = _cost(sample, TEXT, 0)
+        as_text = _cost(sample, TEXT, 0, 0)
         if as_text < best:
             profile, best = TEXT, as_text
     if columns:
-        with_rows = _cost(sample, profile, columns)
+        with_rows = _cost(sample, profile, 0, columns)
         if with_rows < best:
             used, best = columns, with_rows
     if has_jumps(data):
-        absolute = _cost(absolute_jumps(sample), profile, used)
+        absolute = _cost(sample, profile, 1, used)
         if absolute < best:
             filtered = 1
     return profile, filtered, used
@@ -124,27 +163,33 @@ def plan(data: Bytes) -> tuple[int, int, int]:
 
 def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
     """The same for light or rich experts, or for those that fit."""
-    profile, filtered, columns = plan(data)
+    light = profile, filtered, columns = plan(data)
     if experts == LIGHT:
-        return profile, filtered, columns
+        return light
     sample = middle(data, _SAMPLE)
-    if filtered:
-        sample = absolute_jumps(sample)
-    choices = [profile + RICH_TEXT]
+    choices = [(profile + RICH_TEXT, filtered, columns)]
     if has_jumps(data) and not columns:
-        choices.append(RICH_CODE)
+        choices.append((RICH_CODE, filtered, 0))
     if has_markup(data):
-        choices.append(RICH_MARKUP)
+        choices.append((RICH_MARKUP, filtered, columns))
+    if not filtered and not is_text(sample):
+        width = row_width(data)
+        numbers = number_kind(data, width)
+        if numbers is not None:
+            choices += [
+                (RICH_NUMBERS, filter_of(numbers), rows)
+                for rows in sorted({0, width if width % numbers.size == 0 else 0})
+            ]
     if choices[1:] or experts == AUTO:
-        costs = {choice: _cost(sample, choice, columns) for choice in choices}
-        choices = sorted(choices, key=costs.__getitem__)
-        if experts == AUTO and costs[choices[0]] > _WORTH_IT * _cost(sample, profile, columns):
-            return profile, filtered, columns
-    return choices[0], filtered, columns
+        costs = {choice: _cost(sample, *choice) for choice in choices}
+        choices.sort(key=costs.__getitem__)
+        if experts == AUTO and costs[choices[0]] > _WORTH_IT * _cost(sample, *light):
+            return light
+    return choices[0]
 
 
-def _cost(sample: Bytes, profile: int, columns: int) -> int:
+def _cost(sample: Bytes, profile: int, filtered: int, columns: int) -> int:
     buckets, history = sizes_for(len(sample), rich=profile >= RICH_TEXT)
-    bank = bank_of(profile, columns, buckets, history)
-    code = bank.encode(sample, bank.stream())
+    bank = bank_of(profile, columns, buckets, history, filtered)
+    code = bank.encode(absolute_jumps(sample) if has_filter(profile, filtered) else sample, bank.stream())
     return len(sample) + 1 if code is None else len(code)

@@ -7,6 +7,13 @@ from typing_extensions import Self
 
 from bit_transformer.config.base import Config
 
+# Of numbers: bytes in either order, without a sign and with one.
+KINDS = tuple(
+    f"{order}{sign}{size}" for size in range(1, 5) for order in ("<>" if size > 1 else ("",)) for sign in "ui"
+)
+
+NEWER = ("rich", "instructions", "markup", "numbers", "channels", "numbers_begin")
+
 
 class ExpertConfig(Config):
     """The experts' contexts and the size of their memory.
@@ -47,6 +54,17 @@ class ExpertConfig(Config):
         description="Rich contexts of XML, HTML, JSON and CSV beside those of words: what is open, and what stands there so far. 1 to 10 % fewer bits of those, a tenth slower.",
     )
 
+    numbers: str = Field(
+        "",
+        description="Data made of numbers, such as sound, images and readings: their type as NumPy writes it, of one to four bytes. `<i2`: two bytes, "
+        "low byte first, with a sign; `u1`: one byte. Rich experts predict each number from those around it, in place of words: 10 to 25 % fewer bits of "
+        "such data. Where there are rows, give `columns` too.",
+    )
+    channels: int = Field(
+        1, ge=1, le=4, description="How many numbers come in turn, as left and right, or red, green and blue."
+    )
+    numbers_begin: int = Field(0, ge=0, le=3, description="Bytes before the first whole number.")
+
     @model_validator(mode="after")
     def _contexts_fit(self) -> Self:
         if list(self.orders) != sorted(set(self.orders)) or max(self.orders, default=1) > 32:
@@ -66,11 +84,31 @@ class ExpertConfig(Config):
             raise ValueError("markup=True needs rich experts. Try rich=True")
         if self.markup and (self.instructions or self.words is False):
             raise ValueError("markup=True stands beside words=True. Try words=True and instructions=False")
+        if self.numbers and self.numbers not in KINDS:
+            raise ValueError(f"numbers={self.numbers!r} must be one of {', '.join(KINDS)}. Try numbers='<i2'")
+        if self.numbers and not self.rich:
+            raise ValueError(f"numbers={self.numbers!r} needs rich experts. Try rich=True")
+        if self.numbers and (self.words or self.instructions or self.markup):
+            raise ValueError(
+                f"numbers={self.numbers!r} takes the place of words, instructions and markup. Try words=False, instructions=False, markup=False"
+            )
+        if self.numbers_begin and self.numbers_begin >= int(self.numbers[-1:] or 1):
+            raise ValueError(
+                f"numbers_begin={self.numbers_begin} must be less than the bytes of a number, numbers={self.numbers!r}. Try numbers_begin=0"
+            )
+        if self.numbers and any(width % int(self.numbers[-1]) for width in self.columns[:1]):
+            raise ValueError(
+                f"columns={self.columns} must be in bytes, of whole numbers={self.numbers!r}. Try columns=({self.columns[0] * int(self.numbers[-1])},)"
+            )
         if self.instructions and self.words:
             raise ValueError("instructions=True takes the place of words=True. Try words=False")
         if not (self.orders or self.bit_orders or self.sparse or self.columns or self.rich):
             raise ValueError("orders=() leaves no contexts; at least one is needed. Try orders=(1, 2, 3)")
         return self
+
+    def newer(self) -> list[str]:
+        """Which fields are set that version 0.2's first experts had not: keys of older files do not know them."""
+        return [name for name in NEWER if getattr(self, name) != ExpertConfig.model_fields[name].default]
 
     match_order: PositiveInt = Field(7, description="Length of the shortest match, in units; up to 31.")
     buckets: PositiveInt = Field(1 << 18, description="Memory of each context, in buckets of 16 bytes; a power of two.")

@@ -26,6 +26,17 @@ from bit_transformer.experts import kernels, layout, rich
 from bit_transformer.experts.contexts import contexts_of
 from bit_transformer.experts.histories import histories, sums, toward
 from bit_transformer.experts.layout import Curves, Shape, Stream, Tables
+from bit_transformer.experts.numbers import (
+    CHANNELS,
+    MOST,
+    NUMBER_INPUTS,
+    PREDICTIONS,
+    REGRESSIONS,
+    SIZE,
+    WIDTHS,
+    layout_of,
+    neighbours,
+)
 from bit_transformer.experts.packing import HEADER, packed, unpack
 from bit_transformer.experts.rich import OUTPUTS
 from bit_transformer.experts.sketch import Sketch, empty, joined, sketched
@@ -89,6 +100,8 @@ class ExpertBank:
         self.memory = _memory(config, self.experts, unit_bits)
         check_memory(self.memory, config, self.experts)
         heads = max(1 << 10, config.history // _UNITS_PER_HEAD)
+        width = config.columns[0] if config.columns else 0
+        kind = layout_of(config.numbers, config.channels, config.numbers_begin)
         self.shape = Shape(
             spec,
             unit_bits,
@@ -97,11 +110,13 @@ class ExpertBank:
             (unit_bits - 8 if config.rich else -1) if text_bits is None else text_bits,
             64 - (heads.bit_length() - 1),
             config.rich,
-            config.columns[0] if config.columns else 0,
+            width,
             _heard(config, self.experts),
             _direct(config, self.experts),
             config.instructions,
             config.markup,
+            kind,
+            neighbours(kind, width),
         )
         self.tables = _new_tables(config, self.experts, unit_bits, heads)
 
@@ -130,10 +145,14 @@ class ExpertBank:
         """A stream before its first unit."""
         K = self.experts
         reach = max(
-            (max(row[1:]) for row in self.shape.spec.tolist() if row[0] in (layout.ORDER, layout.SPARSE)), default=1
+            *(max(row[1:]) for row in self.shape.spec.tolist() if row[0] in (layout.ORDER, layout.SPARSE)),
+            *self.shape.reach.tolist(),
+            *(self.shape.width + 2 * int(kind[SIZE] * kind[CHANNELS]) for kind in (self.shape.numbers,) if len(kind)),
+            1,
+            1,
         )
         ring = max(layout.ABOVE_REACH if self.config.rich else 64, 1 << int(reach).bit_length())
-        return _new_stream(K, self.tables.weights.shape[1], ring, self.config.rich)
+        return _new_stream(K, self.tables.weights.shape[1], ring, self.config.rich, self.shape.numbers)
 
     def read(self, units: NDArray[Any], stream: Stream, *, learn: bool, wanted: bool = True) -> Features:
         """Advance a stream by N units. With `learn`, learn from each bit after its features were computed.
@@ -395,8 +414,24 @@ def no_experts(unit_bits: int) -> tuple[Shape, Tables, Stream]:
     """Tables and a stream that are never read, with a leading axis, for loops that also serve models without experts."""
     config = ExpertConfig(orders=(1,), words=False, buckets=1024, history=1024)
     tables, stream = _new_tables(config, 1, 1, 1024), _new_stream(1, inputs=8, recent=64)
+    none = np.zeros(0, dtype=np.int64)
     return (
-        Shape(contexts_of(config, False), unit_bits, 10, 7, -1, 54, False, 0, 0, _direct(config, 1), False, False),
+        Shape(
+            contexts_of(config, False),
+            unit_bits,
+            10,
+            7,
+            -1,
+            54,
+            False,
+            0,
+            0,
+            _direct(config, 1),
+            False,
+            False,
+            none,
+            none,
+        ),
         Tables(*(table[None] for table in tables)),
         Stream(*(part[None] for part in stream)),
     )
@@ -448,7 +483,11 @@ def _memory(config: ExpertConfig, experts: int, unit_bits: int) -> int:
     if not config.rich:
         return shared + _sets(unit_bits) * _padded(experts) * 4 + 2 * _MAP_ROWS * layout.MAP_KNOTS * 2
     found = (experts + 4 * layout.DIRECT) * config.buckets * 4 + heads + (3 * 4 + 8 + 3 * 8 << 16)
-    mixers = rich.MIXER_ROWS * (_inputs(experts) + 1) + (2 << unit_bits) * rich.OUTPUTS + experts * layout.RUN_ROWS
+    mixers = (
+        rich.MIXER_ROWS * (_inputs(experts, bool(config.numbers)) + 1)
+        + (2 << unit_bits) * rich.OUTPUTS
+        + experts * layout.RUN_ROWS
+    )
     return shared + found + mixers * 4 + layout.REFINED * layout.REFINED_ROWS * layout.MAP_KNOTS * 4
 
 
@@ -474,9 +513,10 @@ def _padded(experts: int) -> int:
     return -(-(experts + 3) // 8) * 8
 
 
-def _inputs(experts: int) -> int:
+def _inputs(experts: int, numbers: bool) -> int:
     """Inputs of a rich bank's mixers, padded."""
-    return -(-(layout.INPUTS * experts + layout.OTHERS) // LANES) * LANES
+    more = layout.OTHERS + (NUMBER_INPUTS if numbers else 0)
+    return -(-(layout.INPUTS * experts + more) // LANES) * LANES
 
 
 def _features(config: ExpertConfig, experts: int) -> int:
@@ -501,8 +541,16 @@ def _sets(unit_bits: int) -> int:
     return (1 << unit_bits) + 512
 
 
-def _new_stream(experts: int, inputs: int, recent: int, rich: bool = False) -> Stream:
+def _new_stream(
+    experts: int, inputs: int, recent: int, rich: bool = False, numbers: NDArray[np.int64] | None = None
+) -> Stream:
     more = int(rich)
+    C = R = N = P = errors = 0
+    spread = 0.0
+    if numbers is not None and len(numbers):
+        size = int(numbers[SIZE])
+        C, R, N, P = int(numbers[CHANNELS]), REGRESSIONS, MOST, PREDICTIONS
+        errors, spread = 1 << (recent // size).bit_length(), 256.0**size / 64
     return Stream(
         place=np.zeros(7, dtype=np.int64),
         recent=np.zeros(recent, dtype=np.uint16),
@@ -515,11 +563,20 @@ def _new_stream(experts: int, inputs: int, recent: int, rich: bool = False) -> S
         entries=np.zeros(more * experts, dtype=np.int64),
         run_rows=np.zeros(more * experts, dtype=np.int64),
         lines=np.zeros(more * layout.DIRECT, dtype=np.int64),
-        x=np.zeros(more * _inputs(experts), dtype=np.float32),
+        x=np.zeros(more * _inputs(experts, C > 0), dtype=np.float32),
         rows=np.zeros(more * layout.MIXERS, dtype=np.int64),
         outputs=np.zeros(more * OUTPUTS, dtype=np.float32),
         made=np.zeros(more * 3, dtype=np.float32),
         at=np.zeros(more * 8, dtype=np.int64),
+        moments=np.zeros((C, R, N + 1, N)),
+        weights=np.zeros((C, R, N)),
+        spreads=np.full((C, P), spread),
+        errors=np.zeros((errors, P)),
+        near=np.zeros(N + 1),
+        guesses=np.zeros(P),
+        left=np.zeros(P),
+        wide=np.ones((P, WIDTHS)),
+        factor=np.zeros((N, N)),
     )
 
 
@@ -568,7 +625,7 @@ def _check_floats(tables: Tables) -> None:
 
 def _rich_tables(config: ExpertConfig, experts: int, unit_bits: int, heads: int) -> dict[str, NDArray[Any]]:
     """What only a rich bank has."""
-    K, M = experts, _inputs(experts)
+    K, M = experts, _inputs(experts, bool(config.numbers))
     mixing = np.zeros((rich.MIXER_ROWS, M), dtype=np.float32)
     mixing[:, :K] = 4 / K
     mixing[:, (layout.INPUTS * K, layout.INPUTS * K + 2)] = 0.2
@@ -647,7 +704,7 @@ def restore_stream(stream: Stream, kept: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         CheckpointError: a part is missing or of another size.
     """
-    for name in ("place", "recent", "text"):
+    for name in ("place", "recent", "text", "moments", "weights", "spreads", "errors", "near", "guesses"):
         part, old = getattr(stream, name), kept.get(name)
         size = 0 if old is None else old.size
         if size > part.size or (name != "text" and size != part.size):

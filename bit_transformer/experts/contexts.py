@@ -168,6 +168,37 @@ mean_16 phase_2 unit_1 unit_2
 """
 )
 
+# For numbers.
+NUMBERS = """
+expected_1 number_byte
+expected_part number_byte
+expected_1 spread number_byte
+expected_2 spread number_byte
+expected_1 expected_2 number_byte
+expected_1 unit_1 number_byte
+expected_1 expected_3 number_byte
+expected_3 number_byte
+expected_4 number_byte
+expected_1 expected_4 unit_1 number_byte
+"""
+NUMBER_UNITS = """
+2
+2 3
+"""
+NUMBER_TERMS = """
+after_1 unit_1
+phase_4 unit_1
+"""
+NUMBER_ROWS = (
+    NUMBER_TERMS
+    + """\
+slope_2 above_1
+slope_1 unit_1
+slope_2 unit_1
+above_1 unit_1 unit_2
+"""
+)
+
 # For machine code, before those of records.
 INSTRUCTIONS = """
 instruction
@@ -227,10 +258,12 @@ def contexts_of(config: ExpertConfig, words: bool) -> NDArray[np.int64]:
             first, units, terms = INSTRUCTIONS, UNITS, RECORDS
         elif config.markup:
             first = MARKUP
+        elif config.numbers:
+            first, units, terms = NUMBERS, NUMBER_UNITS, NUMBER_ROWS if config.columns else NUMBER_TERMS
         elif not words:
             units, terms = (ROW_UNITS, ROWS) if config.columns else (UNITS, RECORDS)
         rows += _of_terms(first) + [(SPARSE, *map(int, line.split())) for line in _lines(units)]
-        if not words and not config.instructions:
+        if config.numbers or not (words or config.instructions):
             rows += [(SPARSE, *ages) for w in config.columns for ages in ((2, w), (w, w + 2), (1, w, w + 1), (2 * w,))]
         rows += _of_terms(terms)
     spec = np.zeros((len(rows), 1 + MAX_ARGUMENTS), dtype=np.int64)

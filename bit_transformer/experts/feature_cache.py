@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bit_transformer.config import ModelConfig
+from bit_transformer.config.experts import NEWER
 from bit_transformer.data.sources import Corpus
 from bit_transformer.errors import BitStreamError, CheckpointError
 from bit_transformer.experts.bank import STATE_VERSION, ExpertBank, Features, memory_bytes, restore_stream
@@ -176,7 +177,7 @@ def _complete(
 def _key(model: ModelConfig) -> str:
     assert model.experts is not None
     # Older caches do not know of these fields.
-    unset = {name for name in ("rich", "instructions", "markup") if not getattr(model.experts, name)}
+    unset = set(NEWER) - set(model.experts.newer())
     known = model.experts.model_dump_json(exclude=unset)
     return f"{known} {model.unit_bits} {model.parity} {model.expert_words}"
 

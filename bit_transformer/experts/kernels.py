@@ -52,6 +52,7 @@ from bit_transformer.experts.layout import (
     repeated,
 )
 from bit_transformer.experts.markup import write_markup_terms
+from bit_transformer.experts.numbers import begin_number
 from bit_transformer.experts.terms import write_terms
 
 
@@ -80,6 +81,8 @@ def _begin_unit(shape, tables, stream, learn):
             write_instruction_terms(stream.text, stream.terms)
         if shape.markup:
             write_markup_terms(stream.text, stream.terms)
+        if len(shape.numbers):
+            begin_number(shape, stream)
     chain = np.uint64(0)
     done = 0
     for k in range(len(spec)):
@@ -443,6 +446,13 @@ def _copy_stream(source, target):
         target.recent[i] = source.recent[i]
     for i in range(len(source.text)):
         target.text[i] = source.text[i]
+    if len(source.near):
+        target.moments[...] = source.moments
+        target.weights[...] = source.weights
+        target.spreads[...] = source.spreads
+        target.errors[...] = source.errors
+        target.near[...] = source.near
+        target.guesses[...] = source.guesses
 
 
 @compiled

@@ -124,6 +124,15 @@ class Stream(NamedTuple):
         lines: (DIRECT): where `Tables.direct` has the current up to four bits.
         x: float32, (M): inputs of the mixers. `rows`: (MIXERS), their rows. `outputs`: (16), their logits.
         made: float32, (3): what learning needs of a prediction; `at`: (8), see the names in `rich.py`.
+
+    Only of a bank of numbers, all float64 (C channels, R regressions of up to N neighbours, P predictions):
+
+    Attributes:
+        moments: (C, R, N + 1, N), lower triangle: sums of products of two neighbours; last row: of a neighbour and the number.
+        weights: (C, R, N). `spreads`: (C, P), mean absolute errors. `errors`: (ring, P), those of the latest numbers.
+        near: (N + 1): the neighbours, less the number before in the channel; that number. `guesses`: (P), the predictions.
+        left: (P): the predictions in units of the current byte, less what is known of the number; `wide`: (P, 2), scales.
+        factor: (N, N): room.
     """
 
     place: Table
@@ -142,12 +151,22 @@ class Stream(NamedTuple):
     outputs: Table
     made: Table
     at: Table
+    moments: Table
+    weights: Table
+    spreads: Table
+    errors: Table
+    near: Table
+    guesses: Table
+    left: Table
+    wide: Table
+    factor: Table
 
 
 class Shape(NamedTuple):
     """Constants. `spec` is (K, 1 + MAX_ARGUMENTS): a kind and its arguments. `rich`: whether the bank is a rich one. `width`: of rows, or 0. `heard`: how many
     of its first contexts are features. `direct`: (DIRECT), which have probabilities of their own. `instructions`: whether contexts are of machine
-    code. `markup`: whether some are of XML, JSON and tables."""
+    code. `markup`: whether some are of XML, JSON and tables. `numbers`: (5), what the data's numbers are, see `numbers.py`, or (0); `reach`: (N), the distances
+    to their neighbours."""
 
     spec: Table
     unit_bits: int
@@ -161,6 +180,8 @@ class Shape(NamedTuple):
     direct: Table
     instructions: bool
     markup: bool
+    numbers: Table
+    reach: Table
 
 
 class Curves(NamedTuple):

@@ -40,6 +40,7 @@ from bit_transformer.experts.layout import (
     repeated,
 )
 from bit_transformer.experts.markup import note_markup
+from bit_transformer.experts.numbers import note_number, write_number_inputs
 from bit_transformer.experts.terms import Term, Text, joined, note_unit
 from bit_transformer.experts.vectors import LANES, add_scaled, dot
 
@@ -219,6 +220,15 @@ def predict_bit(shape, tables, stream, curves, node, depth):
         rows[3] = terms[Term.CODE_AT] * 16 + terms[Term.CODE_BYTES]
         rows[5] = (terms[Term.OPCODE] & 255) * 8 + (depth & 7)
         rows[8] = (terms[Term.CODE_AT] * 3 + terms[Term.COMPLETE]) * 8 + (depth & 7)
+    if len(shape.numbers):
+        write_number_inputs(shape, stream, curves, node, depth, x, o + 6 + 2 * DIRECT)
+        place_in = terms[Term.NUMBER_BYTE]
+        rows[3] = terms[Term.SPREAD] * 8 + (depth & 7)
+        rows[5] = (terms[Term.EXPECTED_1] & 255) * 8 + (depth & 7)
+        rows[6] = terms[Term.SPREAD_LONG] * 8 + (depth & 7)
+        rows[7] = (terms[Term.CHANNEL] & 1) * 32 + place_in * 8 + (depth & 7)
+        rows[8] = (min(terms[Term.DISAGREED], 11) * 4 + place_in) * 8 + (depth & 7)
+        token = terms[Term.EXPECTED_PART] * 4 + place_in
     for m in range(MIXERS):
         rows[m] += ROWS_BEGIN[m]
         outputs[m] = _clipped(dot(tables.mixing, rows[m] * M, x, M))
@@ -357,6 +367,8 @@ def end_unit(shape, tables, stream, unit, learn):
                 other, count = latest + 1, np.int64(0)
             count = min(count + 1, RUN_MAX)
             tables.runs[place] = check << RUN_CHECK | count << RUN_COUNT | other << RUN_OTHER | unit
+    if len(shape.numbers):
+        note_number(shape, stream, unit)
     if shape.instructions or shape.markup:
         c, before = unit >> shape.text_shift & 255, max(np.int64(age(stream, 1)) - 1, 0) >> shape.text_shift
         if shape.instructions:

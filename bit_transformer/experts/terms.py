@@ -172,6 +172,16 @@ class Term(IntEnum):
     CLOSED = auto()  # the element that was closed last; in JSON the key before; in a table the field before
     NAMED = auto()  # the attribute; in JSON the last string; in a table what stood in quotes
     PIECE = auto()  # what stands there so far
+    NUMBER_BYTE = auto()  # of data made of numbers: which byte of the number
+    CHANNEL = auto()
+    EXPECTED_1 = auto()  # the byte, as of each prediction and the bytes of the number before
+    EXPECTED_2 = auto()
+    EXPECTED_3 = auto()
+    EXPECTED_4 = auto()
+    EXPECTED_PART = auto()  # the first, in quarters, rounded down
+    SPREAD = auto()  # how large the first prediction's errors are, as a logarithm
+    SPREAD_LONG = auto()  # over a longer time
+    DISAGREED = auto()  # how far the first two predictions lie apart, as a logarithm
 
 
 @inline

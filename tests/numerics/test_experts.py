@@ -129,6 +129,17 @@ MARKUP = np.frombuffer(  # the parser has a twin test of its own, in test_markup
 )
 
 
+def wave(kind: str) -> np.ndarray:
+    """A smooth curve with noise, wide enough that the high byte moves; then the same number for a while, and noise."""
+    rng, kind = np.random.default_rng(4), np.dtype(kind)
+    t = np.arange(200 // kind.itemsize)
+    span = 256.0**kind.itemsize
+    curve = span * (0.4 * np.sin(t / 5) + 0.02 * rng.normal(size=len(t)) + 0.5 * (kind.kind == "u"))
+    curve[len(t) // 2 : len(t) * 2 // 3] = curve[len(t) // 2]
+    curve[-5:] = rng.uniform(0, span / 2, 5)
+    return np.frombuffer(curve.astype(kind).tobytes(), np.uint8)
+
+
 @pytest.mark.parametrize(
     ("fields", "units"),
     [
@@ -151,6 +162,12 @@ MARKUP = np.frombuffer(  # the parser has a twin test of its own, in test_markup
         ({"orders": (1,), "text_bits": 1, "unit_bits": 9, "instructions": True}, CODE[:200].astype(np.int64) * 2),
         ({"orders": (1, 2), "markup": True}, MARKUP),
         ({"orders": (1,), "text_bits": 1, "unit_bits": 9, "markup": True}, MARKUP[:200].astype(np.int64) * 2 + 1),
+        ({"orders": (1,), "numbers": "<i2"}, wave("<i2")),
+        ({"orders": (1,), "numbers": ">u2", "channels": 2, "numbers_begin": 1}, wave(">u2")),
+        ({"orders": (1,), "numbers": "u1", "channels": 3, "columns": (24,)}, wave("u1")),
+        ({"orders": (1,), "numbers": "<u2", "columns": (6,)}, wave("<u2")[:120]),
+        ({"orders": (1,), "numbers": ">i3", "unit_bits": 9, "text_bits": 1}, wave(">i4")[:150].astype(np.int64) * 2),
+        ({"orders": (1,), "numbers": "<i4", "columns": (40,)}, wave("<i4")),
     ],
     ids=[
         "text",
@@ -163,6 +180,12 @@ MARKUP = np.frombuffer(  # the parser has a twin test of its own, in test_markup
         "machine code with parity",
         "markup",
         "markup with parity",
+        "sound",
+        "two channels, high byte first",
+        "pictures in three colours",
+        "short rows",
+        "three bytes with parity",
+        "four bytes in rows",
     ],
 )
 def test_a_rich_bank_is_its_slow_twin(fields: dict, units: np.ndarray) -> None:
@@ -203,6 +226,7 @@ def slow_rich(bank: ExpertBank) -> SlowRich:
         bank.shape.width,
         bank.shape.instructions,
         bank.shape.markup,
+        (bank.config.numbers, bank.config.channels, bank.config.numbers_begin) if bank.config.numbers else None,
     )
 
 

@@ -95,6 +95,16 @@ NAMES = [
     "closed",
     "named",
     "piece",
+    "number_byte",
+    "channel",
+    "expected_1",
+    "expected_2",
+    "expected_3",
+    "expected_4",
+    "expected_part",
+    "spread",
+    "spread_long",
+    "disagreed",
 ]  # by number
 SETS = (512, 512, 256, 256, 512, 2048, 256, 64, 384, 4608)
 
@@ -449,6 +459,184 @@ def packed(numbers: list[int], bits: int, count: int) -> int:
     return value
 
 
+class Numbers:
+    """What is predicted of data made of numbers. Values are kept as numbers without a sign, the bytes of the current one beside them."""
+
+    def __init__(self, kind: str, channels: int, begin: int, width: int) -> None:
+        self.size, self.big, self.signed, self.C = int(kind[-1]), kind[0] == ">", kind[-2] == "i", channels
+        self.width = width // self.size
+        self.current = [0] * ((self.size - begin) % self.size)  # bytes of a number that began before the stream
+        self.values: list[int] = []
+        self.first = 1 if begin == 0 else 0  # the channel of numbers goes on from the one before the stream
+        self.errors: list[list[float]] = []
+        self.sums = [[([[0.0] * n for _ in range(n)], [0.0] * n, [0.0] * n) for n in (24, 8)] for _ in range(channels)]
+        self.spreads = [[256.0**self.size / 64] * 4 for _ in range(channels)]
+        self.guesses = [0.0] * 4
+
+    def value(self, data: list[int]) -> int:
+        found = int.from_bytes(bytes(data), "big" if self.big else "little")
+        return found ^ 1 << 8 * self.size - 1 if self.signed else found
+
+    def back(self, d: int) -> float:
+        """The number d before the current one; before the stream all bytes are 0."""
+        return float(self.values[-d] if 0 < d <= len(self.values) else self.value([0] * self.size))
+
+    def error(self, d: int, p: int) -> float:
+        return self.errors[-d][p] if 0 < d <= len(self.errors) else 0.0
+
+    def reach(self) -> list[int]:
+        """How many numbers back the neighbours are."""
+        C, found = self.C, []
+        along = [(k, k * C) for k in range(2, 26)] + [(k + 0.5, k * C + c) for k in range(24) for c in range(1, C)]
+        if not self.width:
+            found = along
+        else:
+            for row in range(4):
+                for column in range(-4, 5):
+                    if row > 0 or column < -1:
+                        found.append((row * row + column * column, row * self.width - column * C))
+            for c in range(1, C):
+                found += [(0.5, c), (1.6, c + C), (1.6, c + self.width), (2.1, c + C + self.width)]
+            found = [(far, d) for far, d in found if d >= 1] + [(100 + far, d) for far, d in along]
+        nearest: list[int] = []
+        for _, d in sorted((far, d * self.size) for far, d in found):
+            if d // self.size not in (C, *nearest):
+                nearest.append(d // self.size)
+        return nearest[:24]
+
+    def terms(self) -> dict[str, int]:
+        at = len(self.current)
+        count = len(self.values) + self.first
+        self.channel = c = count % self.C
+        if at == 0:
+            left = self.back(self.C)
+            self.left, self.near = left, [self.back(d) - left for d in self.reach()]
+            for r, (_, _, w) in enumerate(self.sums[c]):
+                total = 0.0
+                for a, b in zip(w, self.near, strict=False):
+                    total += a * b
+                self.guesses[r] = left + total if abs(total) < 256.0**self.size - 1.0 else left
+            if self.width:
+                up = self.back(self.width)
+                self.guesses[2:] = [left + up - self.back(self.width + self.C), (left + up) * 0.5]
+            else:
+                self.guesses[2:] = [left, 2.0 * left - self.back(2 * self.C)]
+            self.guesses = [min(max(g, 0.0), 256.0**self.size - 1.0) for g in self.guesses]
+        known = self.current.copy()
+        if self.big and self.signed and known:
+            known[0] ^= 128
+        so_far = int.from_bytes(bytes(known), "big" if self.big else "little")
+        self.step = 256.0 ** (self.size - 1 - at if self.big else at)
+        base = so_far * self.step * 256.0 if self.big else float(so_far)
+        self.to_come = [(g - base) / self.step for g in self.guesses]
+        self.scales = []
+        made = {"number_byte": at, "channel": c}
+        for p in range(4):
+            before, C, w = self.error(self.C, p), self.C, self.width
+            if w:
+                beside = self.error(w + C, p) + self.error(w - C, p)
+                near = ((before + self.error(w, p)) * 2.0 + beside) / 6.0
+            else:
+                near = (before * 2.0 + self.error(2 * C, p)) / 3.0
+            long = self.spreads[c][p]
+            both = (long * 0.72, (near * 3.0 + long) * 0.25 * 0.72)
+            self.scales.append([max(scale, 0.02) / self.step for scale in both])
+            expected = math.floor(self.to_come[p] + 0.5)
+            whole = self.big or at == self.size - 1
+            made[f"expected_{p + 1}"] = (min(max(expected, -256), 511) if whole else expected & 255) & MASK
+        made["expected_part"] = math.floor(self.to_come[0] * 4.0) & MASK
+        sizes = [self.scales[0][1] * self.step, self.scales[0][0] * self.step, abs(self.guesses[0] - self.guesses[1])]
+        for name, x in zip(("spread", "spread_long", "disagreed"), sizes, strict=True):
+            made[name] = min(max(int(x * 16).bit_length() - 1, 0), 31)
+        return made
+
+    def chances(self, node: int, depth: int) -> list[np.float32 | None]:
+        """Of each prediction and scale, the probability of a one; None where there is nothing to say, after the byte."""
+        if depth >= 8:
+            return [None] * 8
+        at, made = len(self.current), []
+        highest = at == (0 if self.big else self.size - 1)
+        unknown_above = not self.big and not highest
+        edge = 0.5 / self.step if self.big else 0.5
+        values = [v for v in range(256) if (v | 256) >> 8 - depth == node]
+        half = len(values) // 2
+
+        def below(z: float) -> float:
+            step = int((min(max(z, -11.99), 11.99) + 12.0) * 256.0)
+            return float(exact(1 / (1 + math.exp(-((step + 0.5) / 256 - 12)))))
+
+        def part(a: float, b: float) -> float:
+            return below(-a) - below(-b) if a > 0 else below(b) - below(a)
+
+        for left, scales in zip(self.to_come, self.scales, strict=True):
+            for scale in scales:
+                if unknown_above and scale >= 0.4 * 256.0:
+                    made.append(F(0.5))
+                    continue
+                chances = []
+                for some in (values[:half], values[half:]):  # those whose next bit is 0, 1
+                    begin = some[0] ^ 128 if highest and self.signed else some[0]
+                    lowest = values[0] ^ 128 if highest and self.signed and depth else values[0]
+                    from_left = lowest - edge - left
+                    if unknown_above:
+                        from_left -= (math.floor(from_left / 256.0) + 2.0) * 256.0
+                    chance = 1e-6 * half
+                    for _ in range(3 if unknown_above else 1):
+                        a, b = from_left + (begin - lowest), from_left + (begin - lowest + half)
+                        chance += part(a / scale, b / scale)
+                        from_left += 256.0
+                    chances.append(chance)
+                made.append(F(chances[1] / (chances[0] + chances[1])))
+        return made
+
+    def note(self, byte: int) -> None:
+        self.current.append(byte)
+        if len(self.current) < self.size:
+            return
+        number = float(self.value(self.current))
+        if not hasattr(self, "near"):  # a number that began before the stream is not predicted
+            self.near, self.left = [0.0] * 24, 0.0
+        target = number - self.left
+        if target or any(self.near):
+            for (products, crossed, w), keep in zip(self.sums[self.channel], (0.998, 0.98), strict=True):
+                self.regress(products, crossed, w, target, keep)
+        errors = [abs(number - g) for g in self.guesses]
+        self.errors.append(errors)
+        for p in range(4):
+            old = self.spreads[self.channel][p]
+            self.spreads[self.channel][p] = max(old + (errors[p] - old) / 32, 1e-6)
+        self.values.append(int(number))
+        self.current = []
+
+    def regress(self, products: list, crossed: list, w: list, target: float, keep: float) -> None:
+        n, near = len(w), self.near
+        for i in range(n):
+            for j in range(i + 1):
+                sum_now = products[i][j] * keep + near[i] * near[j]
+                products[i][j] = sum_now if abs(sum_now) > 1e-30 else 0.0
+            sum_now = crossed[i] * keep + target * near[i]
+            crossed[i] = sum_now if abs(sum_now) > 1e-30 else 0.0
+        L = [[0.0] * n for _ in range(n)]
+        for i in range(n):
+            for j in range(i + 1):
+                ridge = 1.0 + products[i][i] * 2.0**-30
+                rest = products[i][j] + (ridge if i == j else 0.0)
+                for k in range(j):
+                    rest -= L[i][k] * L[j][k]
+                L[i][j] = math.sqrt(max(rest, ridge)) if i == j else rest / L[j][j]
+        y = [0.0] * n
+        for i in range(n):
+            rest = crossed[i]
+            for k in range(i):
+                rest -= L[i][k] * y[k]
+            y[i] = rest / L[i][i]
+        for i in reversed(range(n)):
+            rest = y[i]
+            for k in range(i + 1, n):
+                rest -= L[k][i] * w[k]
+            w[i] = rest / L[i][i]
+
+
 class SlowRich(SlowBank):
     """As `ExpertBank` with `rich`, learning always.
 
@@ -469,12 +657,14 @@ class SlowRich(SlowBank):
         width: int,
         instructions: bool = False,
         markup: bool = False,
+        numbers: tuple[str, int, int] | None = None,
     ) -> None:
         super().__init__(contexts, unit_bits, buckets, history, match_order, -1)
         self.shift, self.direct, self.width = shift, direct, width
         self.state = Words()
         self.code = Instructions() if instructions else None
         self.markup = Markup() if markup else None
+        self.numbers = Numbers(*numbers, width) if numbers else None
         self.entries = buckets
         self.runs: dict[tuple[int, int], tuple[int, int, int, int]] = {}  # check, count, other + 1, latest
         self.run_logits: dict[tuple[int, int], np.float32] = {}
@@ -489,7 +679,7 @@ class SlowRich(SlowBank):
         self.followed: dict[tuple[int, int], int] = {}
         self.seen: dict[int, tuple[int, int]] = {}
         self.next: dict[tuple[int, int], int] = {}
-        self.M = -(-(4 * self.K + 6 + 2 * DIRECT) // 16) * 16
+        self.M = -(-(4 * self.K + 6 + 2 * DIRECT + (16 if numbers else 0)) // 16) * 16
 
     # ---- terms ----
 
@@ -560,7 +750,8 @@ class SlowRich(SlowBank):
             before, over, corner = self.pair(1 + odd), self.pair(w - 1 + odd), self.pair(w + 1 + odd)
             made |= {"slope_16": (before + over - corner) & 0xFFFF, "mean_16": before + over >> 1}
         made |= self.code.terms() if self.code else dict.fromkeys(NAMES[60:74], 0)
-        return made | (self.markup.terms() if self.markup else dict.fromkeys(NAMES[74:], 0))
+        made |= self.markup.terms() if self.markup else dict.fromkeys(NAMES[74:80], 0)
+        return made | (self.numbers.terms() if self.numbers else dict.fromkeys(NAMES[80:], 0))
 
     def hashes(self) -> list[int]:
         made, whole = self.terms(), self.contexts
@@ -583,6 +774,8 @@ class SlowRich(SlowBank):
             self.code.note(c, before)
         if self.markup:
             self.markup.note(c, before)
+        if self.numbers:
+            self.numbers.note(c & 255)
         places = [(0, (t.word or t.gap) >> 48), self.after_place(1), self.after_place(2)]
         for place in places:
             self.followed[place] = (self.followed.get(place, 0) << 9 | unit) & (1 << 18) - 1
@@ -746,6 +939,12 @@ class SlowRich(SlowBank):
             for d in range(DIRECT):
                 p = self.direct_p.setdefault((d, lines[d], slot), [1 << 21, 0])[0]
                 x += [self.logit(p >> 10), F(F(F(p) * F(2.0**-22) - F(0.5)) * F(4))]
+            if self.numbers:
+                for chance in self.numbers.chances(node, depth):
+                    if chance is None:
+                        x += [F(0), F(0)]
+                    else:
+                        x += [self.logit(min(int(F(chance * F(4096))), 4095)), F(F(chance - F(0.5)) * F(4))]
             x += [F(0)] * (self.M - len(x))
             known = [s != NOTHING for s in seen]
             longest = max((k + 1 for k in range(min(8, K)) if known[k]), default=0)
@@ -768,6 +967,14 @@ class SlowRich(SlowBank):
                 chosen[3] = at * 16 + made["code_bytes"]
                 chosen[5] = (made["opcode"] & 255) * 8 + (depth & 7)
                 chosen[8] = (at * 3 + made["complete"]) * 8 + (depth & 7)
+            if self.numbers:
+                byte = made["number_byte"]
+                chosen[3] = made["spread"] * 8 + (depth & 7)
+                chosen[5] = (made["expected_1"] & 255) * 8 + (depth & 7)
+                chosen[6] = made["spread_long"] * 8 + (depth & 7)
+                chosen[7] = (made["channel"] & 1) * 32 + byte * 8 + (depth & 7)
+                chosen[8] = (min(made["disagreed"], 11) * 4 + byte) * 8 + (depth & 7)
+                token = made["expected_part"] * 4 + byte & MASK
             chosen = [sum(SETS[:m]) + row for m, row in enumerate(chosen)]
             outputs = [clipped(dot(self.weights_row(row), x)) for row in chosen] + [F(0)] * 6
             blends = [self.blend.setdefault(row, [F(1 / 10)] * 10 + [F(0)] * 6) for row in (node, (1 << U) + before)]
