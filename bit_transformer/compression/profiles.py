@@ -172,7 +172,7 @@ def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
         choices.append((RICH_CODE, filtered, 0))
     if has_markup(data):
         choices.append((RICH_MARKUP, filtered, columns))
-    if not filtered and not is_text(sample):
+    if not filtered:
         width = row_width(data)
         numbers = number_kind(data, width)
         if numbers is not None:

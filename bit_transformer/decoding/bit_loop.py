@@ -109,6 +109,15 @@ def stream_of(streams, b):
         streams.outputs[b],
         streams.made[b],
         streams.at[b],
+        streams.moments[b],
+        streams.weights[b],
+        streams.spreads[b],
+        streams.errors[b],
+        streams.near[b],
+        streams.guesses[b],
+        streams.left[b],
+        streams.wide[b],
+        streams.factor[b],
     )
 
 

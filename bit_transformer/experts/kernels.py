@@ -438,6 +438,14 @@ def probabilities(shape, tables, stream, curves, units, learn, one):
 
 
 @inline
+def _copy(source, target):
+    """Copy an array, whatever its shape."""
+    given, taken = source.reshape(-1), target.reshape(-1)
+    for i in range(len(given)):
+        taken[i] = given[i]
+
+
+@inline
 def _copy_stream(source, target):
     """Copy where a stream stands. Hashes, buckets and inputs are made anew for every unit."""
     for i in range(len(source.place)):
@@ -447,12 +455,12 @@ def _copy_stream(source, target):
     for i in range(len(source.text)):
         target.text[i] = source.text[i]
     if len(source.near):
-        target.moments[...] = source.moments
-        target.weights[...] = source.weights
-        target.spreads[...] = source.spreads
-        target.errors[...] = source.errors
-        target.near[...] = source.near
-        target.guesses[...] = source.guesses
+        _copy(source.moments, target.moments)
+        _copy(source.weights, target.weights)
+        _copy(source.spreads, target.spreads)
+        _copy(source.errors, target.errors)
+        _copy(source.near, target.near)
+        _copy(source.guesses, target.guesses)
 
 
 @compiled

@@ -32,13 +32,13 @@ def frames(file: bytes, most: int) -> Iterator[tuple[int, bytes]]:
     while file[place] == 1:
         head, index = file[place : place + 40], len(table) // 24
         assert checksum(check + index.to_bytes(8, "little") + head) == file[place + 40 : place + 48]
-        method, profile, jumps, columns = head[1], head[2], head[3], number(head[4:6])
+        method, profile, filtered, columns = head[1], head[2], head[3], number(head[4:6])
         buckets, history, size, coded = head[6], head[7], number(head[8:16]), number(head[16:24])
         payload = file[place + 48 : place + 48 + coded]
         assert checksum(payload) == head[32:40]
         wanted = min(most + 4, size)  # a jump needs the four bytes after it
-        data = payload if method == 0 else decode(payload, profile, columns, buckets, history, wanted)
-        if jumps:
+        data = payload if method == 0 else decode(payload, profile, filtered, columns, buckets, history, wanted)
+        if filtered and profile != 6:
             data = without_jumps(data)
         if len(data) >= size:
             assert checksum(data) == head[24:32]
@@ -60,7 +60,7 @@ def without_jumps(data: bytes) -> bytes:
     return bytes(made)
 
 
-def rich_bank(profile: int, columns: int, buckets: int, history: int) -> SlowRich:
+def rich_bank(profile: int, filtered: int, columns: int, buckets: int, history: int) -> SlowRich:
     orders = (1, 2, 3, 4, 5, 6, 7, 9) if profile in (2, 5) else (1, 2, 3, 4, 5, 6, 8, 12)
     contexts: list[tuple] = [("order", n) for n in orders]
     contexts += [("sparse", d) for d in (((columns,), (1, columns)) if columns else ())]
@@ -72,19 +72,26 @@ def rich_bank(profile: int, columns: int, buckets: int, history: int) -> SlowRic
         contexts += [("terms", tuple(line.split())) for line in lists.INSTRUCTIONS.split("\n") if line]
     if profile == 5:
         contexts += [("terms", tuple(line.split())) for line in lists.MARKUP.split("\n") if line]
+    numbers = None
+    if profile == 6:
+        units, terms = lists.NUMBER_UNITS, lists.NUMBER_ROWS if columns else lists.NUMBER_TERMS
+        contexts += [("terms", tuple(line.split())) for line in lists.NUMBERS.split("\n") if line]
+        kinds = ["u1", "i1", "<u2", "<i2", ">u2", ">i2", "<u3", "<i3", ">u3", ">i3", "<u4", "<i4", ">u4", ">i4"]
+        numbers = kinds[filtered & 15], (filtered >> 6) + 1, filtered >> 4 & 3
     contexts += [("sparse", tuple(map(int, line.split()))) for line in units.strip().split("\n") if line]
-    if profile == 3 and columns:
+    if profile in (3, 6) and columns:
         w = columns
         contexts += [("sparse", d) for d in ((2, w), (w, w + 2), (1, w, w + 1), (2 * w,))]
     contexts += [("terms", tuple(line.split())) for line in terms.split("\n") if line]
-    return SlowRich(contexts, 8, buckets, history, 7, 0, [0, 1, 2, 3, 8, 9], columns, profile == 4, profile == 5)
+    direct = [0, 1, 2, 3, 8, 9]
+    return SlowRich(contexts, 8, buckets, history, 7, 0, direct, columns, profile == 4, profile == 5, numbers)
 
 
-def decode(payload: bytes, profile: int, columns: int, buckets: int, history: int, count: int) -> bytes:
+def decode(payload: bytes, profile: int, filtered: int, columns: int, buckets: int, history: int, count: int) -> bytes:
     contexts = [*PROFILES[profile % 2], *([("sparse", (columns,)), ("sparse", (1, columns))] if columns else [])]
     bank = SlowBank(contexts, 8, 1 << buckets, 1 << history, 7, 0 if profile == 0 else -1)
     if profile >= 2:
-        bank = rich_bank(profile, columns, 1 << buckets, 1 << history)
+        bank = rich_bank(profile, filtered, columns, 1 << buckets, 1 << history)
     low, high, code, place = 0, TOP, int.from_bytes(payload[:8].ljust(8, b"\0"), "big"), 8
 
     def next_bit(one: int) -> int:

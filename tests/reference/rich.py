@@ -642,7 +642,7 @@ class SlowRich(SlowBank):
 
     Args:
         contexts: as of `SlowBank`, and ("terms", names).
-        direct: numbers of the contexts with probabilities of their own. `width`: of rows, or 0.
+        direct: numbers of the contexts with probabilities of their own. `width`: of rows, or 0. `numbers`: kind, channels, bytes before the first.
     """
 
     def __init__(
