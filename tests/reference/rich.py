@@ -13,6 +13,7 @@ import numpy as np
 from tests.reference.experts import FOURTH, MASK, NOTHING, SECOND, SlowBank, after, mixed
 
 F = np.float32
+Row = np.ndarray  # of float32
 DIRECT, FAR_ORDER = 6, 12
 NAMES = [
     "-",
@@ -122,13 +123,14 @@ def clipped(z: np.float32) -> np.float32:
     return min(max(z, F(-11.99)), F(11.99))
 
 
-def dot(weights: list[np.float32], inputs: list[np.float32]) -> np.float32:
-    sums = [F(0)] * 16
-    for i, (w, x) in enumerate(zip(weights, inputs, strict=True)):
-        sums[i % 16] = F(sums[i % 16] + F(w * x))
+def dot(weights: Row, inputs: Row) -> np.float32:
+    """Sixteen sums, each over every 16th product; then halves are added. NumPy only multiplies and adds pairs here, in float32."""
+    sums = np.zeros(16, dtype=F)
+    for products in (weights * inputs).reshape(-1, 16):
+        sums = sums + products
     half = 8
     while half:
-        sums = [F(sums[i] + sums[i + half]) for i in range(half)]
+        sums = sums[:half] + sums[half:]
         half //= 2
     return sums[0]
 
@@ -669,9 +671,9 @@ class SlowRich(SlowBank):
         self.runs: dict[tuple[int, int], tuple[int, int, int, int]] = {}  # check, count, other + 1, latest
         self.run_logits: dict[tuple[int, int], np.float32] = {}
         self.direct_p: dict[tuple[int, int, int], list[int]] = {}
-        self.rows: dict[int, list[np.float32]] = {}
+        self.rows: dict[int, Row] = {}
         self.visits: dict[int, np.float32] = {}
-        self.blend: dict[int, list[np.float32]] = {}
+        self.blend: dict[int, Row] = {}
         self.refined: dict[tuple[int, int], list[np.float32]] = {}
         self.far_heads: dict[int, int] = {}
         self.far: dict[int, int] = {}
@@ -874,10 +876,12 @@ class SlowRich(SlowBank):
         start = 0.5 if row >= 64 else min(math.log1p(row // 2) + 0.5, 4)
         return self.run_logits.setdefault((k, row), exact(start))
 
-    def weights_row(self, row: int) -> list[np.float32]:
-        start = [F(4 / self.K)] * self.K + [F(0)] * (self.M - self.K)
-        start[4 * self.K] = start[4 * self.K + 2] = F(0.2)
-        return self.rows.setdefault(row, start)
+    def weights_row(self, row: int) -> Row:
+        if row not in self.rows:
+            start = [F(4 / self.K)] * self.K + [F(0)] * (self.M - self.K)
+            start[4 * self.K] = start[4 * self.K + 2] = F(0.2)
+            self.rows[row] = np.array(start)
+        return self.rows[row]
 
     def expected(self, at: int, node: int, depth: int) -> int | None:
         symbol = self.history[at] | 1 << self.U
@@ -976,8 +980,11 @@ class SlowRich(SlowBank):
                 chosen[8] = (min(made["disagreed"], 11) * 4 + byte) * 8 + (depth & 7)
                 token = made["expected_part"] * 4 + byte & MASK
             chosen = [sum(SETS[:m]) + row for m, row in enumerate(chosen)]
-            outputs = [clipped(dot(self.weights_row(row), x)) for row in chosen] + [F(0)] * 6
-            blends = [self.blend.setdefault(row, [F(1 / 10)] * 10 + [F(0)] * 6) for row in (node, (1 << U) + before)]
+            inputs = np.array(x)
+            outputs = np.array([clipped(dot(self.weights_row(row), inputs)) for row in chosen] + [F(0)] * 6)
+            for row in (node, (1 << U) + before):
+                self.blend.setdefault(row, np.array([F(1 / 10)] * 10 + [F(0)] * 6))
+            blends = [self.blend[row] for row in (node, (1 << U) + before)]
             blended = [clipped(dot(b, outputs)) for b in blends]
             z = F(F(blended[0] + blended[1]) * F(0.5))
             place = F(F(min(max(z, F(-7.7499)), F(7.7499)) * F(2)) + F(15.5))
@@ -1005,12 +1012,10 @@ class SlowRich(SlowBank):
                 rate = max(F(0.0003), min(F(0.005), F(F(0.1) / np.sqrt(self.visits[row]))))
                 error = F(F(goal - self.chance_at(made_logit)) * rate)
                 weights = self.weights_row(row)
-                for i, v in enumerate(x):
-                    weights[i] = F(weights[i] + F(v * error))
+                weights += inputs * error
             for b, z_b in zip(blends, blended, strict=True):
                 error = F(F(goal - self.chance_at(z_b)) * F(0.0008))
-                for i, v in enumerate(outputs):
-                    b[i] = F(b[i] + F(v * error))
+                b += outputs * error
             for m in maps:
                 for i, share in ((low, F(F(1) - part)), (low + 1, part)):
                     m[i] = F(m[i] + F(F(F(goal - m[i]) * share) * F(0.02)))
