@@ -191,7 +191,12 @@ def read_frame(stream: BinaryIO, index: int, seal: Seal) -> Frame | None:
     _, *fields = _FRAME.unpack(packed[:-CHECK])
     frame = Frame(*fields)
     fits = frame.coded == frame.size if frame.method == STORED else frame.coded < frame.size
-    if frame.method not in (STORED, CODED) or not 0 < frame.size <= seal.largest or not fits:
+    if (
+        frame.method not in (STORED, CODED)
+        or not 0 < frame.size <= seal.largest
+        or not fits
+        or (frame.method == STORED and frame.filter > 1)
+    ):
         raise _damaged(f"the header of frame {index}")
     return frame
 

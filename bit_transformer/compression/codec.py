@@ -121,7 +121,11 @@ class BankCoder:
         given = np.frombuffer(payload, dtype=np.uint8)
         if frame.method == STORED:
             return given
-        known = 10 <= frame.buckets <= 26 and 10 <= frame.history <= 28 and is_known(frame.profile, frame.filter)
+        known = (
+            10 <= frame.buckets <= 26
+            and 10 <= frame.history <= 28
+            and is_known(frame.profile, frame.filter, frame.columns)
+        )
         if not known:
             raise CompressedFileError(
                 "got a frame with contexts that this release does not know", tries=("the release that wrote the file",)
@@ -152,6 +156,7 @@ class ModelCoder:
             check_engine(model, "portable")
         self.model, self.rate, self.digest = model, rate, model_digest(model)
         self.together = 1 if rate else 4
+        self.frame_bytes = ModelCoder.frame_bytes // model.config.align_bytes * model.config.align_bytes
 
     def encode(self, pieces: Sequence[Bytes], tell: Tell = ignore) -> list[Packed]:
         """As in `Coder`."""

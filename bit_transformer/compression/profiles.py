@@ -83,11 +83,14 @@ def has_filter(profile: int, filtered: int) -> bool:
     return profile != RICH_NUMBERS and filtered == 1
 
 
-def is_known(profile: int, filtered: int) -> bool:
-    """Whether this release knows a frame's profile and filter."""
+def is_known(profile: int, filtered: int, columns: int) -> bool:
+    """Whether this release knows a frame's profile, filter and columns."""
     if profile != RICH_NUMBERS:
         return profile < len(PROFILES) and filtered <= 1
-    return filtered & 15 < len(KINDS) and filtered >> 4 & 3 < int(KINDS[filtered & 15][-1])
+    if filtered & 15 >= len(KINDS):
+        return False
+    size = int(KINDS[filtered & 15][-1])
+    return filtered >> 4 & 3 < size and columns % size == 0
 
 
 def filter_of(numbers: Numbers) -> int:

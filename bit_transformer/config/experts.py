@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from bit_transformer.config.base import Config
 
-# Of numbers: bytes in either order, without a sign and with one.
-KINDS = tuple(
-    f"{order}{sign}{size}" for size in range(1, 5) for order in ("<>" if size > 1 else ("",)) for sign in "ui"
-)
-
+NumberKind = Literal[
+    "", "u1", "i1", "<u2", "<i2", ">u2", ">i2", "<u3", "<i3", ">u3", ">i3", "<u4", "<i4", ">u4", ">i4"
+]  # fmt: skip
+KINDS: tuple[str, ...] = get_args(NumberKind)[1:]  # in this order in the headers of compressed files
+# Fields that came later: digests of models and keys of caches leave them out where they are the default.
 NEWER = ("rich", "instructions", "markup", "numbers", "channels", "numbers_begin")
 
 
@@ -54,7 +56,7 @@ class ExpertConfig(Config):
         description="Rich contexts of XML, HTML, JSON and CSV beside those of words: what is open, and what stands there so far. 1 to 10 % fewer bits of those, a tenth slower.",
     )
 
-    numbers: str = Field(
+    numbers: NumberKind = Field(
         "",
         description="Data made of numbers, such as sound, images and readings: their type as NumPy writes it, of one to four bytes. `<i2`: two bytes, "
         "low byte first, with a sign; `u1`: one byte. Rich experts predict each number from those around it, in place of words: 10 to 25 % fewer bits of "
@@ -84,21 +86,21 @@ class ExpertConfig(Config):
             raise ValueError("markup=True needs rich experts. Try rich=True")
         if self.markup and (self.instructions or self.words is False):
             raise ValueError("markup=True stands beside words=True. Try words=True and instructions=False")
-        if self.numbers and self.numbers not in KINDS:
-            raise ValueError(f"numbers={self.numbers!r} must be one of {', '.join(KINDS)}. Try numbers='<i2'")
         if self.numbers and not self.rich:
             raise ValueError(f"numbers={self.numbers!r} needs rich experts. Try rich=True")
         if self.numbers and (self.words or self.instructions or self.markup):
+            taken = next(name for name in ("words", "instructions", "markup") if getattr(self, name))
+            raise ValueError(f"numbers={self.numbers!r} takes the place of {taken}=True. Try {taken}=False")
+        if not self.numbers and (self.channels > 1 or self.numbers_begin):
+            field = "channels" if self.channels > 1 else "numbers_begin"
+            raise ValueError(f"{field}={getattr(self, field)} needs numbers. Try numbers='<i2', or whatever they are")
+        if self.numbers_begin >= self.number_bytes:
             raise ValueError(
-                f"numbers={self.numbers!r} takes the place of words, instructions and markup. Try words=False, instructions=False, markup=False"
+                f"numbers_begin={self.numbers_begin} must be less than the {self.number_bytes} bytes of a number. Try numbers_begin=0"
             )
-        if self.numbers_begin and self.numbers_begin >= int(self.numbers[-1:] or 1):
+        if any(width % self.number_bytes for width in self.columns[:1]):
             raise ValueError(
-                f"numbers_begin={self.numbers_begin} must be less than the bytes of a number, numbers={self.numbers!r}. Try numbers_begin=0"
-            )
-        if self.numbers and any(width % int(self.numbers[-1]) for width in self.columns[:1]):
-            raise ValueError(
-                f"columns={self.columns} must be in bytes, of whole numbers={self.numbers!r}. Try columns=({self.columns[0] * int(self.numbers[-1])},)"
+                f"columns={self.columns} must begin with a width of whole numbers={self.numbers!r}, in bytes. Try columns=({self.columns[0] * self.number_bytes},)"
             )
         if self.instructions and self.words:
             raise ValueError("instructions=True takes the place of words=True. Try words=False")
@@ -106,8 +108,13 @@ class ExpertConfig(Config):
             raise ValueError("orders=() leaves no contexts; at least one is needed. Try orders=(1, 2, 3)")
         return self
 
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of a number; 1 where data is not made of numbers."""
+        return int(self.numbers[-1:] or 1)
+
     def newer(self) -> list[str]:
-        """Which fields are set that version 0.2's first experts had not: keys of older files do not know them."""
+        """Which of the fields that came later are not the default."""
         return [name for name in NEWER if getattr(self, name) != ExpertConfig.model_fields[name].default]
 
     match_order: PositiveInt = Field(7, description="Length of the shortest match, in units; up to 31.")

@@ -272,9 +272,10 @@ class ModelConfig(Config):
 
     @property
     def align_bytes(self) -> int:
-        """Windows start at multiples of this many bytes, where boundaries of bytes, patches and experts' units coincide."""
+        """Windows start at multiples of this many bytes, where boundaries of bytes, patches, experts' units and their numbers coincide."""
         whole = self.unit_bits if self.experts is not None else self.patch_bits
-        return whole // math.gcd(whole, self.byte_bits)
+        numbers = self.experts.number_bytes * self.experts.channels if self.experts is not None else 1
+        return math.lcm(whole // math.gcd(whole, self.byte_bits), numbers)
 
     @property
     def feedforward_width(self) -> int:

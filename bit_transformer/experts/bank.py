@@ -64,6 +64,15 @@ _BOUNDS = {
     "blend": (-1e9, 1e9),
     "refined": (0, 1),
 }
+# The most that parts of a stream of numbers may be: the loops round some of them to integers.
+_OF_NUMBERS = {
+    "moments": 1e30,
+    "weights": 1e30,
+    "spreads": 2.0**32,
+    "errors": 2.0**32,
+    "near": 2.0**32,
+    "guesses": 2.0**32,
+}
 _LONGEST_RATE = 1023  # a probability moves by at least 1 / this
 
 
@@ -144,15 +153,12 @@ class ExpertBank:
     def stream(self) -> Stream:
         """A stream before its first unit."""
         K = self.experts
-        reach = max(
-            *(max(row[1:]) for row in self.shape.spec.tolist() if row[0] in (layout.ORDER, layout.SPARSE)),
-            *self.shape.reach.tolist(),
-            *(self.shape.width + 2 * int(kind[SIZE] * kind[CHANNELS]) for kind in (self.shape.numbers,) if len(kind)),
-            1,
-            1,
-        )
-        ring = max(layout.ABOVE_REACH if self.config.rich else 64, 1 << int(reach).bit_length())
-        return _new_stream(K, self.tables.weights.shape[1], ring, self.config.rich, self.shape.numbers)
+        distances = [1, *self.shape.reach.tolist()]
+        distances += [max(row[1:]) for row in self.shape.spec.tolist() if row[0] in (layout.ORDER, layout.SPARSE)]
+        if len(self.shape.numbers):
+            distances.append(self.shape.width + 2 * int(self.shape.numbers[SIZE] * self.shape.numbers[CHANNELS]))
+        ring = max(layout.ABOVE_REACH if self.config.rich else 64, 1 << int(max(distances)).bit_length())
+        return _new_stream(K, self.tables.weights.shape[1], ring, self.config.rich, self.shape)
 
     def read(self, units: NDArray[Any], stream: Stream, *, learn: bool, wanted: bool = True) -> Features:
         """Advance a stream by N units. With `learn`, learn from each bit after its features were computed.
@@ -541,16 +547,14 @@ def _sets(unit_bits: int) -> int:
     return (1 << unit_bits) + 512
 
 
-def _new_stream(
-    experts: int, inputs: int, recent: int, rich: bool = False, numbers: NDArray[np.int64] | None = None
-) -> Stream:
+def _new_stream(experts: int, inputs: int, recent: int, rich: bool = False, shape: Shape | None = None) -> Stream:
     more = int(rich)
     C = R = N = P = errors = 0
     spread = 0.0
-    if numbers is not None and len(numbers):
-        size = int(numbers[SIZE])
-        C, R, N, P = int(numbers[CHANNELS]), REGRESSIONS, MOST, PREDICTIONS
-        errors, spread = 1 << (recent // size).bit_length(), 256.0**size / 64
+    if shape is not None and len(shape.numbers):
+        size = int(shape.numbers[SIZE])
+        C, R, N, P = int(shape.numbers[CHANNELS]), REGRESSIONS, MOST, PREDICTIONS
+        errors, spread = 1 << (shape.width // size + 2 * C).bit_length(), 256.0**size / 64
     return Stream(
         place=np.zeros(7, dtype=np.int64),
         recent=np.zeros(recent, dtype=np.uint16),
@@ -572,7 +576,7 @@ def _new_stream(
         weights=np.zeros((C, R, N)),
         spreads=np.full((C, P), spread),
         errors=np.zeros((errors, P)),
-        near=np.zeros(N + 1),
+        near=np.zeros(N + (N > 0)),
         guesses=np.zeros(P),
         left=np.zeros(P),
         wide=np.ones((P, WIDTHS)),
@@ -704,16 +708,20 @@ def restore_stream(stream: Stream, kept: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         CheckpointError: a part is missing or of another size.
     """
-    for name in ("place", "recent", "text", "moments", "weights", "spreads", "errors", "near", "guesses"):
+    for name in ("place", "recent", "text", *_OF_NUMBERS):
         part, old = getattr(stream, name), kept.get(name)
         size = 0 if old is None else old.size
         if size > part.size or (name != "text" and size != part.size):
             raise CheckpointError(
                 f"got {size:,} numbers of a stream's {name}; {part.size:,} are needed. Try starting over"
             )
+        if old is not None and name in _OF_NUMBERS and not (np.abs(old) <= _OF_NUMBERS[name]).all():  # NaN is not
+            raise CheckpointError(
+                f"a stream's {name} are damaged: got a number beyond {_OF_NUMBERS[name]:g}. Try starting over"
+            )
         part[...] = 0
         if old is not None:
-            part[:size] = old
+            part.reshape(-1)[:size] = old.reshape(-1)
 
 
 def _sketch_of(state: Mapping[str, NDArray[Any]]) -> Sketch:

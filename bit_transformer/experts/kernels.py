@@ -454,7 +454,7 @@ def _copy_stream(source, target):
         target.recent[i] = source.recent[i]
     for i in range(len(source.text)):
         target.text[i] = source.text[i]
-    if len(source.near):
+    if len(source.near):  # data is made of numbers
         _copy(source.moments, target.moments)
         _copy(source.weights, target.weights)
         _copy(source.spreads, target.spreads)

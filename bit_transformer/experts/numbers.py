@@ -7,7 +7,7 @@ bank's mixers.
 
 A regression minimises the squared error of the numbers so far, of which older ones weigh less, all taken as differences from the number before in the
 same channel. After each number its weights are solved for anew, by Cholesky's method. It is part of a stream's state, as the words of a text are, and not
-of what the bank has learned.
+of what the bank has learned: it begins anew with each stream, and follows what is read also where the bank does not learn.
 
 Every number is made by IEEE additions, multiplications, divisions and square roots of float64, in the order in which they are written.
 
@@ -35,15 +35,14 @@ PREDICTIONS = REGRESSIONS + 2
 WIDTHS = 2  # of distributions around a prediction
 NUMBER_INPUTS = 2 * PREDICTIONS * WIDTHS
 _RIDGE, _RELATIVE = 1.0, 2.0**-30  # added to the moments' diagonal; and this part of it
-_NEGLIGIBLE, _LEAST = (
-    1e-30,
-    1e-6,
-)  # of a moment, below which it is 0; of a mean error. Processors may treat the smallest numbers differently
+# Processors may treat the smallest numbers differently: less than the first is 0 among sums of products, and a mean error is not below the second.
+_NEGLIGIBLE = 1e-12
+_LEAST = 1e-6
 _RATE = 1 / 32  # of the mean error
 _PER_ERROR = 0.72  # the scale of a logistic distribution, by its mean absolute error: 1 / ln 4
 _NARROWEST, _FLOOR = 0.02, 1e-6  # the least scale, of numbers; the least probability, of a byte's values
 _UNSURE = 0.4 * 256.0  # the scale, of a byte's values, from which on a byte below unknown ones may be anything
-_REACH = 11.99
+_EDGE = 11.99
 _ZERO, _HALF, _STEPS = np.float32(0), np.float32(0.5), np.float32(4096)
 _LIFT = np.float32(4)
 
@@ -126,7 +125,8 @@ def begin_number(shape, stream):
         stream.left[p] = left
         before = errors[(place - channels) & ring, p]
         if row:
-            beside = errors[(place - row - channels) & ring, p] + errors[(place - row + channels) & ring, p]
+            right = errors[(place - row + channels) & ring, p] if row > channels else 0.0  # else it is still to come
+            beside = errors[(place - row - channels) & ring, p] + right
             near = ((before + errors[(place - row) & ring, p]) * 2.0 + beside) / 6.0
         else:
             near = (before * 2.0 + errors[(place - 2 * channels) & ring, p]) / 3.0
@@ -240,7 +240,7 @@ def _regress(moments, weights, factor, near, target, count, kept):
 @inline
 def _below(curves, z):
     """The part of a logistic distribution below z."""
-    return np.float64(curves.probability[np.int64((min(max(z, -_REACH), _REACH) + 12.0) * 256.0)])
+    return np.float64(curves.probability[np.int64((min(max(z, -_EDGE), _EDGE) + 12.0) * 256.0)])
 
 
 @inline

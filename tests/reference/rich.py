@@ -536,7 +536,7 @@ class Numbers:
         for p in range(4):
             before, C, w = self.error(self.C, p), self.C, self.width
             if w:
-                beside = self.error(w + C, p) + self.error(w - C, p)
+                beside = self.error(w + C, p) + (self.error(w - C, p) if w > C else 0.0)
                 near = ((before + self.error(w, p)) * 2.0 + beside) / 6.0
             else:
                 near = (before * 2.0 + self.error(2 * C, p)) / 3.0
@@ -615,9 +615,9 @@ class Numbers:
         for i in range(n):
             for j in range(i + 1):
                 sum_now = products[i][j] * keep + near[i] * near[j]
-                products[i][j] = sum_now if abs(sum_now) > 1e-30 else 0.0
+                products[i][j] = sum_now if abs(sum_now) > 1e-12 else 0.0
             sum_now = crossed[i] * keep + target * near[i]
-            crossed[i] = sum_now if abs(sum_now) > 1e-30 else 0.0
+            crossed[i] = sum_now if abs(sum_now) > 1e-12 else 0.0
         L = [[0.0] * n for _ in range(n)]
         for i in range(n):
             for j in range(i + 1):

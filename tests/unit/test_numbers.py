@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bit_transformer.bit_io import bytes_to_bits
+from bit_transformer.coding import container
 from bit_transformer.coding.filters import Numbers, number_kind, row_width
 from bit_transformer.compression import compress_bytes, decompress_bytes
+from bit_transformer.compression.codec import BankCoder
 from bit_transformer.compression.profiles import RICH_NUMBERS, fields_of, filter_of, is_known, planned
 from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.config.experts import KINDS
-from bit_transformer.errors import ConfigError
+from bit_transformer.errors import CheckpointError, CompressedFileError, ConfigError
 from bit_transformer.experts.bank import ExpertBank, restore_stream
+from bit_transformer.experts.numbers import begin_number, note_number
+from tests.reference.rich import Numbers as SlowNumbers
 
 BYTES = {1: "u1", 2: "<i2", 4: ">i4"}
 
@@ -86,13 +89,19 @@ def test_what_a_header_says_of_numbers() -> None:
                 numbers = Numbers(int(kind[-1]), channels, begin, kind[0] == ">", kind[-2] == "i")
                 filtered = filter_of(numbers)
                 assert filtered < 256
-                assert is_known(RICH_NUMBERS, filtered)
+                assert is_known(RICH_NUMBERS, filtered, 12)
                 assert fields_of(filtered) == {"numbers": kind, "channels": channels, "numbers_begin": begin}
     for filtered in (14, 15, 16, 0x22, 0x36):  # no such kind; more bytes before the first than it has
-        assert not is_known(RICH_NUMBERS, filtered)
-    assert is_known(0, 1)
-    assert not is_known(0, 2)
-    assert not is_known(RICH_NUMBERS + 1, 0)
+        assert not is_known(RICH_NUMBERS, filtered, 0)
+    assert is_known(0, 1, 7)
+    assert not is_known(0, 2, 0)
+    assert not is_known(RICH_NUMBERS + 1, 0, 0)
+
+
+def test_a_header_with_rows_of_broken_numbers_is_refused() -> None:
+    frame = container.Frame(container.CODED, RICH_NUMBERS, 2, 7, 10, 10, 100, 50, bytes(8), bytes(8))
+    with pytest.raises(CompressedFileError, match="contexts that this release does not know"):
+        BankCoder().decode([(frame, bytes(50))])
 
 
 # ---- what it gains ----
@@ -192,6 +201,37 @@ def test_what_could_stand_there_leaves_the_stream_as_it_is(form: tuple) -> None:
         np.testing.assert_array_equal(getattr(stream, name), getattr(after, name))
 
 
+@pytest.mark.parametrize(
+    ("kind", "channels", "columns"), [("<u4", 4, 16), ("u1", 3, 3), (">i2", 2, 2), ("<i2", 1, 0), ("u1", 3, 300)]
+)
+def test_long_streams_are_predicted_as_the_slow_twin_does(kind: str, channels: int, columns: int) -> None:
+    """Numbers alone, without the bank: far beyond all rings, and with rows no longer than their channels."""
+    bank = bank_of(kind, channels, (columns,) if columns else ())
+    stream, slow = bank.stream(), SlowNumbers(kind, channels, 0, columns)
+    data = np.random.default_rng(5).integers(0, 7, 4500).cumsum().astype(np.uint8)
+    for unit in data.tolist():
+        begin_number(bank.shape, stream)
+        slow.terms()
+        np.testing.assert_array_equal(stream.guesses, slow.guesses)
+        np.testing.assert_array_equal(stream.wide, slow.scales)
+        note_number(bank.shape, stream, unit)
+        slow.note(unit)
+        stream.recent[stream.place[0] & (len(stream.recent) - 1)] = unit
+        stream.place[0] += 1
+
+
+def test_streams_of_older_files_and_damaged_ones() -> None:
+    for fields in ({}, {"rich": True}, {"rich": True, "markup": True}):
+        stream = ExpertBank(ExpertConfig.of({**fields, "buckets": 1024, "history": 1024}), 8, 0).stream()
+        restore_stream(stream, {name: getattr(stream, name) for name in ("place", "recent", "text")})
+    bank = bank_of("<i2")
+    for name, bad in (("spreads", np.nan), ("guesses", 1e12), ("moments", np.inf)):
+        kept = {part: array.copy() for part, array in bank.stream()._asdict().items()}
+        kept[name].reshape(-1)[0] = bad
+        with pytest.raises(CheckpointError, match=f"a stream's {name} are damaged"):
+            restore_stream(bank.stream(), kept)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_bytes_come_back(kind: str) -> None:
     random = np.random.default_rng(3)
@@ -220,7 +260,7 @@ def test_a_quiet_line_keeps_its_numbers_normal() -> None:
     stream = bank.stream()
     bank.read(as_bytes(sound(300), "<i2"), stream, learn=True, wanted=False)
     bank.read(np.zeros(50_000, np.uint8), stream, learn=True, wanted=False)
-    parts = (stream.moments, stream.weights, stream.spreads)
+    parts = (stream.moments, stream.weights, stream.spreads, stream.factor)
     assert all((np.abs(part[part != 0]) > 1e-250).all() for part in parts)
 
 
@@ -230,9 +270,12 @@ def test_a_model_takes_numbers() -> None:
     fields = {"numbers": "<i2", "rich": True, "buckets": 1024, "history": 1024}
     model = BitTransformerLM(ModelConfig.of({"d_model": 16, "nhead": 2, "num_layers": 1, "experts": fields}))
     assert model.bank is not None
-    bits = bytes_to_bits(as_bytes(sound(100), "<i2").tobytes())
-    assert len(bits) == 1600
     assert model.bank.shape.numbers.tolist() == [2, 1, 0, 128, 0]
+    assert model.config.align_bytes == 2  # so that what is held out, and windows, begin where numbers do
+    assert ModelConfig.of({"patch_bits": 4, "experts": {"numbers": "<u3", "rich": True}}).align_bytes == 3
+    data = as_bytes(sound(600), "<i2").tobytes()
+    packed = compress_bytes(data, model, frame_bytes=500)
+    assert decompress_bytes(packed, model) == data
 
 
 # ---- what may not be asked for ----
@@ -242,14 +285,15 @@ def test_a_model_takes_numbers() -> None:
     ("fields", "reason"),
     [
         ({"numbers": "<i2"}, "needs rich experts"),
-        ({"numbers": "<f4", "rich": True}, "must be one of u1, i1, <u2"),
-        ({"numbers": "i2", "rich": True}, "must be one of"),
+        ({"numbers": "<f4", "rich": True}, "numbers"),
+        ({"numbers": "i2", "rich": True}, "numbers"),
         ({"numbers": "<i2", "rich": True, "words": True}, "takes the place of words"),
-        ({"numbers": "<i2", "rich": True, "markup": True}, "takes the place of words"),
-        ({"numbers": "<i2", "rich": True, "instructions": True}, "takes the place of words"),
-        ({"numbers": "<i2", "rich": True, "numbers_begin": 2}, "less than the bytes of a number"),
-        ({"numbers_begin": 1, "rich": True}, "less than the bytes of a number"),
-        ({"numbers": "<i2", "rich": True, "columns": (7,)}, "must be in bytes, of whole"),
+        ({"numbers": "<i2", "rich": True, "markup": True}, "takes the place of markup"),
+        ({"numbers": "<i2", "rich": True, "instructions": True}, "takes the place of instructions"),
+        ({"numbers": "<i2", "rich": True, "numbers_begin": 2}, "less than the 2 bytes of a number"),
+        ({"numbers_begin": 1, "rich": True}, "numbers_begin=1 needs numbers"),
+        ({"channels": 2, "rich": True}, "channels=2 needs numbers"),
+        ({"numbers": "<i2", "rich": True, "columns": (7,)}, r"of whole numbers='<i2', in bytes. Try columns=\(14,\)"),
         ({"channels": 5, "numbers": "u1", "rich": True}, "channels"),
     ],
 )
