@@ -17,7 +17,7 @@ Bytes = NDArray[np.uint8]
 WIDEST = 1 << 14  # of the rows that are looked for
 _SAMPLE = 1 << 18
 _NUMBERS_SAMPLE = 1 << 15
-_SMOOTH = 0.95  # of the bits of bytes: numbers are worth a trial below
+_SMOOTH = 0.95  # numbers are worth a trial where they need less than this part of what their bytes need by themselves
 
 
 @compiled
@@ -154,7 +154,7 @@ def number_kind(data: Bytes, width: int) -> Numbers | None:
                 if bits < _SMOOTH * plain and bits / size < best:
                     best = bits / size
                     found = Numbers(size, channels, begin, big, _has_sign(number_N, size, channels))
-    return found
+    return found  # `begin` is that of all of the data: the sample begins at a multiple of 12
 
 
 def _bits_along(number_N: NDArray[np.int64], size: int, channels: int) -> float:

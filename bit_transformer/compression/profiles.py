@@ -32,7 +32,7 @@ PROFILES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True}, False),
     ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True, "instructions": True}, False),
     ({"orders": (1, 2, 3, 4, 5, 6, 7, 9), "rich": True, "markup": True}, True),
-    ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True, "numbers": KINDS[0]}, False),
+    ({"orders": (1, 2, 3, 4, 5, 6, 8, 12), "rich": True, "numbers": KINDS[0]}, False),  # or another kind
 )
 TEXT, BINARY, RICH_TEXT, RICH_BINARY, RICH_CODE, RICH_MARKUP, RICH_NUMBERS = range(7)
 NAMES = (
@@ -165,8 +165,8 @@ def plan(data: Bytes) -> tuple[int, int, int]:
 
 
 def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
-    """The same for light or rich experts, or for those that fit."""
-    light = profile, filtered, columns = plan(data)
+    """Profile, filter and columns for light or rich experts, or for those that fit."""
+    profile, filtered, columns = light = plan(data)
     if experts == LIGHT:
         return light
     sample = middle(data, _SAMPLE)
@@ -179,10 +179,8 @@ def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
         width = row_width(data)
         numbers = number_kind(data, width)
         if numbers is not None:
-            choices += [
-                (RICH_NUMBERS, filter_of(numbers), rows)
-                for rows in sorted({0, width if width % numbers.size == 0 else 0})
-            ]
+            widths = [0, width] if width and width % numbers.size == 0 else [0]
+            choices += [(RICH_NUMBERS, filter_of(numbers), rows) for rows in widths]
     if choices[1:] or experts == AUTO:
         costs = {choice: _cost(sample, *choice) for choice in choices}
         choices.sort(key=costs.__getitem__)

@@ -59,7 +59,7 @@ class ExpertConfig(Config):
     numbers: NumberKind = Field(
         "",
         description="Data made of numbers, such as sound, images and readings: their type as NumPy writes it, of one to four bytes. `<i2`: two bytes, "
-        "low byte first, with a sign; `u1`: one byte. Rich experts predict each number from those around it, in place of words: 10 to 25 % fewer bits of "
+        "low byte first, with a sign; `u1`: one byte. Rich experts predict each number from those around it, in place of words: 2 to 27 % fewer bits of "
         "such data. Where there are rows, give `columns` too.",
     )
     channels: int = Field(
