@@ -16,7 +16,7 @@ import numpy as np
 from bit_transformer.coding import container
 from bit_transformer.coding.container import Entry, Header, Seal, Table
 from bit_transformer.compression.codec import BankCoder, Coder, ModelCoder, Packed, check_rate, checked, coder_for
-from bit_transformer.compression.profiles import LIGHT, NAMES, Experts
+from bit_transformer.compression.profiles import LIGHT, Experts, name_of
 from bit_transformer.errors import BitTransformerError, Cancelled, CompressedFileError, ConfigError, Give
 from bit_transformer.experts.bank import Tell, ignore
 from bit_transformer.machine import cores, free_memory
@@ -184,7 +184,7 @@ def compress_stream(
             _write(target, packed)
             entries.append(frame.entry)
             done, coded = done + frame.size, coded + len(packed)
-            modelled = "the model" if coder.predictor == container.MODEL else NAMES[frame.profile]
+            modelled = "the model" if coder.predictor == container.MODEL else name_of(frame.profile, frame.filter)
             coded_by["nothing: stored as it is" if frame.method == container.STORED else modelled] += 1
     count.reach(done)
     if size is not None and done != size:

@@ -93,6 +93,16 @@ def is_known(profile: int, filtered: int, columns: int) -> bool:
     return filtered >> 4 & 3 < size and columns % size == 0
 
 
+def name_of(profile: int, filtered: int) -> str:
+    """Which experts coded a frame, in words; of numbers, which."""
+    if profile != RICH_NUMBERS:
+        return NAMES[profile]
+    found = fields_of(filtered)
+    begin, channels = found["numbers_begin"], found["channels"]
+    after = f", after {begin} byte{'s' * (begin > 1)}" if begin else ""
+    return f"{NAMES[profile]} ({found['numbers']}{f' in {channels} channels' if channels > 1 else ''}{after})"
+
+
 def filter_of(numbers: Numbers) -> int:
     """Numbers as the filter byte of a frame's header: from the lowest bit, which of `KINDS` (4 bits), the bytes before the first (2), the channels less 1 (2)."""
     return KINDS.index(numbers.kind) | numbers.begin << 4 | (numbers.channels - 1) << 6

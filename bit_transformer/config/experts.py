@@ -93,7 +93,9 @@ class ExpertConfig(Config):
             raise ValueError(f"numbers={self.numbers!r} takes the place of {taken}=True. Try {taken}=False")
         if not self.numbers and (self.channels > 1 or self.numbers_begin):
             field = "channels" if self.channels > 1 else "numbers_begin"
-            raise ValueError(f"{field}={getattr(self, field)} needs numbers. Try numbers='<i2', or whatever they are")
+            raise ValueError(
+                f"{field}={getattr(self, field)} needs numbers. Try experts.numbers='<i2', or whatever they are"
+            )
         if self.numbers_begin >= self.number_bytes:
             raise ValueError(
                 f"numbers_begin={self.numbers_begin} must be less than the {self.number_bytes} bytes of a number. Try numbers_begin=0"

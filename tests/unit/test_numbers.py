@@ -9,7 +9,7 @@ from bit_transformer.coding import container
 from bit_transformer.coding.filters import Numbers, number_kind, row_width
 from bit_transformer.compression import compress_bytes, decompress_bytes
 from bit_transformer.compression.codec import BankCoder
-from bit_transformer.compression.profiles import RICH_NUMBERS, fields_of, filter_of, is_known, planned
+from bit_transformer.compression.profiles import RICH_NUMBERS, fields_of, filter_of, is_known, name_of, planned
 from bit_transformer.config import ExpertConfig, ModelConfig
 from bit_transformer.config.experts import KINDS
 from bit_transformer.errors import CheckpointError, CompressedFileError, ConfigError
@@ -94,6 +94,9 @@ def test_what_a_header_says_of_numbers() -> None:
     for filtered in (14, 15, 16, 0x22, 0x36):  # no such kind; more bytes before the first than it has
         assert not is_known(RICH_NUMBERS, filtered, 0)
     assert is_known(0, 1, 7)
+    assert name_of(RICH_NUMBERS, filter_of(Numbers(2, 1, 0, False, True))) == "rich experts of numbers (<i2)"
+    assert name_of(RICH_NUMBERS, filter_of(Numbers(3, 2, 1, True, False))).endswith("(>u3 in 2 channels, after 1 byte)")
+    assert name_of(0, 0) == "light experts of text"
     assert not is_known(0, 2, 0)
     assert not is_known(RICH_NUMBERS + 1, 0, 0)
 
