@@ -11,14 +11,13 @@ import importlib.util
 import io
 import shutil
 import statistics
-import subprocess
 import tempfile
 import wave
 from pathlib import Path
 
 import harness
 import numpy as np
-from codec import ours
+from codec import PEERS, Peer, ours, through
 from PIL import Image
 
 from bit_transformer.compression.profiles import LIGHT, RICH_TEXT, bank_of, planned, sizes_for
@@ -26,6 +25,7 @@ from bit_transformer.compression.profiles import LIGHT, RICH_TEXT, bank_of, plan
 SOUNDS = Path("/usr/share/sounds")
 PICTURES = ("astronaut", "coffee", "camera", "grass")
 QUICK_BYTES = 60_000
+ZPAQ, FLAC = "zpaq -m5", Peer("FLAC -8", "flac", "flac -8 -s -f -o OUT FILE", "flac -d -s -f -o BACK OUT")
 
 
 def files(quick: bool) -> dict[str, bytes]:
@@ -85,15 +85,8 @@ def without_numbers(data: bytes) -> int:
 
 def others(name: str, data: bytes, folder: Path) -> dict[str, int]:
     """Bytes of other programs' files."""
-    plain, found = folder / ("plain.wav" if name.endswith("WAV") else "plain"), dict[str, int]()
-    plain.write_bytes(data)
-    if shutil.which("zpaq"):
-        (folder / "out.zpaq").unlink(missing_ok=True)
-        subprocess.run(["zpaq", "a", "out.zpaq", plain.name, "-m5", "-t1"], cwd=folder, check=True, capture_output=True)
-        found["zpaq -m5"] = (folder / "out.zpaq").stat().st_size
-    if name.endswith("WAV") and shutil.which("flac"):
-        subprocess.run(["flac", "-8", "-s", "-f", "-o", "out.flac", plain.name], cwd=folder, check=True)
-        found["FLAC -8"] = (folder / "out.flac").stat().st_size
+    peers = [peer for peer in PEERS if peer.name == ZPAQ] + ([FLAC] if name.endswith("WAV") else [])
+    found = {peer.name: through(peer, data, folder).size for peer in peers if shutil.which(peer.needs)}
     if name.endswith(("PPM", "PNM")):
         Image.open(io.BytesIO(data)).save(folder / "out.png", optimize=True)
         found["PNG"] = (folder / "out.png").stat().st_size
@@ -115,8 +108,8 @@ def main(quick: bool) -> int:
             packed, plain = ours(data, experts="rich"), without_numbers(data)
             beside = {} if quick else others(name, data, Path(made))
             without.append(packed.size / plain)
-            zpaq += [packed.size / size for peer, size in beside.items() if peer == "zpaq -m5"]
-            made_for_it += [packed.size / size for peer, size in beside.items() if peer != "zpaq -m5"]
+            zpaq += [packed.size / size for peer, size in beside.items() if peer == ZPAQ]
+            made_for_it += [packed.size / size for peer, size in beside.items() if peer != ZPAQ]
             peers = "".join(f", {peer} {size:,}" for peer, size in beside.items())
             speeds = f"{len(data) / packed.pack_s / 1e3:.0f} kB/s in, {len(data) / packed.unpack_s / 1e3:.0f} back"
             report.row(f"{name}, {len(data):,} bytes", f"{packed.size:,}; without numbers {plain:,}{peers}; {speeds}")

@@ -152,9 +152,12 @@ def is_text(data: Bytes) -> bool:
 
 def plan(data: Bytes) -> tuple[int, int, int]:
     """Choose profile, filter and columns for a frame. Each is tried on a sample and kept if the code gets shorter."""
+    return _plan(data, row_width(data))
+
+
+def _plan(data: Bytes, columns: int) -> tuple[int, int, int]:
     wanted = min(len(data), _SAMPLE, max(1 << 14, len(data) // 32))
     sample = middle(data, wanted)
-    columns = row_width(data)
     profile, filtered, used = (TEXT if is_text(sample) else BINARY), 0, 0
     if profile == TEXT and not columns:
         return profile, filtered, used
@@ -176,7 +179,8 @@ def plan(data: Bytes) -> tuple[int, int, int]:
 
 def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
     """Profile, filter and columns for light or rich experts, or for those that fit."""
-    profile, filtered, columns = light = plan(data)
+    width = row_width(data)
+    profile, filtered, columns = light = _plan(data, width)
     if experts == LIGHT:
         return light
     sample = middle(data, _SAMPLE)
@@ -186,7 +190,6 @@ def planned(data: Bytes, experts: Experts) -> tuple[int, int, int]:
     if has_markup(data):
         choices.append((RICH_MARKUP, filtered, columns))
     if not filtered:
-        width = row_width(data)
         numbers = number_kind(data, width)
         if numbers is not None:
             widths = [0, width] if width and width % numbers.size == 0 else [0]

@@ -115,6 +115,11 @@ class ExpertConfig(Config):
         """Bytes of a number; 1 where data is not made of numbers."""
         return int(self.numbers[-1:] or 1)
 
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of a number of each channel."""
+        return self.number_bytes * self.channels
+
     def newer(self) -> list[str]:
         """Which of the fields that came later are not the default."""
         return [name for name in NEWER if getattr(self, name) != ExpertConfig.model_fields[name].default]

@@ -274,7 +274,7 @@ class ModelConfig(Config):
     def align_bytes(self) -> int:
         """Windows start at multiples of this many bytes, where boundaries of bytes, patches, experts' units and their numbers coincide."""
         whole = self.unit_bits if self.experts is not None else self.patch_bits
-        numbers = self.experts.number_bytes * self.experts.channels if self.experts is not None else 1
+        numbers = self.experts.group_bytes if self.experts is not None else 1
         return math.lcm(whole // math.gcd(whole, self.byte_bits), numbers)
 
     @property

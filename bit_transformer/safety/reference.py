@@ -69,9 +69,8 @@ class Reference:
     @property
     def align_bytes(self) -> int:
         """Windows must start at multiples of this many bytes, where units and their numbers start."""
-        config = self.bank.config
         whole = self.bank.unit_bits // math.gcd(self.bank.unit_bits, self.byte_bits)
-        return math.lcm(whole, config.number_bytes * config.channels)
+        return math.lcm(whole, self.bank.config.group_bytes)
 
     @classmethod
     def fit(cls, corpus: Corpus, model: ModelConfig) -> Reference:
