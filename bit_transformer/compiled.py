@@ -38,6 +38,7 @@ SOURCES = (
 
 _jit: Any = njit
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+_NO_DOOR = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 @lru_cache(maxsize=1)
@@ -60,10 +61,15 @@ def _with_stamp(function: Any) -> Any:
 
 
 def compiled(function: Any) -> Any:
-    """A loop, compiled when it is first called."""
-    return _with_stamp(_jit(**_OPTIONS)(function))
+    """A loop that Python calls, compiled when it is first called."""
+    return _with_stamp(_jit(**_OPTIONS, no_cfunc_wrapper=True)(function))
+
+
+def part(function: Any) -> Any:
+    """A part of loops, which only they call. Without a door for Python it compiles in half of the time."""
+    return _with_stamp(_jit(**_OPTIONS, **_NO_DOOR)(function))
 
 
 def inline(function: Any) -> Any:
-    """A part of loops, compiled into each that calls it."""
-    return _with_stamp(_jit(**_OPTIONS, inline="always")(function))
+    """A part of loops that is compiled into each that calls it. LLVM does that: numba's own inlining takes the square of the time."""
+    return _with_stamp(_jit(**_OPTIONS, **_NO_DOOR, forceinline=True)(function))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bit_transformer.coding.arithmetic import begin_code, decode_bit, encode_bit, end_code
-from bit_transformer.compiled import compiled, inline
+from bit_transformer.compiled import compiled, inline, part
 from bit_transformer.decoding.portable_kernels import LENGTH, exp, forget, node_logit, step
 from bit_transformer.experts.kernels import begin_unit, end_unit, learn_bit, predict_bit
 from bit_transformer.experts.layout import Stream, Tables
@@ -156,9 +156,10 @@ def _adapt(plan, weights, state, b, node, depth, features, error):
             weights.gate[d, begin + f] += scaled * (np.float32(features[f]) * plan.scale)
 
 
-@compiled
-def _patch(shape, tables, stream, curves, plan, weights, state, loop, mode, i, first, b):
+@part
+def _patch(shape, tables, streams, curves, plan, weights, state, loop, mode, i, first, b):
     """One patch of one stream: its bits from the `first` of unit i. Returns the patch."""
+    mine, stream = tables_of(tables, b), stream_of(streams, b)
     U, P = shape.unit_bits, plan.patch_bits
     features, opened, learn = loop.features[b], loop.opened[b], loop.learns[b]
     coder, payload = loop.coders[b], loop.payloads[b]
@@ -167,7 +168,7 @@ def _patch(shape, tables, stream, curves, plan, weights, state, loop, mode, i, f
     unit, node, parity = loop.units[i, b], np.int64(1), loop.parity[b]
     for depth in range(P):
         if plan.features:
-            predict_bit(shape, tables, stream, curves, opened, learn, features)
+            predict_bit(shape, mine, stream, curves, opened, learn, features)
         z = node_logit(plan, weights, state, b, node, depth, features[0, 0])
         if z != z:
             loop.failed[0] = 1
@@ -184,7 +185,7 @@ def _patch(shape, tables, stream, curves, plan, weights, state, loop, mode, i, f
             if mode == ENCODED and parity[0] != 8:
                 encode_bit(coder, payload, quantized(probability(z)), y)
         if plan.features:
-            learn_bit(shape, tables, stream, curves, opened, y, learn)
+            learn_bit(shape, mine, stream, curves, opened, y, learn)
         if parity[0] >= 0:
             parity[0], parity[1] = (0, 0) if parity[0] == 8 else (parity[0] + 1, parity[1] ^ y)
         if loop.rate != 0:
@@ -197,6 +198,17 @@ def _patch(shape, tables, stream, curves, plan, weights, state, loop, mode, i, f
     return patch
 
 
+@part
+def _begin_unit(shape, tables, streams, loop, b):
+    """Begin a unit of one stream's experts."""
+    begin_unit(shape, tables_of(tables, b), stream_of(streams, b), loop.opened[b], loop.learns[b])
+
+
+@part
+def _end_unit(shape, tables, streams, loop, b):
+    end_unit(shape, tables_of(tables, b), stream_of(streams, b), loop.opened[b], loop.learns[b])
+
+
 @compiled
 def run(shape, tables, streams, curves, plan, weights, state, capacity, loop, mode):
     """Advance B streams by N units each. A full window slides by half."""
@@ -204,34 +216,22 @@ def run(shape, tables, streams, curves, plan, weights, state, capacity, loop, mo
     N, B = loop.units.shape
     for b in range(B):
         if plan.features and loop.counts[b]:
-            begin_unit(shape, tables_of(tables, b), stream_of(streams, b), loop.opened[b], loop.learns[b])
+            _begin_unit(shape, tables, streams, loop, b)
     for i in range(N):
         for first in range(0, U, P):
             for b in range(B):
                 loop.symbols[b] = 0
                 if i < loop.counts[b]:
                     loop.symbols[b] = _patch(
-                        shape,
-                        tables_of(tables, b),
-                        stream_of(streams, b),
-                        curves,
-                        plan,
-                        weights,
-                        state,
-                        loop,
-                        mode,
-                        i,
-                        first,
-                        b,
+                        shape, tables, streams, curves, plan, weights, state, loop, mode, i, first, b
                     )
             if plan.features and first + P == U:
                 # The next unit begins before the step, during which the experts' buckets come from memory.
                 for b in range(B):
                     if i < loop.counts[b]:
-                        mine, stream = tables_of(tables, b), stream_of(streams, b)
-                        end_unit(shape, mine, stream, loop.opened[b], loop.learns[b])
+                        _end_unit(shape, tables, streams, loop, b)
                         if i + 1 < loop.counts[b]:
-                            begin_unit(shape, mine, stream, loop.opened[b], loop.learns[b])
+                            _begin_unit(shape, tables, streams, loop, b)
             if state.place[LENGTH] == capacity:
                 forget(plan, weights, state, max(1, (capacity - 1) // 2))
             step(plan, weights, state, loop.symbols)

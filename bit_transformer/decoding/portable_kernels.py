@@ -23,7 +23,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from bit_transformer.compiled import compiled, inline
+from bit_transformer.compiled import compiled, inline, part
 from bit_transformer.decoding.integer_kernels import Tiles, add_row, product
 from bit_transformer.experts.layout import fetch
 
@@ -284,7 +284,7 @@ def linear_two(x0, x1, weight, y0, y1, used):
             y1[o] += b * w[o]
 
 
-@inline
+@part
 def _linear(x, weight, y, used):
     B = len(x)
     whole = B & ~3
@@ -297,7 +297,7 @@ def _linear(x, weight, y, used):
         linear_one(x[whole], weight, y[whole], used)
 
 
-@inline
+@part
 def _map(x, weight, tiles, layer, y, state):
     """y = x W, by a matrix of a layer, quantized or not."""
     if tiles.bits:
@@ -377,7 +377,7 @@ def _find_row(plan, weights, state, b, context, value):
         fetch(flat, row * width + d)
 
 
-@inline
+@part
 def _find_rows(plan, weights, state, symbol, b):
     """Append a stream's symbol, and find the rows of its contexts."""
     recent = state.recent[b]
@@ -403,7 +403,7 @@ def _add_row(x, table, row):
         x[d] += table[row, d]
 
 
-@inline
+@part
 def _embed(plan, weights, state, symbol, b):
     """The input of the first block, for one stream: its sum begins with the symbol's embedding; n-grams are summed apart."""
     x, total = state.x1[b], state.update[b]
@@ -438,7 +438,7 @@ def _rotate(x, begin, rotary):
         x[begin + 2 * k + 1] = even * sin + odd * cos
 
 
-@compiled
+@part
 def _attend_one(heads, mixed, rotary, keys, values, slot, used, scores, every, sums, out):
     """Attention of one stream's new position: its key and value are stored in `slot`, and the first `used` slots are read."""
     D = len(out)
@@ -486,7 +486,7 @@ def _attend_one(heads, mixed, rotary, keys, values, slot, used, scores, every, s
             read[k] = read[k] / total
 
 
-@inline
+@part
 def _attend(plan, weights, state, layer, x):
     """The update of the attention branch for all streams, to `state.update`."""
     length, slots = state.place[LENGTH], state.keys.shape[4]
@@ -512,7 +512,7 @@ def _attend(plan, weights, state, layer, x):
     _map(state.read, weights.attend_out, weights.tiles[1], layer, state.update, state)
 
 
-@inline
+@part
 def _feed_forward(weights, state, layer, x):
     """The update of the feed-forward branch for all streams, to `state.update`."""
     for b in range(len(x)):

@@ -175,9 +175,8 @@ class ExpertBank:
 
     def probabilities(self, units: NDArray[Any], stream: Stream, *, learn: bool) -> NDArray[np.uint16]:
         """Advance a stream by N units. What the bank's own mixture says of each bit before it is learned: (N, U), P(bit = 1) in 1/65536."""
-        one_NU = np.empty((len(units), self.unit_bits), dtype=np.uint16)
-        kernels.probabilities(self.shape, self.tables, stream, curves(), units.astype(np.uint16), learn, one_NU)
-        return one_NU
+        none = np.empty(0, dtype=np.int64)
+        return self._probabilities(units, stream, learn, stream, none, none, none)[0]
 
     def variants(
         self,
@@ -198,11 +197,24 @@ class ExpertBank:
         Returns:
             (len(replaced), U): P(bit = 1) of the variants' bits, in 1/65536.
         """
-        one_RU = np.empty((len(replaced), self.unit_bits), dtype=np.uint16)
-        own = np.empty((1, self.unit_bits), dtype=np.uint16)
-        given = units.astype(np.uint16), learn, begin_V, start_V, replaced.astype(np.uint16), one_RU, own
-        kernels.variants(self.shape, self.tables, stream, self.stream(), curves(), *given)
-        return one_RU
+        return self._probabilities(units, stream, learn, self.stream(), begin_V, start_V, replaced)[1]
+
+    def _probabilities(
+        self,
+        units: NDArray[Any],
+        stream: Stream,
+        learn: bool,
+        aside: Stream,
+        begin_V: NDArray[np.int64],
+        start_V: NDArray[np.int64],
+        replaced: NDArray[Any],
+    ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        """P(bit = 1) of the units, and of what could stand there instead, in 1/65536: (N, U) and (R, U)."""
+        one_NU, instead_RU = (np.empty((len(read), self.unit_bits), dtype=np.uint16) for read in (units, replaced))
+        given = units.astype(np.uint16), learn, one_NU
+        variants = aside, begin_V, start_V, replaced.astype(np.uint16), instead_RU
+        kernels.probabilities(self.shape, self.tables, stream, curves(), *given, *variants)
+        return one_NU, instead_RU
 
     def encode(self, units: NDArray[Any], stream: Stream, tell: Tell = ignore) -> NDArray[np.uint8] | None:
         """Code N units with the bank's own predictions, learning each bit. None if the code would be longer than the units in bytes.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.compiled import compiled, inline
+from bit_transformer.compiled import compiled, inline, part
 from bit_transformer.experts.terms import Term, Text, joined
 
 # What the next byte is. Of displacements and immediates there are four: with so many bytes left, 1 to 4. Of VEX, with so many bytes before the
@@ -124,7 +124,7 @@ def _vote(text, c, before):
             text[Text.CODE_VOTES] = max(votes - 1, 0)
 
 
-@compiled
+@part
 def _begin_operands(text, table, c, says):
     """After opcode c of a table: 1, 2 after 0F, 3 after 0F 38 or 0F 3A."""
     text[Text.OPCODE] = text[Text.CODE_PREFIXES] << 16 | table << 8 | c
@@ -139,7 +139,7 @@ def _begin_operands(text, table, c, says):
         _begin_immediate(text)
 
 
-@compiled
+@part
 def _begin_displacement(text, mode, base):
     """After the bytes that say how memory is addressed."""
     size = 1 if mode == 1 else 4 if mode == 2 or (mode == 0 and base == 5) else 0
@@ -149,7 +149,7 @@ def _begin_displacement(text, mode, base):
         _begin_immediate(text)
 
 
-@compiled
+@part
 def _begin_immediate(text):
     """Before the rest of an immediate; without one the instruction ends."""
     if text[Text.CODE_LEFT]:
@@ -169,7 +169,7 @@ def _form(text):
     return joined(joined(text[Text.OPCODE], text[Text.MODRM]), text[Text.SIB])
 
 
-@compiled
+@part
 def write_instruction_terms(text, terms):
     """Write the terms of the next byte."""
     terms[Term.CODE_AT], terms[Term.CODE_BYTES] = text[Text.CODE_WAITS], min(text[Text.CODE_BYTES], 15)

@@ -20,7 +20,7 @@ import numpy as np
 
 from bit_transformer.coding.arithmetic import PLACE as PLACE_OF_CODE
 from bit_transformer.coding.arithmetic import begin_code, decode_bit, encode_bit, end_code
-from bit_transformer.compiled import compiled, inline
+from bit_transformer.compiled import compiled, inline, part
 from bit_transformer.experts import rich
 from bit_transformer.experts.instructions import write_instruction_terms
 from bit_transformer.experts.layout import (
@@ -114,7 +114,7 @@ def _begin_unit(shape, tables, stream, learn):
                 if spec[k, a]:
                     value = mixed((value ^ age(stream, spec[k, a])) * np.uint64(0xBF58476D1CE4E5B9))
         hashes[k] = mixed(mixed(value + np.uint64(k + 1) * np.uint64(0xD1B54A32D192ED03)))
-    _fetch_buckets(shape, tables, stream, 0)
+    _fetch_buckets(shape, tables, stream, np.int64(0))
     if matching:
         if place[LENGTH] == 0:
             _find_match(shape, tables, stream, np.int64(tables.heads[slot]))
@@ -126,7 +126,7 @@ def _begin_unit(shape, tables, stream, learn):
         rich.begin_unit(shape, tables, stream, learn)
 
 
-@compiled
+@part
 def _find_match(shape, tables, stream, found):
     """Whether the units before `found` in the history equal the units before the current position."""
     place, history, recent = stream.place, tables.history, stream.recent
@@ -239,21 +239,15 @@ def _about_unit(shape, tables, stream):
 
 
 @inline
-def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, features, i, j, wanted):
-    """Compute the features of the bit at a node. Returns what `_learn_bit` needs.
+def _predict_bit(shape, tables, stream, curves, about, node, depth):
+    """Predict the bit at a node. Returns what `_learn_bit` needs; its last number is the probability of a one, in 1/65536.
 
     Args:
         about: from `_about_unit`.
-        ahead: whether to prefetch the buckets of the next bits.
-        features: row (i, j) is written, if wanted.
     """
     if shape.rich:
-        if depth & 3 == 3 and ahead:
-            _fetch_buckets(shape, tables, stream, node)
         n = np.int64(0)
         one = rich.predict_bit(shape, tables, stream, curves, node, depth)
-        if wanted:
-            rich.write_features(shape, stream, curves, one, features, i, j)
         return n, n, n, n, n, n, n, n, n, n, n, one
     slots, chance, first, match, weights = tables.slots, tables.chance, tables.first, tables.match, tables.weights
     last, maps = tables.last, tables.maps
@@ -267,8 +261,6 @@ def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, featu
     m1 = (two ^ node * 40503) & map_rows
     fetch(flat_maps, m0 * MAP_KNOTS)
     fetch(flat_maps, (map_rows + 1 + m1) * MAP_KNOTS)
-    if inside == 3 and ahead:
-        _fetch_buckets(shape, tables, stream, node)
     slot = (1 << inside) | (node & ((1 << inside) - 1))
     informed = 0
     for k in range(K):
@@ -303,11 +295,19 @@ def _predict_bit(shape, tables, stream, curves, about, node, depth, ahead, featu
     p0 = maps[0, m0, low] * (MAP_STEP - part) + maps[0, m0, low + 1] * part
     p1 = maps[1, m1, low] * (MAP_STEP - part) + maps[1, m1, low + 1] * part
     final = (2 * p + ((p0 + p1) >> 7)) >> 2
-    if wanted:
-        for k in range(K + 1):
-            features[i, j, k] = _feature(inputs[k])
-        features[i, j, K + 1] = _feature(stretch[final >> 4])
     return a0, a1, a2, p, m0, m1, low, part, expected, length, row2, min(max(final, 1), 65535)
+
+
+@inline
+def _write_features(shape, stream, curves, one, features, i, j):
+    """Write row (i, j) of the features, after `_predict_bit`, which gave the probability of a one."""
+    if shape.rich:
+        rich.write_features(shape, stream, curves, one, features, i, j)
+        return
+    K = len(shape.spec)
+    for k in range(K + 1):
+        features[i, j, k] = _feature(stream.inputs[k])
+    features[i, j, K + 1] = _feature(curves.stretch[one >> 4])
 
 
 @inline
@@ -362,6 +362,7 @@ def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
 
 
 READ, ENCODE, DECODE = range(3)
+_NO = np.bool_(False)  # numba would take a literal False for a type of its own, and compile all below once more
 
 
 @compiled
@@ -382,14 +383,16 @@ def read(shape, tables, stream, curves, units, learn, features, mode, coder, pay
         unit = np.int64(units[i])
         _begin_unit(shape, tables, stream, learn)
         about = _about_unit(shape, tables, stream)
-        node, root = 1, np.int64(0)
+        node, root = np.int64(1), np.int64(0)
         for depth in range(U):
             if node >> (depth & 3) != root:
                 root = node >> (depth & 3)
                 _find_buckets(shape, tables, stream, root, learn)
-            predicted = _predict_bit(
-                shape, tables, stream, curves, about, node, depth, True, features, i, depth, wanted
-            )
+            if depth & 3 == 3:
+                _fetch_buckets(shape, tables, stream, node)
+            predicted = _predict_bit(shape, tables, stream, curves, about, node, depth)
+            if wanted:
+                _write_features(shape, stream, curves, predicted[11], features, i, depth)
             if mode == DECODE:
                 y = decode_bit(coder, payload, predicted[11])
             else:
@@ -406,35 +409,26 @@ def read(shape, tables, stream, curves, units, learn, features, mode, coder, pay
             return
 
 
-@inline
+@part
 def _read_unit(shape, tables, stream, curves, unit, learn, one, i):
     """Advance a stream by a unit; row i of `one` gets the probability that each of its bits is 1, in 1/65536."""
     U = shape.unit_bits
     _begin_unit(shape, tables, stream, learn)
     about = _about_unit(shape, tables, stream)
-    node, root = 1, np.int64(0)
+    node, root = np.int64(1), np.int64(0)
     for depth in range(U):
         if node >> (depth & 3) != root:
             root = node >> (depth & 3)
             _find_buckets(shape, tables, stream, root, learn)
-        predicted = _predict_bit(shape, tables, stream, curves, about, node, depth, True, one, 0, 0, False)
+        if depth & 3 == 3:
+            _fetch_buckets(shape, tables, stream, node)
+        predicted = _predict_bit(shape, tables, stream, curves, about, node, depth)
         one[i, depth] = predicted[11]
         y = (unit >> (U - 1 - depth)) & 1
         if learn:
             _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y)
         node = node << 1 | y
     _end_unit(shape, tables, stream, unit, learn)
-
-
-@compiled
-def probabilities(shape, tables, stream, curves, units, learn, one):
-    """Advance a stream by units as `read` does, and say what the bank's own mixture made of each bit.
-
-    Args:
-        one: uint16, (N, U): written; the probability that a bit is 1, in 1/65536.
-    """
-    for i in range(len(units)):
-        _read_unit(shape, tables, stream, curves, np.int64(units[i]), learn, one, i)
 
 
 @inline
@@ -464,25 +458,26 @@ def _copy_stream(source, target):
 
 
 @compiled
-def variants(shape, tables, stream, aside, curves, units, learn, begins, starts, replaced, one, own):
-    """Read units, and on the way what else could stand there. The variants are read without learning, by the bank as it is at that place.
+def probabilities(shape, tables, stream, curves, units, learn, one, aside, begins, starts, replaced, instead):
+    """Advance a stream by units as `read` does, and say what the bank's own mixture made of each bit; and of bits that could stand there instead.
+    These variants are read without learning, by the bank as it is at that place.
 
     Args:
+        one: uint16, (N, U): written; the probability that a bit is 1, in 1/65536.
         aside: another stream of the bank, which reads the variants.
         begins: (V) ascending, up to N: the unit of `units` before which a variant begins; N: after all of them.
         starts: (V + 1): its units are `replaced[starts[v] : starts[v + 1]]`.
-        one: uint16, (len(replaced), U): written; the probability that each bit of the variants is 1, in 1/65536.
-        own: uint16, (1, U): room.
+        instead: as `one`, of `replaced`.
     """
     v = 0
     for i in range(len(units) + 1):
         while v < len(begins) and begins[v] == i:
             _copy_stream(stream, aside)
             for r in range(starts[v], starts[v + 1]):
-                _read_unit(shape, tables, aside, curves, np.int64(replaced[r]), False, one, r)
+                _read_unit(shape, tables, aside, curves, np.int64(replaced[r]), _NO, instead, r)
             v += 1
         if i < len(units):
-            _read_unit(shape, tables, stream, curves, np.int64(units[i]), learn, own, 0)
+            _read_unit(shape, tables, stream, curves, np.int64(units[i]), learn, one, i)
 
 
 @compiled
@@ -499,7 +494,7 @@ def nodes(shape, tables, stream, curves, start, patch_bits, features):
         start: the node where the patch starts.
         features: int8, (1, 2^patch_bits, F), by node numbers relative to the start; 0 unused.
     """
-    _begin_unit(shape, tables, stream, False)
+    _begin_unit(shape, tables, stream, _NO)
     about = _about_unit(shape, tables, stream)
     root = np.int64(0)
     for visit in range(1, 1 << patch_bits):  # level by level
@@ -512,8 +507,9 @@ def nodes(shape, tables, stream, curves, start, patch_bits, features):
             depth += 1
         if node >> (depth & 3) != root:
             root = node >> (depth & 3)
-            _find_buckets(shape, tables, stream, root, False)
-        _predict_bit(shape, tables, stream, curves, about, node, depth, False, features, 0, visit, True)
+            _find_buckets(shape, tables, stream, root, _NO)
+        predicted = _predict_bit(shape, tables, stream, curves, about, node, depth)
+        _write_features(shape, stream, curves, predicted[11], features, 0, visit)
 
 
 # ---- the same, bit by bit: for a decoder, which gets a bit only after predicting it ----
@@ -538,7 +534,10 @@ def predict_bit(shape, tables, stream, curves, state, learn, features):
         state[ROOT] = node >> (depth & 3)
         _find_buckets(shape, tables, stream, state[ROOT], learn)
     about = state[0], state[1], state[2], state[3]
-    made = _predict_bit(shape, tables, stream, curves, about, node, depth, True, features, 0, 0, True)
+    if depth & 3 == 3:
+        _fetch_buckets(shape, tables, stream, node)
+    made = _predict_bit(shape, tables, stream, curves, about, node, depth)
+    _write_features(shape, stream, curves, made[11], features, 0, 0)
     for k in range(STATE - PREDICTED):
         state[PREDICTED + k] = made[k]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bit_transformer.compiled import compiled, inline
+from bit_transformer.compiled import compiled, inline, part
 from bit_transformer.experts.terms import PLACES, Term, Text, is_letter, joined
 
 # Where the next byte stands: outside of all that follows; in the name of an opening tag; in a closing tag; after the name of an opening tag; in a
@@ -96,7 +96,7 @@ def _begins_tag(c):
     return is_letter(c | 32) or c == 95 or c == 58 or c == 47 or c == 33 or c == 63  # _ : / ! ?
 
 
-@compiled
+@part
 def _note_field(text, c, piece):
     """A byte of a row. Where no name is open, their places hold the fields of the row before."""
     if c == 44 or c == 59 or c == 9 or c == 124 or c == 10:  # , ; tab | newline
@@ -108,7 +108,7 @@ def _note_field(text, c, piece):
         _begin_string(text)
 
 
-@compiled
+@part
 def _note_json(text, c, before):
     """A byte of JSON that is in no string; also the first bracket, which begins JSON. The innermost name is the key of the current value, or 0 before it is known."""
     if c == 123 or c == 91:  # { [
@@ -160,7 +160,7 @@ def _open(text, name):
         text[Text.LINES] = 0
 
 
-@compiled
+@part
 def _close(text, name):
     """Close the innermost element of this name, if there is one."""
     depth = text[Text.DEPTH]

@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bit_transformer.compiled import compiled, inline
+from bit_transformer.compiled import compiled, inline, part
 from bit_transformer.experts.layout import PLACE, age
 from bit_transformer.experts.terms import Term
 
@@ -206,7 +206,7 @@ def note_number(shape, stream, unit):
         spreads[p] = max(spreads[p] + (error - spreads[p]) * _RATE, _LEAST)
 
 
-@compiled
+@part
 def _regress(moments, weights, factor, near, target, count, kept):
     """Add a number to a regression, and solve it: the moments' lower triangle has the neighbours' products, the row after it theirs with the target."""
     for i in range(count + 1):
@@ -250,7 +250,7 @@ def _between(curves, a, b):
     return _below(curves, high) - _below(curves, low)
 
 
-@compiled
+@part
 def write_number_inputs(shape, stream, curves, node, depth, x, o):
     """What the predictions say of the bit at a node: two inputs for each prediction and width, from x[o] on."""
     numbers, terms = shape.numbers, stream.terms

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bit_transformer.compiled import compiled, inline
+from bit_transformer.compiled import inline, part
 from bit_transformer.experts.instructions import note_instruction
 from bit_transformer.experts.layout import (
     DIRECT,
@@ -103,7 +103,7 @@ def far_slot(tables, units, n):
     return np.int64(np.uint64(value) >> np.uint64(20)) & (len(tables.far_heads) - 1)
 
 
-@compiled
+@part
 def begin_unit(shape, tables, stream, learn):
     """After contexts were hashed: find what followed them, and the far match."""
     for k in range(len(shape.spec)):
@@ -129,7 +129,7 @@ def begin_unit(shape, tables, stream, learn):
         stream.entries[k] = entry if entry >> RUN_CHECK == check else 0
 
 
-@compiled
+@part
 def find_lines(shape, tables, stream, root):
     """Find the probabilities of the next up to four bits, of the contexts that have some."""
     lines = len(tables.direct) // (DIRECT * LANES)
@@ -158,7 +158,7 @@ def _write_match(curves, x, j, entry, bit):
     x[j + 1] = sign * (np.float32(entry) * _PER_16 - _HALF) * _TWO
 
 
-@compiled
+@part
 def predict_bit(shape, tables, stream, curves, node, depth):
     """Predict the bit at a node. Returns the probability of a one in 1/65536."""
     U, K, x, known, terms = shape.unit_bits, len(shape.spec), stream.x, stream.known, stream.terms
@@ -295,7 +295,7 @@ def _moved(entry, share, y, most):
     return p << 10 | min(n + 1, most)
 
 
-@compiled
+@part
 def learn_bit(shape, tables, stream, curves, node, depth, y):
     """Update all tables with the bit at a node, after `predict_bit` of it."""
     U, K, x, M = shape.unit_bits, len(shape.spec), stream.x, len(stream.x)
@@ -346,7 +346,7 @@ def learn_bit(shape, tables, stream, curves, node, depth, y):
         run_logits[k, row] = moved if row else _ZERO
 
 
-@compiled
+@part
 def end_unit(shape, tables, stream, unit, learn):
     """Advance past a complete unit, before `Stream.place` and the history do."""
     text = stream.text

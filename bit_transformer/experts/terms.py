@@ -13,7 +13,7 @@ from enum import IntEnum, auto
 
 import numpy as np
 
-from bit_transformer.compiled import compiled, inline
+from bit_transformer.compiled import inline, part
 from bit_transformer.experts.layout import ABOVE_REACH, PLACE, age, mixed
 
 SEEN_POSITION = 16  # where an entry of `Tables.seen` has its position, above the check
@@ -247,7 +247,7 @@ def _after(tables, stream, a):
     return a * part + ((np.int64(age(stream, 1)) + (a - 1) * np.int64(age(stream, 2)) * 257) & (part - 1))
 
 
-@compiled
+@part
 def note_unit(shape, tables, stream, unit, learn):
     """Advance the text by a unit. Call before `Stream.place` advances, and before the unit is learned."""
     text, n = stream.text, stream.place[PLACE]
@@ -347,7 +347,7 @@ def _pair(shape, stream, distance):
     return max(high - 1, 0) >> shape.text_shift << 8 | max(low - 1, 0) >> shape.text_shift
 
 
-@compiled
+@part
 def write_terms(shape, tables, stream):
     """Write the terms of the next unit."""
     text, terms, n = stream.text, stream.terms, stream.place[PLACE]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import bit_transformer
 from bit_transformer.compiled import SOURCES, _stamp
@@ -79,3 +81,40 @@ def test_every_file_with_loops_is_in_the_stamp_of_what_is_cached() -> None:
     }
     assert found | {"compiled.py"} == set(SOURCES)
     assert read._cache._cache_file._source_stamp == _stamp()  # numba still keeps it there
+
+
+def _decorators(node: ast.AST) -> set[str]:
+    return {ast.unparse(d).split(".")[-1] for d in node.decorator_list} if isinstance(node, ast.FunctionDef) else set()
+
+
+def test_only_loops_call_parts_of_loops() -> None:
+    """Python that calls a function without a door for Python ends the process."""
+    files = [path for folder in ("bit_transformer", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    trees = {".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text()) for path in files}
+    parts = {
+        (module, node.name)
+        for module, tree in trees.items()
+        for node in ast.walk(tree)
+        if _decorators(node) & {"part", "inline"}
+    }
+    assert ("bit_transformer.experts.rich", "predict_bit") in parts
+
+    def used(node: ast.AST, known: dict[str, tuple[str, str]], modules: dict[str, str]) -> Iterator[tuple[str, str]]:
+        if _decorators(node) & {"part", "inline", "compiled", "njit"}:
+            return
+        if isinstance(node, ast.Name) and node.id in known:
+            yield known[node.id]
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            yield modules[node.value.id], node.attr
+        for child in ast.iter_child_nodes(node):
+            yield from used(child, known, modules)
+
+    for module, tree in trees.items():
+        known = {name: (place, name) for place, name in parts if place == module}
+        modules = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for name in node.names:
+                    known[name.asname or name.name] = (node.module, name.name)
+                    modules[name.asname or name.name] = f"{node.module}.{name.name}"
+        assert not parts & set(used(tree, known, modules)), module

@@ -9,6 +9,7 @@ from functools import reduce
 import numpy as np
 import pytest
 
+from bit_transformer.compiled import compiled
 from bit_transformer.config import ExpertConfig
 from bit_transformer.errors import ConfigError
 from bit_transformer.experts.markup import CONTENT, INSIDE, STRING, VALUE, note_markup, write_markup_terms
@@ -17,9 +18,14 @@ from tests.reference.experts import MASK
 from tests.reference.rich import Markup
 
 
+@compiled
+def _joined(a, b):
+    return joined(a, b)
+
+
 def named(name: str | bytes) -> int:
     data = name if isinstance(name, bytes) else name.encode()
-    return int(reduce(joined, data, np.int64(0)))
+    return int(reduce(_joined, data, np.int64(0)))
 
 
 class Parsed:
