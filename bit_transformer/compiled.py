@@ -9,11 +9,13 @@ cached is valid for the contents of all files with loops. Else an upgrade could 
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core import event
 
 # Every file with code that is compiled, or compiled into other loops.
 SOURCES = (
@@ -36,9 +38,29 @@ SOURCES = (
     "quality/kernels.py",
 )
 
+_log = logging.getLogger(__name__)
 _jit: Any = njit
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
 _NO_DOOR = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+class _Compilations(event.Listener):
+    """Logs, once, that loops are compiled and not read from the cache: commands are silent for so long."""
+
+    def on_start(self, event: Any) -> None:
+        if event.data["dispatcher"].__module__.startswith(__package__):
+            _say_once()
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+
+@lru_cache(maxsize=1)
+def _say_once() -> None:
+    _log.info("compiling loops: once after an installation, up to a minute")
+
+
+event.register("numba:compile", _Compilations())  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=1)

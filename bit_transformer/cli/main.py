@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from importlib.metadata import version
 from typing import Annotated
 
@@ -38,6 +40,7 @@ from bit_transformer.cli.commands import (
     telemetry,
     train,
 )
+from bit_transformer.cli.output import progress_console
 
 app = typer.Typer(
     name="btlm",
@@ -94,6 +97,14 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit()
 
 
+class _Said(logging.Handler):
+    """Prints what is logged, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        progress_console.print(record.getMessage(), style="dim")
+
+
 @app.callback()
 def about(
     show: Annotated[
@@ -101,6 +112,10 @@ def about(
     ] = False,
 ) -> None:
     """Options without a command."""
+    if sys.stderr.isatty():  # somebody waits
+        log = logging.getLogger("bit_transformer.compiled")
+        log.addHandler(_Said())
+        log.setLevel(logging.INFO)
 
 
 def main() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import bit_transformer
 from bit_transformer.compiled import SOURCES, _stamp
@@ -81,6 +83,14 @@ def test_every_file_with_loops_is_in_the_stamp_of_what_is_cached() -> None:
     }
     assert found | {"compiled.py"} == set(SOURCES)
     assert read._cache._cache_file._source_stamp == _stamp()  # numba still keeps it there
+
+
+def test_whoever_waits_for_the_compiler_is_told_once(tmp_path: Path) -> None:
+    code = "import logging; logging.basicConfig(level=logging.INFO); from bit_transformer.proof.kernels import plus; u = __import__('numpy').uint64; assert plus(u(1), u(2), u(7)) == 3"
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    said = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True) for _ in range(2)]
+    assert [done.returncode for done in said] == [0, 0], said
+    assert [done.stderr.count("compiling loops") for done in said] == [1, 0], said
 
 
 def _decorators(node: ast.AST) -> set[str]:

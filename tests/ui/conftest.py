@@ -168,7 +168,7 @@ def open_page(browser: Any, site: Site) -> Iterator[Callable[..., Any]]:
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)
         page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
         page.on("websocket", lambda socket: asked.add(urlsplit(socket.url).netloc))
         page.on("pageerror", lambda error: faults.append(str(error)))

@@ -13,7 +13,7 @@ from tests.ui.conftest import Site, sync_api
 Open = Callable[..., Any]
 Shot = Callable[[Any, str], None]
 expect = sync_api.expect
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=90_000)  # the first use of a page may compile loops
 
 
 def step_of(page: Any) -> int:
