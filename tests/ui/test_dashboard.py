@@ -23,7 +23,7 @@ def step_of(page: Any) -> int:
 
 
 def status(page: Any, *words: str) -> None:
-    expect(page.locator(".head .badge").first).to_have_text(re.compile("|".join(words)), timeout=40_000)
+    expect(page.locator(".head .badge").first).to_have_text(re.compile("|".join(words)))
 
 
 def wide(page: Any) -> bool:
@@ -148,7 +148,7 @@ def test_playground_down_to_the_bits(site: Site, open_page: Open, shot: Shot):
     prompt.fill("49 74")
     page.get_by_label("Bytes").fill("40")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator(".bytes[data-pick]")).to_have_count(2, timeout=40_000)
+    expect(page.locator(".bytes[data-pick]")).to_have_count(2)
     first = page.locator(".bytes[data-pick]").first
     expect(first.locator("[data-at]")).to_have_count(42)
     first.locator("[data-at]").nth(5).click()
