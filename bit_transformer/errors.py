@@ -34,7 +34,7 @@ These are for wrong input and failing disks. `assert` is for what only a bug can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,16 @@ class BitTransformerError(Exception):
     def said(self, say: Callable[[Advice], str] = str) -> str:
         """The whole message, with advice in a door's words."""
         return f"{self.what}. Try {', or '.join(map(say, self.tries))}" if self.tries else self.what
+
+    def within(self, section: str, fields: Container[str]) -> BitTransformerError:
+        """The same error where these fields are of a section: `d_model` is `model.d_model`."""
+
+        def named(field: str) -> str:
+            return f"{section}.{field}" if field.partition(".")[0] in fields else field
+
+        self.field = self.field and named(self.field)
+        self.tries = tuple(Give(named(t.field), t.value) if isinstance(t, Give) else t for t in self.tries)
+        return self
 
     def __str__(self) -> str:
         return self.said()

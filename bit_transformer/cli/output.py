@@ -121,7 +121,7 @@ def as_flags(advice: Advice) -> str:
             return " ".join(f"--set {name}={value:g}" for name, value in advice.value.items())
         from bit_transformer.config.base import flat
 
-        return " ".join(f"--set {name}={value}" for name, value in flat(advice.field, advice.value))
+        return " ".join(_setting(name, value) for name, value in flat(advice.field, advice.value))
     if advice.field == "budget" and isinstance(advice.value, dict):
         return " ".join(f"--{name} {amount}" for name, amount in advice.value.items())
     if advice.value is False and advice.field in WITHOUT:
@@ -131,11 +131,17 @@ def as_flags(advice: Advice) -> str:
         values = advice.value if isinstance(advice.value, tuple) else (advice.value,)
         return shlex.join(map(str, values))
     if "." in advice.field and advice.field not in FLAGS:
-        return f"--set {advice.field}={advice.value}"
+        return _setting(advice.field, advice.value)
     if advice.value is None:
         return f"another {flag}"
     value = os.fsdecode(advice.value) if isinstance(advice.value, bytes) else str(advice.value)
     return flag if advice.value is True else f"{flag} {shlex.quote(value)}"
+
+
+def _setting(name: str, value: Any) -> str:
+    """A setting with a value that TOML reads, for a shell."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"--set {shlex.quote(f'{name}={text}')}"
 
 
 def _refuse(kind: str, text: str, as_json: bool, field: str | None = None) -> NoReturn:

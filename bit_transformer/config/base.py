@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
-from bit_transformer.errors import ConfigError
+from bit_transformer.errors import Advice, ConfigError, Give
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -30,6 +30,19 @@ def flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from flat(f"{path}.{key}" if path else key, inner)
     else:
         yield path, value
+
+
+class Unfit(ValueError):
+    """For validators of configs: values that do not fit together.
+
+    Args:
+        what: was wrong.
+        tries: any of these fields with another value would help.
+    """
+
+    def __init__(self, what: str, **tries: Any) -> None:
+        super().__init__(what)
+        self.tries = tries
 
 
 class _ConfigType(ModelMetaclass):
@@ -127,7 +140,10 @@ def _refusal(invalid: ValidationError, cls: type[Config]) -> ConfigError:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
     if error["type"] == "value_error":  # from our own validators, whose message is complete
         message = error["msg"].removeprefix("Value error, ")
-        return ConfigError(f"{key}.{message}" if key else message, field=key or None)
+        wrong = error["ctx"]["error"]
+        fields = {f"{key}.{name}" if key else name: value for name, value in getattr(wrong, "tries", {}).items()}
+        tries = [f"{name}=None" if value is None else Give(name, value) for name, value in fields.items()]
+        return ConfigError(f"{key}.{message}" if key else message, field=key or None, tries=tries)
     if error["type"] == "bytes_invalid_encoding":
         return ConfigError(
             f"got {key}={_shown(error['input'])}; base64 is needed. Try 'ZGVmIA==' for 'def '", field=key
@@ -144,7 +160,7 @@ def _refusal(invalid: ValidationError, cls: type[Config]) -> ConfigError:
     if error["type"] == "finite_number":
         needed = "a finite number"
     advice = _advice(key, error.get("ctx", {}), error["input"], field)
-    return ConfigError(f"got {key}={got}; {needed} is needed. Try {advice}", field=key)
+    return ConfigError(f"got {key}={got}; {needed} is needed", field=key, tries=(advice,))
 
 
 def _unknown_or_missing(invalid: ValidationError, cls: type[Config], name: str) -> str:
@@ -165,15 +181,17 @@ def _unknown(path: _Path, cls: type[Config]) -> str:
     return f"unknown key {'.'.join(map(str, path))!r} in {cls.__name__}. {hint}"
 
 
-def _advice(key: str, bounds: Mapping[str, Any], value: Any, field: FieldInfo) -> str:
+def _advice(key: str, bounds: Mapping[str, Any], value: Any, field: FieldInfo) -> Advice:
     """The closest allowed value if it is known, else the default."""
-    if (near := bounds.get("ge", bounds.get("le"))) is not None:
-        return f"{key}={near!r}"
-    if isinstance(value, int) and (above := bounds.get("gt")) is not None:
-        return f"{key}={above + 1!r}"
+    near = bounds.get("ge", bounds.get("le"))
+    if near is None and isinstance(value, int) and "gt" in bounds:
+        near = bounds["gt"] + 1
+    if near is not None:
+        return f"{key}={near!r}" if "[" in key else Give(key, near)
     if field.is_required():
         return "another value"
-    return "leaving it out" if _default(field) is None else f"{key.partition('[')[0]}={_default(field)!r}"
+    default = _default(field)
+    return "leaving it out" if default is None or isinstance(default, Config) else Give(key.partition("[")[0], default)
 
 
 def _divided(path: _Path) -> tuple[list[str], list[int]]:

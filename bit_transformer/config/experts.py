@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
-from bit_transformer.config.base import Config
+from bit_transformer.config.base import Config, Unfit
 
 NumberKind = Literal[
     "", "u1", "i1", "<u2", "<i2", ">u2", ">i2", "<u3", "<i3", ">u3", ">i3", "<u4", "<i4", ">u4", ">i4"
@@ -71,43 +71,43 @@ class ExpertConfig(Config):
     def _contexts_fit(self) -> Self:
         if list(self.orders) != sorted(set(self.orders)) or max(self.orders, default=1) > 32:
             tidy = tuple(sorted({order for order in self.orders if order <= 32}))
-            raise ValueError(f"orders={self.orders} must ascend without repeats, up to 32. Try {tidy}")
+            raise Unfit(f"orders={self.orders} must ascend without repeats, up to 32", orders=tidy)
         if max(self.bit_orders, default=1) > 63:
-            raise ValueError(f"bit_orders={self.bit_orders} must not exceed 63. Try (12, 16, 24)")
+            raise Unfit(f"bit_orders={self.bit_orders} must not exceed 63", bit_orders=(12, 16, 24))
         if any(not 1 <= len(ages) <= 4 or max(ages) > 65_536 for ages in self.sparse):
-            raise ValueError(
-                f"sparse={self.sparse} must contain groups of one to four distances up to 65536. Try ((2,), (2, 3))"
+            raise Unfit(
+                f"sparse={self.sparse} must contain groups of one to four distances up to 65536", sparse=((2,), (2, 3))
             )
         if max(self.columns, default=1) > 65_536:
-            raise ValueError(f"columns={self.columns} must not exceed 65536. Try (512,)")
+            raise Unfit(f"columns={self.columns} must not exceed 65536", columns=(512,))
         if self.instructions and not self.rich:
-            raise ValueError("instructions=True needs rich experts. Try rich=True")
+            raise Unfit("instructions=True needs rich experts", rich=True)
         if self.markup and not self.rich:
-            raise ValueError("markup=True needs rich experts. Try rich=True")
+            raise Unfit("markup=True needs rich experts", rich=True)
         if self.markup and (self.instructions or self.words is False):
             raise ValueError("markup=True stands beside words=True. Try words=True and instructions=False")
         if self.numbers and not self.rich:
-            raise ValueError(f"numbers={self.numbers!r} needs rich experts. Try rich=True")
+            raise Unfit(f"numbers={self.numbers!r} needs rich experts", rich=True)
         if self.numbers and (self.words or self.instructions or self.markup):
             taken = next(name for name in ("words", "instructions", "markup") if getattr(self, name))
-            raise ValueError(f"numbers={self.numbers!r} takes the place of {taken}=True. Try {taken}=False")
+            raise Unfit(f"numbers={self.numbers!r} takes the place of {taken}=True", **{taken: False})
         if not self.numbers and (self.channels > 1 or self.numbers_begin):
             field = "channels" if self.channels > 1 else "numbers_begin"
-            raise ValueError(
-                f"{field}={getattr(self, field)} needs numbers. Try experts.numbers='<i2', or whatever they are"
-            )
+            raise Unfit(f"{field}={getattr(self, field)} needs to know what the numbers are", numbers="<i2")
         if self.numbers_begin >= self.number_bytes:
-            raise ValueError(
-                f"numbers_begin={self.numbers_begin} must be less than the {self.number_bytes} bytes of a number. Try numbers_begin=0"
+            raise Unfit(
+                f"numbers_begin={self.numbers_begin} must be less than the {self.number_bytes} bytes of a number",
+                numbers_begin=0,
             )
         if any(width % self.number_bytes for width in self.columns[:1]):
-            raise ValueError(
-                f"columns={self.columns} must begin with a width of whole numbers={self.numbers!r}, in bytes. Try columns=({self.columns[0] * self.number_bytes},)"
+            raise Unfit(
+                f"columns={self.columns} must begin with a width of whole numbers={self.numbers!r}, in bytes",
+                columns=(self.columns[0] * self.number_bytes,),
             )
         if self.instructions and self.words:
-            raise ValueError("instructions=True takes the place of words=True. Try words=False")
+            raise Unfit("instructions=True takes the place of words=True", words=False)
         if not (self.orders or self.bit_orders or self.sparse or self.columns or self.rich):
-            raise ValueError("orders=() leaves no contexts; at least one is needed. Try orders=(1, 2, 3)")
+            raise Unfit("orders=() leaves no contexts; at least one is needed", orders=(1, 2, 3))
         return self
 
     @property
@@ -134,9 +134,9 @@ class ExpertConfig(Config):
             size = getattr(self, name)
             if size & (size - 1) or size < 1024:
                 near = max(1024, 1 << (size.bit_length() - 1))
-                raise ValueError(f"{name}={size} must be a power of two, 1,024 or more. Try {near}")
+                raise Unfit(f"{name}={size} must be a power of two, 1,024 or more", **{name: near})
         if self.match_order > 31:
-            raise ValueError(f"match_order={self.match_order} must not exceed 31. Try 7")
+            raise Unfit(f"match_order={self.match_order} must not exceed 31", match_order=7)
         return self
 
     unit_bits: int | None = Field(

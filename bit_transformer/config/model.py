@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 from typing_extensions import Self
 
-from bit_transformer.config.base import Config, switch
+from bit_transformer.config.base import Config, Unfit, switch
 from bit_transformer.config.experts import ExpertConfig
 
 Schedule = Literal["linear", "cosine", "exponential", "log-linear"]  # see `diffusion/noise.py`
@@ -39,9 +39,9 @@ class ModelConfig(Config):
     def _heads_have_an_even_width(self) -> Self:
         if self.d_model % (2 * self.nhead):
             above = -(-self.d_model // (2 * self.nhead)) * 2 * self.nhead
-            raise ValueError(
-                f"d_model={self.d_model} must be a multiple of {2 * self.nhead} (2 * nhead), so that each head has an even width. "
-                f"Try d_model={above}"
+            raise Unfit(
+                f"d_model={self.d_model} must be a multiple of {2 * self.nhead} (2 * nhead), so that each head has an even width",
+                d_model=above,
             )
         return self
 
@@ -56,8 +56,8 @@ class ModelConfig(Config):
     def _a_window_is_whole_patches(self) -> Self:
         if self.max_seq_len % self.patch_bits:
             near = max(1, round(self.max_seq_len / self.patch_bits)) * self.patch_bits
-            raise ValueError(
-                f"max_seq_len={self.max_seq_len} must be a multiple of patch_bits={self.patch_bits}. Try max_seq_len={near}"
+            raise Unfit(
+                f"max_seq_len={self.max_seq_len} must be a multiple of patch_bits={self.patch_bits}", max_seq_len=near
             )
         return self
 
@@ -81,14 +81,14 @@ class ModelConfig(Config):
                 "reversible stores less, at any depth"
             )
         if self.checkpoint_every > 1 and not self.use_checkpoint:
-            raise ValueError(
-                f"checkpoint_every={self.checkpoint_every} goes with use_checkpoint=True; got use_checkpoint=False. Try "
-                f"use_checkpoint=True"
+            raise Unfit(
+                f"checkpoint_every={self.checkpoint_every} goes with use_checkpoint=True; got use_checkpoint=False",
+                use_checkpoint=True,
             )
         if self.checkpoint_every > self.num_layers:
-            raise ValueError(
-                f"checkpoint_every={self.checkpoint_every} must not exceed num_layers={self.num_layers}. Try "
-                f"checkpoint_every={self.num_layers}"
+            raise Unfit(
+                f"checkpoint_every={self.checkpoint_every} must not exceed num_layers={self.num_layers}",
+                checkpoint_every=self.num_layers,
             )
         return self
 
@@ -100,9 +100,10 @@ class ModelConfig(Config):
     def _attention_reaches_whole_patches(self) -> Self:
         if self.chunk_size is not None and (self.chunk_size % self.patch_bits or self.chunk_size > self.max_seq_len):
             near = max(1, round(min(self.chunk_size, self.max_seq_len) / self.patch_bits)) * self.patch_bits
-            raise ValueError(
+            raise Unfit(
                 f"chunk_size={self.chunk_size} must be a multiple of patch_bits={self.patch_bits}, up to "
-                f"max_seq_len={self.max_seq_len}. Try chunk_size={near}"
+                f"max_seq_len={self.max_seq_len}",
+                chunk_size=near,
             )
         return self
 
@@ -125,8 +126,9 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _penalties_have_a_reference(self) -> Self:
         if self.lambda_S and self.experts is None:
-            raise ValueError(
-                f"lambda_S={self.lambda_S} needs experts, whose mixture is the reference; got experts=None. Try experts=True"
+            raise Unfit(
+                f"lambda_S={self.lambda_S} needs experts, whose mixture is the reference; got experts=None",
+                experts=True,
             )
         return self
 
@@ -144,23 +146,26 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _ngrams_fit(self) -> Self:
         if self.ngram_rows & (self.ngram_rows - 1):
-            raise ValueError(
-                f"ngram_rows={self.ngram_rows} must be a power of two. Try {1 << self.ngram_rows.bit_length()}"
+            raise Unfit(
+                f"ngram_rows={self.ngram_rows} must be a power of two", ngram_rows=1 << self.ngram_rows.bit_length()
             )
         if list(self.ngram_orders) != sorted(set(self.ngram_orders)):
-            raise ValueError(
-                f"ngram_orders={self.ngram_orders} must ascend without repeats. Try {tuple(sorted(set(self.ngram_orders)))}"
+            raise Unfit(
+                f"ngram_orders={self.ngram_orders} must ascend without repeats",
+                ngram_orders=tuple(sorted(set(self.ngram_orders))),
             )
         if self.ngram_words and self.patch_bits != self.byte_bits:
-            raise ValueError(
+            raise Unfit(
                 f"ngram_words=True goes with patches of one byte, patch_bits={self.byte_bits}; got patch_bits="
-                f"{self.patch_bits}. Try ngram_words=False"
+                f"{self.patch_bits}",
+                ngram_words=False,
             )
         contexts = self.ngram_contexts
         if self.ngram_dropout and len(self.ngram_dropout) != contexts:
-            raise ValueError(
+            raise Unfit(
                 f"ngram_dropout has {len(self.ngram_dropout)} values; it must have one for each of the {contexts} contexts "
-                f"(orders, then two for words). Try ngram_dropout={(0.3,) * contexts}"
+                f"(orders, then two for words)",
+                ngram_dropout=(0.3,) * contexts,
             )
         if any(not 0 <= p < 1 for p in self.ngram_dropout):
             raise ValueError(f"ngram_dropout={self.ngram_dropout} must be in [0, 1). Try (0.3, ...)")
@@ -184,16 +189,12 @@ class ModelConfig(Config):
         if self.causal:
             for name in ("diffusion_steps", "noise"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)!r} goes with causal=False; got causal=True. Try causal=False"
-                    )
+                    raise Unfit(f"{name}={getattr(self, name)!r} goes with causal=False; got causal=True", causal=False)
             return self
         for name in ("experts", "ngram_words", "chunk_size", "lambda_C"):  # these read only the past
             off = type(self).model_fields[name].default
             if getattr(self, name) != off:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} goes with causal=True; got causal=False. Try {name}={off!r}"
-                )
+                raise Unfit(f"{name}={getattr(self, name)!r} goes with causal=True; got causal=False", **{name: off})
         return self
 
     experts: ExpertConfig | None = Field(
@@ -210,19 +211,19 @@ class ModelConfig(Config):
         if self.experts is None:
             return self
         if self.unit_bits % self.patch_bits or self.unit_bits > 12:
-            raise ValueError(
-                f"experts.unit_bits={self.unit_bits} must be a multiple of patch_bits={self.patch_bits}, up to 12. "
-                f"Try experts.unit_bits={self.patch_bits}"
+            raise Unfit(
+                f"experts.unit_bits={self.unit_bits} must be a multiple of patch_bits={self.patch_bits}, up to 12",
+                **{"experts.unit_bits": self.patch_bits},
             )
         if self.experts.rich and self.unit_bits != self.byte_bits:
-            raise ValueError(
-                f"got experts.rich=True for units of {self.unit_bits} bits; units of one byte, {self.byte_bits} bits, are needed. Try "
-                f"patch_bits={self.byte_bits}, or experts.rich=false"
+            raise Unfit(
+                f"got experts.rich=True for units of {self.unit_bits} bits; units of one byte, {self.byte_bits} bits, are needed",
+                **{"patch_bits": self.byte_bits, "experts.rich": False},
             )
         if self.experts.words and self.unit_bits != self.byte_bits:
-            raise ValueError(
-                f"experts.words=True goes with units of one byte, {self.byte_bits} bits; got {self.unit_bits}. "
-                f"Try experts.words=false"
+            raise Unfit(
+                f"experts.words=True goes with units of one byte, {self.byte_bits} bits; got {self.unit_bits}",
+                **{"experts.words": False},
             )
         return self
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from typing_extensions import Self
 
-from bit_transformer.config.base import Config, switch
+from bit_transformer.config.base import Config, Unfit, switch
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 BUDGETS = ("steps", "epochs", "bytes", "seconds", "flops")
@@ -79,9 +79,9 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _a_batch_is_whole_micro_batches(self) -> Self:
         if self.batch_size % self.accum_steps:
-            raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of accum_steps={self.accum_steps}. "
-                f"Try batch_size={-(-self.batch_size // self.accum_steps) * self.accum_steps}"
+            raise Unfit(
+                f"batch_size={self.batch_size} must be a multiple of accum_steps={self.accum_steps}",
+                batch_size=-(-self.batch_size // self.accum_steps) * self.accum_steps,
             )
         return self
 
@@ -150,9 +150,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _growth_goes_alone(self) -> Self:
         if self.progressive and self.compile_model:
-            raise ValueError(
-                "got progressive and compile_model; a growing model cannot be compiled. Try compile_model=false"
-            )
+            raise Unfit("got progressive and compile_model; a growing model cannot be compiled", compile_model=False)
         if self.progressive and self.qat:
             raise ValueError(
                 "got progressive and qat; a growing model cannot be trained for few bits. Try qat in a second training, with init"

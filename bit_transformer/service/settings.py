@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bit_transformer.config import BUDGETS, DataConfig, ModelConfig, TrainConfig
+from bit_transformer.config.base import Config
 from bit_transformer.errors import Ask, ConfigError, Give
 from bit_transformer.presets import optim_for, preset
 from bit_transformer.service import SECONDS_DEFAULT
@@ -97,7 +99,8 @@ def model_of(
         settings["model"]["parity"] = True
     if experts is not None:
         settings["model"]["experts"] = (settings["model"].get("experts") or True) if experts else None
-    return preset(name or "small", **settings["model"])
+    with _fields_of("model", ModelConfig):
+        return preset(name or "small", **settings["model"])
 
 
 def training_of(settings: Settings, model: ModelConfig, flags: dict[str, Any]) -> TrainConfig:
@@ -110,7 +113,8 @@ def train_config(model: ModelConfig, fields: Mapping[str, Any]) -> TrainConfig:
     optim = fields.get("optim", {})
     if isinstance(optim, Mapping):  # else TrainConfig raises the error
         optim = optim_for(model).model_dump() | dict(optim)
-    return TrainConfig.of({**fields, "optim": optim})
+    with _fields_of("train", TrainConfig):
+        return TrainConfig.of({**fields, "optim": optim})
 
 
 def data_of(settings: Settings) -> DataConfig:
@@ -125,7 +129,17 @@ def data_of(settings: Settings) -> DataConfig:
             field="data.corpora",
             tries=(Ask("train", more=(Give("data.corpora", ("stdlib",)),)),),
         )
-    return DataConfig.of(settings["data"])
+    with _fields_of("data", DataConfig):
+        return DataConfig.of(settings["data"])
+
+
+@contextmanager
+def _fields_of(section: str, config: type[Config]) -> Iterator[None]:
+    """What is wrong in a config is named as a setting of a section."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.within(section, config.model_fields) from None
 
 
 def recipe_file(recipe: Path) -> Path:

@@ -33,8 +33,8 @@ from bit_transformer.presets import NAMED, of_depth, optim_for, preset
         ({"d_model": 100, "nhead": 8}, "Try d_model=112"),
         ({"patch_bits": 13}, "patch_bits=13"),
         ({"patch_bits": 9}, "Try max_seq_len=1026"),
-        ({"ngram_rows": 1000}, "Try 1024"),
-        ({"ngram_orders": (3, 2)}, r"Try \(2, 3\)"),
+        ({"ngram_rows": 1000}, "Try ngram_rows=1024"),
+        ({"ngram_orders": (3, 2)}, r"Try ngram_orders=\(2, 3\)"),
         ({"ngram_orders": (2, 3), "ngram_dropout": (0.5,)}, "one for each"),
         ({"ngram_orders": (2,), "ngram_dropout": (1.0,)}, r"\[0, 1\)"),
         ({"dropout": 1.0}, "dropout=1.0"),
@@ -136,7 +136,7 @@ KINDS = (DataConfig, ExpertConfig, GrowthConfig, ModelConfig, OptimConfig, Sampl
         (lambda: ModelConfig(experts=3), "got experts=3; ExpertConfig, a mapping of its fields or None is needed. Try "
                                          "leaving it out"),
         (lambda: ModelConfig(experts={"buckets": 1000}), "experts.buckets=1000 must be a power of two, 1,024 or more. "
-                                                         "Try 1024"),
+                                                         "Try experts.buckets=1024"),
         (lambda: ModelConfig(experts={"order": 1}), "unknown key 'experts.order' in ExpertConfig. Did you mean 'orders'?"),
         (lambda: ExpertConfig(sparse=((1, -2),)), "got sparse[0][1]=-2; int > 0 is needed. Try sparse[0][1]=1"),
         (lambda: OptimConfig(betas=[0.1]), "got betas=[0.1]; (float in [0, 1), float in [0, 1)) is needed. Try "

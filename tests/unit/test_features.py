@@ -375,9 +375,12 @@ def test_more_memory_than_there_is_is_refused_before_it_is_taken() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"experts": {"buckets": 1000}}, r"buckets=1000 must be a power of two, 1,024 or more. Try 1024"),
-        ({"experts": {"history": 5000}}, r"history=5000 must be a power of two.* Try 4096"),
-        ({"experts": {"orders": (2, 1)}}, r"must ascend without repeats.* Try \(1, 2\)"),
+        (
+            {"experts": {"buckets": 1000}},
+            r"buckets=1000 must be a power of two, 1,024 or more. Try experts.buckets=1024",
+        ),
+        ({"experts": {"history": 5000}}, r"history=5000 must be a power of two.* Try experts.history=4096"),
+        ({"experts": {"orders": (2, 1)}}, r"must ascend without repeats.* Try experts.orders=\(1, 2\)"),
         ({"experts": {"order": 3}}, r"Did you mean 'orders'"),
         ({"experts": {"orders": ()}}, r"no contexts.*Try"),
         ({"experts": {"sparse": ((),)}}, r"groups of one to four"),
