@@ -146,7 +146,7 @@ KINDS = (DataConfig, ExpertConfig, GrowthConfig, ModelConfig, OptimConfig, Sampl
         (lambda: TrainConfig(steps=1, learning_rate=1), "unknown key 'learning_rate' in TrainConfig. Did you mean "
                                                         "'optim.lr'?"),
         (lambda: TrainConfig(steps=1, optim=3), "got optim=3; OptimConfig or a mapping of its fields is needed. Try "
-                                                "optim=OptimConfig()"),
+                                         "leaving it out"),
         (lambda: TrainConfig(steps=1, seed=1 << 32), "got seed=4294967296; int in [0, 2,147,483,648) is needed. Try seed=0"),
         (lambda: DataConfig(corpora="a"), "got corpora='a'; tuple of str is needed. Try corpora=('stdlib',)"),
         (lambda: Sampling(0.7), "got 0.7 without a name; Sampling takes its fields by name. Try "
