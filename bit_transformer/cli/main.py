@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bit_transformer.cli.commands import (
     advise,
@@ -40,10 +43,45 @@ from bit_transformer.cli.commands import (
     telemetry,
     train,
 )
-from bit_transformer.cli.output import progress_console
+from bit_transformer.cli.output import progress_console, refuse
+
+
+class _Commands(TyperGroup):
+    """Prints what is wrong with a command line in one line, as other errors are."""
+
+    as_json = False
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """Read the options before the command."""
+        self.as_json = "--json" in args
+        with self._in_one_line():
+            return super().make_context(info_name, args, *rest, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the command's own options, and run it."""
+        with self._in_one_line():
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # Typer's errors have no public base class: it brings its own copy of click, or uses the one that is installed.
+            if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
+                raise
+            names: list[str] = []
+            ctx = getattr(error, "ctx", None)
+            while ctx is not None and ctx.parent is not None:
+                names, ctx = [ctx.info_name, *names], ctx.parent
+            said = error.format_message().rstrip(".")
+            text = f"{said[:1].lower()}{said[1:]}{'' if said.endswith('?') else '.'} Try `{' '.join(['btlm', *names])} --help`"
+            refuse("UsageError", " ".join(text.split()), self.as_json)
+
 
 app = typer.Typer(
     name="btlm",
+    cls=_Commands,
     help="Language modelling on bits: no tokenizer, any file, text or binary.",
     epilog="Exit codes: 0 done, 1 a fault of this program, 2 invalid input, 3 a benchmark missed a goal, "
     "4 the gate blocked what was generated, 5 a repair that nothing proves, 130 interrupted, a training under way saved.",

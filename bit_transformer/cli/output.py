@@ -90,7 +90,7 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
         print(f"btlm: {error}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BitTransformerError as error:
-        _refuse(type(error).__name__, error.said(as_flags), as_json, error.field)
+        refuse(type(error).__name__, error.said(as_flags), as_json, error.field)
     except KeyboardInterrupt:
         print("btlm: interrupted; nothing was saved after the last checkpoint", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -99,7 +99,7 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
         raise SystemExit(0) from None
     except OSError as error:
         text = f"{error.filename or 'file'}: {error.strerror or error}. Try another path"
-        _refuse(type(error).__name__, text, as_json)
+        refuse(type(error).__name__, text, as_json)
 
 
 def as_flags(advice: Advice) -> str:
@@ -144,7 +144,8 @@ def _setting(name: str, value: Any) -> str:
     return f"--set {shlex.quote(f'{name}={text}')}"
 
 
-def _refuse(kind: str, text: str, as_json: bool, field: str | None = None) -> NoReturn:
+def refuse(kind: str, text: str, as_json: bool, field: str | None = None) -> NoReturn:
+    """Print an error in one line, and exit with code 2."""
     if as_json:
         print(json.dumps({"error": kind, "message": text} | ({"field": field} if field else {})))
     print(f"btlm: {text}", file=sys.stderr)

@@ -109,6 +109,13 @@ def test_a_surprising_stretch_stands_out(btlm, trained, tmp_path):
     assert {w["offset"] for w in sorted(windows, key=lambda w: -w["bpb"])[:2]} == {8000, 8500}
 
 
+def test_a_command_line_that_cannot_be_read_is_json_too(btlm):
+    done = btlm("evaluate", "--json")
+    said = "missing argument 'RUN'. Try `btlm evaluate --help`"
+    assert (done.returncode, json.loads(done.stdout)) == (2, {"error": "UsageError", "message": said})
+    assert done.stderr == f"btlm: {said}\n"
+
+
 def test_results_as_json_are_one_line_and_progress_goes_elsewhere(btlm, text_file):
     done = btlm("train", text_file, *SMALL, "--steps", 5, "--out", "r", "--json")
     result = json.loads(done.stdout)
@@ -131,6 +138,12 @@ BAD = [
     (["train", "TINY"], "at least one window"),
     (["train"], "Try `btlm train stdlib`"),
     (["train", "TEXT", "--set", "model.d_modle=3"], "Did you mean 'd_model'"),
+    (["evaluate"], "missing argument 'RUN'. Try `btlm evaluate --help`"),
+    (
+        ["train", "TEXT", "--sed", "4"],
+        "no such option: --sed (Possible options: --fsdp, --seed, --set). Try `btlm train --help`",
+    ),
+    (["runs", "shwo"], "no such command 'shwo'. Did you mean 'show'? Try `btlm runs --help`"),
     (["train", "TEXT", "--set", "model.nhead=7"], "Try --set model.d_model=266"),
     (["train", "TEXT", "--set", "d_model=3"], "section"),
     (["train", "TEXT", "--set", "nonsense"], "section.key=value"),
