@@ -45,10 +45,11 @@ _NO_DOOR = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 class _Compilations(event.Listener):
-    """Logs, once, that loops are compiled and not read from the cache: commands are silent for so long."""
+    """Logs, once a process, that loops are compiled and not read from the cache: commands are silent for so long."""
 
     def on_start(self, event: Any) -> None:
-        if event.data["dispatcher"].__module__.startswith(__package__):
+        module = event.data["dispatcher"].__module__ or ""  # none in code that was made from text
+        if module.startswith(f"{__package__}."):
             _say_once()
 
     def on_end(self, event: Any) -> None:
@@ -57,7 +58,7 @@ class _Compilations(event.Listener):
 
 @lru_cache(maxsize=1)
 def _say_once() -> None:
-    _log.info("compiling loops: once after an installation, up to a minute")
+    _log.info("compiling loops that this installation has not used before: up to a minute")
 
 
 event.register("numba:compile", _Compilations())  # type: ignore[no-untyped-call]
@@ -88,10 +89,10 @@ def compiled(function: Any) -> Any:
 
 
 def part(function: Any) -> Any:
-    """A part of loops, which only they call. Without a door for Python it compiles in half of the time."""
+    """A part of loops, which only they call. It has no door for Python, which takes long to compile."""
     return _with_stamp(_jit(**_OPTIONS, **_NO_DOOR)(function))
 
 
 def inline(function: Any) -> Any:
-    """A part of loops that is compiled into each that calls it. LLVM does that: numba's own inlining takes the square of the time."""
+    """A part of loops that is compiled into each that calls it. LLVM does that; numba's own inlining takes time with the square of the size."""
     return _with_stamp(_jit(**_OPTIONS, **_NO_DOOR, forceinline=True)(function))

@@ -34,6 +34,7 @@ These are for wrong input and failing disks. `assert` is for what only a bug can
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,7 @@ class BitTransformerError(Exception):
         """The same error where these fields are of a section: `d_model` is `model.d_model`."""
 
         def named(field: str) -> str:
-            return f"{section}.{field}" if field.partition(".")[0] in fields else field
+            return f"{section}.{field}" if re.split(r"[.\[]", field)[0] in fields else field
 
         self.field = self.field and named(self.field)
         self.tries = tuple(Give(named(t.field), t.value) if isinstance(t, Give) else t for t in self.tries)

@@ -43,7 +43,7 @@ from bit_transformer.cli.commands import (
     telemetry,
     train,
 )
-from bit_transformer.cli.output import progress_console, refuse
+from bit_transformer.cli.output import note_command, progress_console, refuse
 
 
 class _Commands(TyperGroup):
@@ -54,6 +54,13 @@ class _Commands(TyperGroup):
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """Read the options before the command."""
         self.as_json = "--json" in args
+        command: Any = self
+        for word in args:
+            command = getattr(command, "commands", {}).get(word) or command
+            if not hasattr(command, "commands"):
+                break
+        options = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        note_command(options, any("--set" in one.opts and one.metavar == "KEY=VALUE" for one in command.params))
         with self._in_one_line():
             return super().make_context(info_name, args, *rest, **extra)
 
@@ -152,7 +159,7 @@ def about(
     """Options without a command."""
     if sys.stderr.isatty():  # somebody waits
         log = logging.getLogger("bit_transformer.compiled")
-        log.addHandler(_Said())
+        log.handlers = [_Said()]
         log.setLevel(logging.INFO)
 
 

@@ -12,8 +12,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
@@ -90,7 +91,7 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
         print(f"btlm: {error}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BitTransformerError as error:
-        refuse(type(error).__name__, error.said(as_flags), as_json, error.field)
+        refuse(type(error).__name__, error.said(partial(as_flags, command=_command)), as_json, error.field)
     except KeyboardInterrupt:
         print("btlm: interrupted; nothing was saved after the last checkpoint", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -102,8 +103,66 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
         refuse(type(error).__name__, text, as_json)
 
 
-def as_flags(advice: Advice) -> str:
-    """Advice in the words of the command line."""
+@dataclasses.dataclass
+class _Command:
+    """The command that runs.
+
+    Attributes:
+        options: its options; none where no command line was read.
+        settings: whether its --set takes settings of model, train and data.
+    """
+
+    options: frozenset[str] = frozenset()
+    settings: bool = True
+
+    def says(self, field: str, value: Any) -> str | None:
+        """How this command is given a field, or None if it cannot be given it."""
+        section, _, name = field.rpartition(".")
+        flag = FLAGS.get(field, f"--{name.replace('_', '-')}")
+        if field in WITHOUT and value is False and WITHOUT[field] in self.options:
+            return WITHOUT[field]
+        if flag in self.options and (field in FLAGS or section in ("", *SECTIONS)):
+            without = f"--no-{flag[2:]}"
+            if value is False and without in self.options:
+                return without
+            return _flag(flag, value)
+        if not section:
+            section = next((at for at, fields in _fields().items() if name in fields), "")
+        elif section.partition(".")[0] not in SECTIONS and section.partition(".")[0] in _fields()["model"]:
+            section = f"model.{section}"  # experts
+        if self.settings and section.partition(".")[0] in SECTIONS[:3]:
+            return _setting(f"{section}.{name}", value)
+        return None
+
+
+_command = _Command()
+SECTIONS = ("model", "train", "data", "distributed")
+
+
+def _fields() -> dict[str, Container[str]]:
+    """Fields by section of settings."""
+    from bit_transformer.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+    configs: dict[str, Any] = {
+        "model": ModelConfig,
+        "train": TrainConfig,
+        "data": DataConfig,
+        "train.optim": OptimConfig,
+    }
+    return {section: config.model_fields for section, config in configs.items()}
+
+
+def note_command(options: Iterable[str], settings: bool) -> None:
+    """From here on, advice is in the words of a command with these options.
+
+    Args:
+        settings: whether its --set takes settings of model, train and data.
+    """
+    _command.options, _command.settings = frozenset(options), settings
+
+
+def as_flags(advice: Advice, command: _Command | None = None) -> str:
+    """Advice in the words of the command line: of a command, or of any."""
     if isinstance(advice, Ask):
         words = [
             "btlm",
@@ -124,18 +183,24 @@ def as_flags(advice: Advice) -> str:
         return " ".join(_setting(name, value) for name, value in flat(advice.field, advice.value))
     if advice.field == "budget" and isinstance(advice.value, dict):
         return " ".join(f"--{name} {amount}" for name, amount in advice.value.items())
-    if advice.value is False and advice.field in WITHOUT:
+    if advice.value is False and advice.field in WITHOUT and command is None:
         return WITHOUT[advice.field]
     flag = FLAGS.get(advice.field, f"--{advice.field.replace('_', '-')}")
     if advice.field in ARGUMENTS:
         values = advice.value if isinstance(advice.value, tuple) else (advice.value,)
         return shlex.join(map(str, values))
+    if command is not None and command.options:
+        return command.says(advice.field, advice.value) or str(advice)
     if "." in advice.field and advice.field not in FLAGS:
         return _setting(advice.field, advice.value)
-    if advice.value is None:
+    return _flag(flag, advice.value)
+
+
+def _flag(flag: str, value: Any) -> str:
+    if value is None:
         return f"another {flag}"
-    value = os.fsdecode(advice.value) if isinstance(advice.value, bytes) else str(advice.value)
-    return flag if advice.value is True else f"{flag} {shlex.quote(value)}"
+    text = os.fsdecode(value) if isinstance(value, bytes) else str(value)
+    return flag if value is True else f"{flag} {shlex.quote(text)}"
 
 
 def _setting(name: str, value: Any) -> str:

@@ -37,7 +37,7 @@ class Unfit(ValueError):
 
     Args:
         what: was wrong.
-        tries: any of these fields with another value would help.
+        tries: any of these fields with another value would help; None: leaving it out.
     """
 
     def __init__(self, what: str, **tries: Any) -> None:
@@ -142,8 +142,9 @@ def _refusal(invalid: ValidationError, cls: type[Config]) -> ConfigError:
         message = error["msg"].removeprefix("Value error, ")
         wrong = error["ctx"]["error"]
         fields = {f"{key}.{name}" if key else name: value for name, value in getattr(wrong, "tries", {}).items()}
-        tries = [f"{name}=None" if value is None else Give(name, value) for name, value in fields.items()]
-        return ConfigError(f"{key}.{message}" if key else message, field=key or None, tries=tries)
+        tries = [f"leaving out {name}" if value is None else Give(name, value) for name, value in fields.items()]
+        named = key and not message.startswith("got ")
+        return ConfigError(f"{key}.{message}" if named else message, field=key or None, tries=tries)
     if error["type"] == "bytes_invalid_encoding":
         return ConfigError(
             f"got {key}={_shown(error['input'])}; base64 is needed. Try 'ZGVmIA==' for 'def '", field=key

@@ -71,7 +71,7 @@ class ExpertConfig(Config):
     def _contexts_fit(self) -> Self:
         if list(self.orders) != sorted(set(self.orders)) or max(self.orders, default=1) > 32:
             tidy = tuple(sorted({order for order in self.orders if order <= 32}))
-            raise Unfit(f"orders={self.orders} must ascend without repeats, up to 32", orders=tidy)
+            raise Unfit(f"orders={self.orders} must ascend without repeats, up to 32", orders=tidy or (1, 2, 3))
         if max(self.bit_orders, default=1) > 63:
             raise Unfit(f"bit_orders={self.bit_orders} must not exceed 63", bit_orders=(12, 16, 24))
         if any(not 1 <= len(ages) <= 4 or max(ages) > 65_536 for ages in self.sparse):
@@ -85,7 +85,10 @@ class ExpertConfig(Config):
         if self.markup and not self.rich:
             raise Unfit("markup=True needs rich experts", rich=True)
         if self.markup and (self.instructions or self.words is False):
-            raise ValueError("markup=True stands beside words=True. Try words=True and instructions=False")
+            wrong = "instructions" if self.instructions else "words"
+            raise Unfit(
+                f"markup=True stands beside words=True; got {wrong}={getattr(self, wrong)}", **{wrong: wrong == "words"}
+            )
         if self.numbers and not self.rich:
             raise Unfit(f"numbers={self.numbers!r} needs rich experts", rich=True)
         if self.numbers and (self.words or self.instructions or self.markup):
@@ -93,7 +96,7 @@ class ExpertConfig(Config):
             raise Unfit(f"numbers={self.numbers!r} takes the place of {taken}=True", **{taken: False})
         if not self.numbers and (self.channels > 1 or self.numbers_begin):
             field = "channels" if self.channels > 1 else "numbers_begin"
-            raise Unfit(f"{field}={getattr(self, field)} needs to know what the numbers are", numbers="<i2")
+            raise Unfit(f"{field}={getattr(self, field)} needs numbers", numbers="<i2")
         if self.numbers_begin >= self.number_bytes:
             raise Unfit(
                 f"numbers_begin={self.numbers_begin} must be less than the {self.number_bytes} bytes of a number",

@@ -76,9 +76,9 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _activations_are_saved_in_one_way(self) -> Self:
         if self.reversible and self.use_checkpoint:
-            raise ValueError(
-                "got reversible=True and use_checkpoint=True; only one of them is needed. Try use_checkpoint=False: "
-                "reversible stores less, at any depth"
+            raise Unfit(
+                "got reversible=True and use_checkpoint=True; only one of them is needed, and reversible stores less",
+                use_checkpoint=False,
             )
         if self.checkpoint_every > 1 and not self.use_checkpoint:
             raise Unfit(
@@ -168,7 +168,7 @@ class ModelConfig(Config):
                 ngram_dropout=(0.3,) * contexts,
             )
         if any(not 0 <= p < 1 for p in self.ngram_dropout):
-            raise ValueError(f"ngram_dropout={self.ngram_dropout} must be in [0, 1). Try (0.3, ...)")
+            raise Unfit(f"ngram_dropout={self.ngram_dropout} must be in [0, 1)", ngram_dropout=(0.3,) * contexts)
         return self
 
     causal: bool = Field(
@@ -194,7 +194,10 @@ class ModelConfig(Config):
         for name in ("experts", "ngram_words", "chunk_size", "lambda_C"):  # these read only the past
             off = type(self).model_fields[name].default
             if getattr(self, name) != off:
-                raise Unfit(f"{name}={getattr(self, name)!r} goes with causal=True; got causal=False", **{name: off})
+                raise Unfit(
+                    f"{name}={getattr(self, name)!r} goes with causal=True; got causal=False",
+                    **{name: off if name != "experts" else False},
+                )
         return self
 
     experts: ExpertConfig | None = Field(

@@ -70,7 +70,7 @@ class TrainConfig(Config):
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             got = " and ".join(given) or "no budget"
-            raise ValueError(f"got {got}; exactly one of {', '.join(BUDGETS)} is needed. Try seconds=60")
+            raise Unfit(f"got {got}; exactly one of {', '.join(BUDGETS)} is needed", seconds=60)
         return self
 
     batch_size: PositiveInt = Field(16, description="Windows per optimizer update, including accumulation.")

@@ -35,6 +35,7 @@ from bit_transformer.experts.layout import (
     MATCH,
     MATCH_MAX,
     MAX_ARGUMENTS,
+    NO,
     ORDER,
     PAGE,
     PLACE,
@@ -362,7 +363,6 @@ def _learn_bit(shape, tables, stream, curves, about, predicted, node, depth, y):
 
 
 READ, ENCODE, DECODE = range(3)
-_NO = np.bool_(False)  # numba would take a literal False for a type of its own, and compile all below once more
 
 
 @compiled
@@ -474,7 +474,7 @@ def probabilities(shape, tables, stream, curves, units, learn, one, aside, begin
         while v < len(begins) and begins[v] == i:
             _copy_stream(stream, aside)
             for r in range(starts[v], starts[v + 1]):
-                _read_unit(shape, tables, aside, curves, np.int64(replaced[r]), _NO, instead, r)
+                _read_unit(shape, tables, aside, curves, np.int64(replaced[r]), NO, instead, r)
             v += 1
         if i < len(units):
             _read_unit(shape, tables, stream, curves, np.int64(units[i]), learn, one, i)
@@ -494,7 +494,7 @@ def nodes(shape, tables, stream, curves, start, patch_bits, features):
         start: the node where the patch starts.
         features: int8, (1, 2^patch_bits, F), by node numbers relative to the start; 0 unused.
     """
-    _begin_unit(shape, tables, stream, _NO)
+    _begin_unit(shape, tables, stream, NO)
     about = _about_unit(shape, tables, stream)
     root = np.int64(0)
     for visit in range(1, 1 << patch_bits):  # level by level
@@ -507,7 +507,7 @@ def nodes(shape, tables, stream, curves, start, patch_bits, features):
             depth += 1
         if node >> (depth & 3) != root:
             root = node >> (depth & 3)
-            _find_buckets(shape, tables, stream, root, _NO)
+            _find_buckets(shape, tables, stream, root, NO)
         predicted = _predict_bit(shape, tables, stream, curves, about, node, depth)
         _write_features(shape, stream, curves, predicted[11], features, 0, visit)
 

@@ -18,6 +18,10 @@ from bit_transformer.compiled import inline
 
 Table = NDArray[Any]
 
+NO = np.bool_(
+    False
+)  # numba takes a literal False for a type of its own, and compiles all that is called with it once more
+
 LOGIT_ONE = 256  # logits are in 1/256 ...
 LOGIT_MAX = 3071  # ... and clipped to +-12
 FEATURE_ONE = 12  # features are in 1/12

@@ -13,6 +13,7 @@ from bit_transformer.compiled import compiled, inline
 from bit_transformer.decoding.bit_loop import stream_of, tables_of
 from bit_transformer.decoding.portable_kernels import node_logit
 from bit_transformer.experts.kernels import DEPTH, NODE, begin_unit, predict_bit
+from bit_transformer.experts.layout import NO
 
 Array = NDArray[Any]
 
@@ -80,7 +81,7 @@ def best_patches(
                 continue
             b = g * K + k
             if plan.features:
-                begin_unit(shape, tables_of(tables, b), stream_of(streams, b), opened[b], False)
+                begin_unit(shape, tables_of(tables, b), stream_of(streams, b), opened[b], NO)
             count, depth_of_stack, best = 0, 1, -np.inf
             stack_nodes[0], stack_scores[0] = 1, 0.0
             while depth_of_stack:
@@ -104,7 +105,7 @@ def best_patches(
                         level += 1
                     opened[b, NODE] = starts[b] << depth | (node - (1 << depth))
                     opened[b, DEPTH] = level + depth
-                    predict_bit(shape, tables_of(tables, b), stream_of(streams, b), curves, opened[b], False, features)
+                    predict_bit(shape, tables_of(tables, b), stream_of(streams, b), curves, opened[b], NO, features)
                 z = np.float64(node_logit(plan, weights, state, b, node, depth, features[0, 0]))
                 one = -math.log1p(math.exp(-z)) if z > 0 else z - math.log1p(math.exp(z))
                 zero = one - z

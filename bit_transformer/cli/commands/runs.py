@@ -206,7 +206,7 @@ def change(
         list[str],
         typer.Option(
             "--set",
-            metavar="KEY=VALUE",
+            metavar="KEY=NUMBER",
             help="lr, matrix_lr or table_lr (peaks; the schedule goes on), lambda_K, lambda_C or lambda_S.",
         ),
     ],
