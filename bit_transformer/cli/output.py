@@ -122,21 +122,20 @@ class _Command:
         if field in WITHOUT and value is False and WITHOUT[field] in self.options:
             return WITHOUT[field]
         if flag in self.options and (field in FLAGS or section in ("", *SECTIONS)):
-            without = f"--no-{flag[2:]}"
-            if value is False and without in self.options:
-                return without
+            if value is False:
+                return without if (without := f"--no-{flag[2:]}") in self.options else f"leaving out {flag}"
             return _flag(flag, value)
         if not section:
             section = next((at for at, fields in _fields().items() if name in fields), "")
         elif section.partition(".")[0] not in SECTIONS and section.partition(".")[0] in _fields()["model"]:
             section = f"model.{section}"  # experts
-        if self.settings and section.partition(".")[0] in SECTIONS[:3]:
+        if self.settings and value is not None and section.partition(".")[0] in SECTIONS[:3]:
             return _setting(f"{section}.{name}", value)
         return None
 
 
 _command = _Command()
-SECTIONS = ("model", "train", "data", "distributed")
+SECTIONS = ("model", "train", "data", "distributed")  # of requests; the last has flags alone
 
 
 def _fields() -> dict[str, Container[str]]:
