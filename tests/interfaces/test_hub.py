@@ -557,7 +557,7 @@ def test_an_export_is_one_file_whose_bytes_follow_from_the_model(btlm, trained, 
     before = Path("one.zip").read_bytes()
     os.utime(trained / "model.safetensors")
     refused = btlm("export", trained, "one.zip")
-    assert refused.returncode == 2 and "Try --overwrite, or another --out" in refused.stderr
+    assert refused.returncode == 2 and "Try --overwrite, or another out" in refused.stderr
     made = json.loads(btlm("export", trained, "one.zip", "--overwrite", "--json").stdout)
     assert Path("one.zip").read_bytes() == before and made["bytes"] == len(before) and set(made["files"]) == set(names)
     calibrated(btlm, trained)

@@ -390,7 +390,7 @@ def test_more_memory_than_there_is_is_refused_before_it_is_taken() -> None:
             {"experts": {"words": True}, "patch_bits": 12, "max_seq_len": 1200},
             r"words=True goes with units of one byte",
         ),
-        ({"experts": True, "causal": False}, r"goes with causal=True; got causal=False. Try experts=None"),
+        ({"experts": True, "causal": False}, r"goes with causal=True; got causal=False. Try experts=False"),
     ],
 )
 def test_experts_that_cannot_be_are_one_line(fields: dict, message: str) -> None:
