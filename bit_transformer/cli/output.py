@@ -117,25 +117,24 @@ class _Command:
 
     def says(self, field: str, value: Any) -> str | None:
         """How this command is given a field, or None if it cannot be given it."""
+        fields = _fields()
         section, _, name = field.rpartition(".")
         flag = FLAGS.get(field, f"--{name.replace('_', '-')}")
         if field in WITHOUT and value is False and WITHOUT[field] in self.options:
             return WITHOUT[field]
-        if flag in self.options and (field in FLAGS or section in ("", *SECTIONS)):
-            if value is False:
-                return without if (without := f"--no-{flag[2:]}") in self.options else f"leaving out {flag}"
-            return _flag(flag, value)
-        if not section:
-            section = next((at for at, fields in _fields().items() if name in fields), "")
-        elif section.partition(".")[0] not in SECTIONS and section.partition(".")[0] in _fields()["model"]:
-            section = f"model.{section}"  # experts
-        if self.settings and value is not None and section.partition(".")[0] in SECTIONS[:3]:
-            return _setting(f"{section}.{name}", value)
-        return None
+        if flag in self.options and (field in FLAGS or section in ("", "distributed", *fields)):
+            if value is not False:
+                return _flag(flag, value)
+            without = f"--no-{flag[2:]}"
+            return without if without in self.options else f"leaving out {flag}"
+        first = field.partition(".")[0]
+        if first not in fields:  # it may be of a section without saying so: `d_model`, `lr`, `experts.buckets`
+            section = next((at for at, names in fields.items() if first in names), "")
+            field = f"{section}.{field}"
+        return _setting(field, value) if self.settings and section and value is not None else None
 
 
 _command = _Command()
-SECTIONS = ("model", "train", "data", "distributed")  # of requests; the last has flags alone
 
 
 def _fields() -> dict[str, Container[str]]:

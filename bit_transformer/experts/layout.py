@@ -18,9 +18,8 @@ from bit_transformer.compiled import inline
 
 Table = NDArray[Any]
 
-NO = np.bool_(
-    False
-)  # numba takes a literal False for a type of its own, and compiles all that is called with it once more
+# For loops. numba takes a literal False for a type of its own, and compiles all that is called with it once more.
+NO = np.bool_(False)
 
 LOGIT_ONE = 256  # logits are in 1/256 ...
 LOGIT_MAX = 3071  # ... and clipped to +-12
